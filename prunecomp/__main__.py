@@ -1,0 +1,5 @@
+"""``python -m prunecomp``."""
+
+from prunecomp.cli import main
+
+main()

@@ -1,0 +1,51 @@
+"""Pruning a model object in place: the same plan as an export, without files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from prunecomp.checkpoint.config import prune_config
+from prunecomp.checkpoint.fold import FoldPlan, fold_tensor
+from prunecomp.errors import OptionError
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.stack import LayerStack
+
+
+def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
+    """Fold, cut and renumber the layers of ``model``, and its config, in place.
+
+    Raises :class:`OptionError` if the model is not one with the layers that were pruned.
+    """
+    decoder = Decoder(model)
+    if decoder.num_layers != stack.num_layers:
+        raise OptionError(
+            f"the result is of a model with {stack.num_layers} layers, this one has {decoder.num_layers}: "
+            "has it been pruned already?"
+        )
+    parameters = dict(model.named_parameters())  # a tied head is listed once, under the embedding's name
+    folded = {
+        name: fold_tensor(name, parameters[name].detach(), factor)
+        for name, factor in plan.factors.items()
+        if name in parameters
+    }
+    for name, tensor in folded.items():
+        parameters[name].data.copy_(tensor)
+    survivors = [decoder.layers[layer] for layer in stack.alive]
+    for number, layer in enumerate(survivors):
+        renumber(layer, number)
+    owner, _, leaf = decoder.family.layers.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.ModuleList(survivors))
+    config: Any = decoder.config
+    fields = ("num_hidden_layers", *decoder.family.layer_lists, *decoder.family.layer_thresholds)
+    before = {name: getattr(config, name) for name in fields if getattr(config, name, None) is not None}
+    for name, value in prune_config(before, decoder.family, stack.num_layers, stack.alive).items():
+        setattr(config, name, value)
+
+
+def renumber(layer: nn.Module, number: int) -> None:
+    """Give a layer and its parts their new ``layer_idx``: generation indexes its cache by it."""
+    for module in layer.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            module.layer_idx = number  # type: ignore[assignment]

@@ -1,0 +1,71 @@
+"""Folding seams into weights: which tensor is multiplied by what, in either of two equal forms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from prunecomp.errors import FoldError, OptionError
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.stack import LayerStack
+
+FORMS = ("up", "down")
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """What folding does, before it is done.
+
+    ``factors`` maps a tensor's name (original numbering) to the number it is multiplied by; ``stream_scales`` maps
+    each changed layer to the scale that its stream has in the folded model, relative to the seam model.
+    """
+
+    form: str
+    renumber: dict[int, int]
+    factors: dict[str, float] = field(default_factory=dict)
+    stream_scales: dict[int, float] = field(default_factory=dict)
+
+
+def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan:
+    """Plan how the seams of ``stack`` go into the weights (Prune&Comp, section 4, gives the ``down`` form).
+
+    ``up`` divides the writers above each seam by the seams below them and leaves everything else as it was. ``down``
+    multiplies the writers below, and the embedding, by the seams above them; under a tied head the final norm's gain
+    and bias are divided by the total, because the head is scaled with the embedding.
+    """
+    if form not in FORMS:
+        raise OptionError(f"--fold {form}: choose {' or '.join(FORMS)}")
+    plan = FoldPlan(form, {layer: number for number, layer in enumerate(stack.alive)})
+    if form == "up":
+        scales = [1.0 / product for product in stack.seam_product_below()]
+    else:
+        scales = list(stack.seam_product_above())
+    for layer, scale in zip(stack.alive, scales, strict=True):
+        if scale != 1.0:
+            plan.stream_scales[layer] = scale
+            plan.factors.update(dict.fromkeys(decoder.writer_tensors(layer), scale))
+    total = stack.seam_product()
+    if form == "down" and total != 1.0:
+        family = decoder.family
+        plan.factors.update({f"{name}.weight": total for name in family.embeddings})
+        if decoder.tied:
+            plan.factors[f"{family.head}.weight"] = total
+            for name, _ in decoder.final_norm.named_parameters(recurse=False):
+                plan.factors[f"{family.final_norm}.{name}"] = 1.0 / total
+    return plan
+
+
+def fold_tensor(name: str, tensor: torch.Tensor, factor: float) -> torch.Tensor:
+    """``tensor * factor`` in float32 (float64 for float64), rounded once to the tensor's own dtype.
+
+    Raises :class:`FoldError` where the product leaves the range of that dtype.
+    """
+    work = torch.promote_types(tensor.dtype, torch.float32)
+    folded = (tensor.to(work) * factor).to(tensor.dtype)
+    if not bool(torch.isfinite(folded).all()):
+        raise FoldError(
+            f"{name} times {factor:.6g} overflows {tensor.dtype}: store the model in bfloat16 or float32, "
+            "or try the other --fold"
+        )
+    return folded

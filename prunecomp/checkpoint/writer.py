@@ -1,0 +1,140 @@
+"""Writing a pruned checkpoint: tensor by tensor, beside the target, and only whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from prunecomp.checkpoint.fold import FoldPlan, fold_tensor
+from prunecomp.errors import OutputError
+from prunecomp.model.adapter import Family
+from prunecomp.model.weights import INDEX, SINGLE, TensorSource
+
+CARRIED_FILES = ("generation_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+CARRIED_PATTERNS = ("tokenizer*", "chat_template*", "*.jinja", "LICENSE*", "NOTICE*")
+DEFAULT_SHARD_BYTES = 5 * 10**9
+
+
+def check_output(out: Path) -> None:
+    """Raise :class:`OutputError` unless ``out`` can become a new folder. Called before any work is done."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not an empty folder: choose another --out, or remove it")
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent} is not writable: choose another --out")
+
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill beside ``out``, which becomes ``out`` on success and is gone on failure.
+
+    A process that is killed leaves only the hidden folder, which the next run to the same place removes.
+    """
+    out = out.absolute()
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        for path in [*partial.iterdir(), partial]:
+            _fsync(path)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+        _fsync(out.parent)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out} could not be written ({error}); nothing was left there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def renamed(name: str, family: Family, renumber: dict[int, int]) -> str | None:
+    """A tensor's name after pruning, or None if its layer is gone."""
+    match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.", name)
+    if match is None:
+        return name
+    number = renumber.get(int(match.group(1)))
+    return None if number is None else f"{family.layers}.{number}.{name[match.end() :]}"
+
+
+def plan_shards(
+    source: TensorSource, family: Family, renumber: dict[int, int], shard_bytes: int
+) -> list[list[tuple[str, str]]]:
+    """Shards of (old name, new name), filled in order up to ``shard_bytes``; a larger tensor has one to itself."""
+    shards: list[list[tuple[str, str]]] = [[]]
+    filled = 0
+    for old in source.names():
+        new = renamed(old, family, renumber)
+        if new is None:
+            continue
+        size = source.nbytes(old)
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append((old, new))
+        filled += size
+    return shards
+
+
+def write_tensors(
+    folder: Path,
+    source: TensorSource,
+    family: Family,
+    plan: FoldPlan,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Write the surviving tensors, folded where the plan says so, one shard in memory at a time."""
+    shards = plan_shards(source, family, plan.renumber, shard_bytes)
+    total = sum(source.nbytes(old) for shard in shards for old, _ in shard)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise OutputError(f"{folder.parent} has {free:,} bytes free, the checkpoint needs {total:,}")
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for old, new in shard:
+            tensor = source.read(old)
+            factor = plan.factors.get(old)
+            tensors[new] = tensor.contiguous() if factor is None else fold_tensor(old, tensor, factor)
+            weight_map[new] = file
+            if advance is not None:
+                advance(tensor.nbytes)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors makes its files private to the user
+    if len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy tokenizer, generation config, chat template and licence files as they are."""
+    names = {path.name for pattern in CARRIED_PATTERNS for path in source.glob(pattern)} | set(CARRIED_FILES)
+    for name in sorted(names):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,11 @@
+"""No compensation: the layer is cut out and the stream left as it is."""
+
+from __future__ import annotations
+
+from prunecomp.compensation.base import Seam
+from prunecomp.engine.sinks import PairStatistics
+
+
+def no_compensation(statistics: PairStatistics, layer: int) -> Seam:
+    """A seam of 1 whatever the statistics."""
+    return Seam(1.0)

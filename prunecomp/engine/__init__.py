@@ -1,0 +1,1 @@
+"""One loop nest over calibration windows, and what rides on it."""

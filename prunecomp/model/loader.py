@@ -1,0 +1,149 @@
+"""From a local folder or a hub id to a decoder in memory: skeleton first, then one tensor after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from prunecomp.errors import CheckpointError, NumericalError, OptionError
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.families import families
+from prunecomp.model.weights import Checkpoint, open_checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"]
+
+
+def resolve_model(model: str | Path, allow_pickle: bool = False) -> Path:
+    """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the weights")
+    text = str(model)
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"{path} does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=HUB_FILES + (["*.bin"] if allow_pickle else [])))
+    except Exception as error:  # the hub client raises network, cache and HTTP errors of many libraries
+        raise CheckpointError(f"{text!r} is no local folder, and the hub did not give it: {error}") from error
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a known family; code that comes with a checkpoint is never run."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
+    families.find(config.model_type)
+    return config
+
+
+def build_skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model with every parameter on the meta device, in ``dtype``; the buffers it computes itself are real."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
+    for module in model.modules():
+        computed = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in computed:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        if computed:
+            model._init_weights(module)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def choose_dtype(name: str, config: Any) -> torch.dtype:
+    if name == "auto":
+        chosen = getattr(config, "dtype", None) or torch.float32
+        return DTYPES[chosen] if isinstance(chosen, str) else chosen
+    if name not in DTYPES:
+        raise OptionError(f"--dtype {name}: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    return device
+
+
+def fill_skeleton(model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter its tensor from the checkpoint, each checked, converted and moved on its own."""
+    held = set(checkpoint.names())
+    first_name: dict[int, str] = {}
+    owners = {name: (module, leaf) for name, module, leaf in _parameter_places(model)}
+    missing = [name for name in owners if name not in held and not _tied_elsewhere(model, name, held)]
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise CheckpointError(f"{checkpoint.folder} lacks {len(missing)} tensors that its config asks for: {shown}")
+    for name, (module, leaf) in owners.items():
+        skeleton = module._parameters[leaf]
+        if name not in held:
+            continue
+        shape = checkpoint.shape(name)
+        if shape != tuple(skeleton.shape):
+            raise CheckpointError(
+                f"{checkpoint.location(name)}: {name} is {list(shape)}, the config asks for {list(skeleton.shape)}"
+            )
+        tensor = checkpoint.read(name)
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{checkpoint.location(name)}: {name} is stored as {tensor.dtype}; "
+                "quantised checkpoints are not supported"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
+        module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+        first_name[id(skeleton)] = name
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left:
+        raise CheckpointError(f"{checkpoint.folder} did not fill {', '.join(left[:5])}")
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+
+
+def _parameter_places(model: nn.Module) -> list[tuple[str, Any, str]]:
+    return [
+        (f"{prefix}.{leaf}" if prefix else leaf, module, leaf)
+        for prefix, module in model.named_modules()
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+
+
+def _tied_elsewhere(model: Any, name: str, held: set[str]) -> bool:
+    """Whether ``name`` is another name of a tensor that the checkpoint holds."""
+    partner = getattr(model, "all_tied_weights_keys", {}).get(name)
+    return partner in held
+
+
+def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto", allow_pickle: bool = False) -> Decoder:
+    """Load a checkpoint folder. Each tensor is read from the memory-mapped file straight to its place, so that the
+    process never holds a second copy of the model.
+
+    Raises :class:`CheckpointError` for files that are missing, damaged or of an unknown family, and
+    :class:`NumericalError` for weights that are not finite.
+    """
+    config = read_config(folder)
+    target, place = choose_dtype(dtype, config), choose_device(device)
+    checkpoint = open_checkpoint(folder, allow_pickle)
+    model = build_skeleton(config, target)
+    fill_skeleton(model, checkpoint, target, place)
+    return Decoder(model)

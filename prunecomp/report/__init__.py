@@ -1,0 +1,1 @@
+"""What people see: progress bars and tables."""

@@ -1,0 +1,55 @@
+"""A progress bar that only shows up when the work is long enough to want one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from prunecomp.engine.sweep import Advance
+
+DELAY_SECONDS = 2.0
+
+
+class RateColumn(TextColumn):
+    """Steps a second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: object) -> Text:
+        speed = getattr(task, "speed", None)
+        return Text("" if speed is None else f"{speed:,.0f} layers x windows/s", style="dim")
+
+
+class RichProgress:
+    """Progress of a run on the error stream; a bar appears once a stage has run for two seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def __call__(self, description: str, total: int) -> Iterator[Advance]:
+        bar = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        task = bar.add_task(description, total=total)
+        timer = threading.Timer(DELAY_SECONDS, bar.start)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield lambda steps: bar.advance(task, steps)
+        finally:
+            timer.cancel()
+            bar.stop()

@@ -1,0 +1,176 @@
+"""What a pruning run gives back, and how it is saved."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunecomp.checkpoint.apply import apply_plan
+from prunecomp.checkpoint.config import prune_config
+from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
+from prunecomp.checkpoint.proof import LayerProof, prove_fold
+from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
+from prunecomp.data.windows import Windows
+from prunecomp.engine.sweep import Advance
+from prunecomp.errors import OptionError
+from prunecomp.model.stack import LayerStack
+from prunecomp.subject import Subject
+
+RECORD = "prunecomp.json"
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """The options of a run, as they were given; they and the calibration digest determine its choices."""
+
+    layers: int
+    samples: int = 128
+    seqlen: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    metric: str = "bi"
+    compensation: str = "scale"
+    one_shot: bool = False
+    fold: str = "up"
+    keep: list[int] = field(default_factory=list)
+    candidates: list[int] | None = None
+
+    def check(self, metrics: Iterable[str], compensations: Iterable[str]) -> None:
+        """Raise :class:`OptionError` for a name that is not known."""
+        for option, value, known in (
+            ("--metric", self.metric, metrics),
+            ("--compensation", self.compensation, compensations),
+            ("--fold", self.fold, FORMS),
+        ):
+            if value not in known:
+                raise OptionError(f"{option} {value}: choose {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One removal: ``scores`` by original layer index, as they were when it was decided."""
+
+    layer: int
+    score: float
+    scale: float
+    scores: dict[int, float]
+    layer_forwards: int
+    zero_rows: int
+    dead_channels: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """One round without a removal."""
+
+    metric: str
+    scores: dict[int, float]
+    scales: dict[int, float]
+    calibration_digest: str
+    layer_forwards: int
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class PruneResult:
+    """The outcome of :func:`prunecomp.prune`, over weights that are still as they were."""
+
+    options: PruneOptions
+    subject: Subject
+    stack: LayerStack
+    rounds: list[RoundRecord]
+    calibration: Windows
+    evaluation: Windows | None
+    layer_forwards: int
+    perplexity: dict[str, float] | None
+    seconds: float
+    _changed_in_place: bool = False
+
+    @property
+    def removed(self) -> list[int]:
+        """Original indices of the removed layers, in the order of their removal."""
+        return [r.layer for r in self.rounds]
+
+    @property
+    def scales(self) -> list[float]:
+        """The scale each removal left behind, in the same order."""
+        return [r.scale for r in self.rounds]
+
+    def record(self) -> dict[str, Any]:
+        """The run as plain data, as ``prunecomp.json`` holds it."""
+        return {
+            "prunecomp": version("prunecomp"),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "transformers", "safetensors")},
+            },
+            "model": self.subject.name,
+            "num_layers": self.stack.num_layers,
+            "options": asdict(self.options),
+            "seed": self.options.seed,
+            "calibration": {
+                "source": self.calibration.source,
+                "windows": self.calibration.count,
+                "seqlen": self.calibration.seqlen,
+                "digest": self.calibration.digest,
+            },
+            "removed": self.removed,
+            "scales": self.scales,
+            "rounds": [asdict(r) for r in self.rounds],
+            "layer_forwards": self.layer_forwards,
+            "perplexity": self._perplexity_record(),
+            "seconds": self.seconds,
+        }
+
+    def _perplexity_record(self) -> dict[str, Any] | None:
+        if self.perplexity is None or self.evaluation is None:
+            return None
+        return {
+            **self.perplexity,
+            "source": self.evaluation.source,
+            "windows": self.evaluation.count,
+            "seqlen": self.evaluation.seqlen,
+        }
+
+    def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
+        """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
+        if self._changed_in_place:
+            raise OptionError("the model was changed in place by apply(); save the model itself instead")
+        decoder = self.subject.load()
+        plan = plan_fold(decoder, self.stack, self.options.fold)
+        return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
+
+    def save(self, path: str | Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES, advance: Advance | None = None) -> Path:
+        """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
+
+        Weights are folded from the originals in float32 and keep the dtype they are stored in. Raises
+        :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
+        """
+        out = Path(path)
+        check_output(out)
+        plan, proofs = self.prove()
+        family = self.subject.load().family
+        with atomic_folder(out) as folder:
+            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, advance)
+            config = prune_config(self.subject.raw_config(), family, self.stack.num_layers, self.stack.alive)
+            write_json(folder / "config.json", config)
+            self.subject.write_companions(folder)
+            write_json(folder / RECORD, {**self.record(), "fold_proofs": [asdict(p) for p in proofs]})
+        return out
+
+    def apply(self, model: nn.Module) -> None:
+        """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it."""
+        plan, _ = self.prove()
+        apply_plan(model, self.stack, plan)
+        self._changed_in_place = model is self.subject.load().model

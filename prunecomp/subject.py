@@ -1,0 +1,172 @@
+"""What is being pruned: a folder on disk or a model in memory, behind one face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer
+
+from prunecomp.checkpoint.writer import copy_companions
+from prunecomp.data.sources import Tokenize
+from prunecomp.errors import CheckpointError
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.loader import (
+    build_skeleton,
+    choose_device,
+    choose_dtype,
+    load_decoder,
+    read_config,
+    resolve_model,
+)
+from prunecomp.model.weights import ModuleTensors, TensorSource, open_checkpoint
+
+
+class Subject:
+    """Config, tokenizer, weights to run and weights to export of one model."""
+
+    name: str
+    config: Any
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    def load(self) -> Decoder:
+        """The decoder to run; loaded on the first call."""
+        raise NotImplementedError
+
+    def tensors(self) -> TensorSource:
+        """The original weights, for export."""
+        raise NotImplementedError
+
+    def raw_config(self) -> dict[str, Any]:
+        """The configuration as a checkpoint stores it."""
+        raise NotImplementedError
+
+    def write_companions(self, folder: Path) -> None:
+        """Write tokenizer and generation config beside the weights."""
+        raise NotImplementedError
+
+    @property
+    def tokenize(self) -> Tokenize | None:
+        raise NotImplementedError
+
+
+class FolderSubject(Subject):
+    """A checkpoint folder, local or in the hub's cache."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, device: str, allow_pickle: bool) -> None:
+        self.folder = folder
+        self.name = name
+        self.config = read_config(folder)
+        self._dtype, self._device, self._allow_pickle = dtype, device, allow_pickle
+        choose_dtype(dtype, self.config)
+        choose_device(device)
+        self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        self._decoder: Decoder | None = None
+
+    def load(self) -> Decoder:
+        if self._decoder is None:
+            self._decoder = load_decoder(
+                self.folder, dtype=self._dtype, device=self._device, allow_pickle=self._allow_pickle
+            )
+        return self._decoder
+
+    def tensors(self) -> TensorSource:
+        return self._tensors
+
+    def raw_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return config
+
+    def write_companions(self, folder: Path) -> None:
+        copy_companions(self.folder, folder)
+
+    @property
+    def tokenize(self) -> Tokenize | None:
+        if not any(self.folder.glob("tokenizer*")) and not (self.folder / "vocab.json").is_file():
+            return None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError) as error:
+            raise CheckpointError(f"{self.folder}: the tokenizer cannot be read: {error}") from error
+        return _ids(tokenizer)
+
+
+class ModelSubject(Subject):
+    """A model that the caller holds; it is used where it is and as it is."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self._decoder = Decoder(model)
+        self._tokenizer = tokenizer
+        self.config = model.config
+        self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+
+    def load(self) -> Decoder:
+        return self._decoder
+
+    def tensors(self) -> TensorSource:
+        return ModuleTensors(self._decoder.model)
+
+    def raw_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads(self.config.to_json_string())
+        config["architectures"] = [type(self._decoder.model).__name__]
+        config["dtype"] = str(self._decoder.dtype).removeprefix("torch.")
+        return config
+
+    def write_companions(self, folder: Path) -> None:
+        generation = getattr(self._decoder.model, "generation_config", None)
+        for part in (generation, self._tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
+
+    @property
+    def tokenize(self) -> Tokenize | None:
+        return None if self._tokenizer is None else _ids(self._tokenizer)
+
+
+def _ids(tokenizer: Any) -> Callable[[str], list[int]]:
+    # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
+    return lambda text: tokenizer(text, verbose=False)["input_ids"]
+
+
+def open_subject(model: Any, *, dtype: str, device: str, tokenizer: Any, allow_pickle: bool) -> Subject:
+    """A :class:`Subject` from a folder, a hub id or a model object, with everything checked but no weights loaded."""
+    if isinstance(model, str | Path):
+        return FolderSubject(resolve_model(model, allow_pickle), str(model), dtype, device, allow_pickle)
+    return ModelSubject(model, tokenizer)
+
+
+def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """What the adapter sees in a checkpoint, without loading its weights."""
+    folder = resolve_model(model, allow_pickle)
+    config = read_config(folder)
+    checkpoint = open_checkpoint(folder, allow_pickle)
+    skeleton: Any = build_skeleton(config, choose_dtype("auto", config))
+    skeleton.tie_weights()
+    decoder = Decoder(skeleton)
+    family = decoder.family
+    return {
+        "model": str(model),
+        "family": family.name,
+        "model_type": config.model_type,
+        "layers": decoder.num_layers,
+        "hidden_size": decoder.hidden_size,
+        "parameters": skeleton.num_parameters(),
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
+        "tied_head": decoder.tied,
+        "context": getattr(config, "max_position_embeddings", None),
+        "writers": [name.removeprefix(f"{family.layers}.0.") for name in decoder.writer_tensors(0)],
+        "readers": list(family.readers),
+        "final_norm": family.final_norm,
+        "config_fields_that_follow_the_layers": [
+            name
+            for name in ("num_hidden_layers", *family.layer_lists, *family.layer_thresholds)
+            if getattr(config, name, None) is not None
+        ],
+    }
