@@ -18,7 +18,7 @@ from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.errors import OptionError, PrunecompError
 from prunecomp.metrics import METRICS
-from prunecomp.pruner import Progress, silent
+from prunecomp.pruner import Progress
 from prunecomp.report.progress import RichProgress
 from prunecomp.report.tables import info_table, perplexity_table, rounds_table, scores_table
 from prunecomp.subject import describe
@@ -94,8 +94,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def progress_on_stderr() -> Progress:
-    console = Console(stderr=True)
-    return RichProgress(console) if console.is_terminal else silent
+    return RichProgress(Console(stderr=True))
 
 
 def print_json(value: Any) -> None:

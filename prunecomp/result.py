@@ -17,6 +17,7 @@ from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
 from prunecomp.data.windows import Windows
+from prunecomp.engine.placement import micro_batch
 from prunecomp.engine.sweep import Advance
 from prunecomp.errors import OptionError
 from prunecomp.model.stack import LayerStack
@@ -123,6 +124,7 @@ class PruneResult:
                 "source": self.calibration.source,
                 "windows": self.calibration.count,
                 "seqlen": self.calibration.seqlen,
+                "micro_batch": micro_batch(self.calibration.count, self.calibration.seqlen),
                 "digest": self.calibration.digest,
             },
             "removed": self.removed,

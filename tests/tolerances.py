@@ -10,7 +10,7 @@ random sign add like the square root (9), and a factor of four covers the norms'
 
 NORM_EPSILON = 4 * 1e-6 / (2 * 0.0625) * 0.75
 """A fold moves a norm's epsilon: by eps / (2 v) |1 - 1 / a^2| of what is read. Here eps is 1e-6, the least variance v
-of a stream is that of an embedding of size 0.5 behind a seam of 0.5, a is 2, and about four norms read such a stream."""
+of a stream is that of an embedding of size 0.5 behind a seam of 0.5, a is 2, and four norms or so read such a one."""
 
 SCALE = 1e-5
 """Scales and scores in float32 against float64: asked for by the specification of the method."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,8 +31,6 @@ def resolve_model(model: str | Path, allow_pickle: bool = False) -> Path:
     text = str(model)
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise CheckpointError(f"{path} does not exist")
-    from huggingface_hub import snapshot_download
-
     try:
         return Path(snapshot_download(text, allow_patterns=HUB_FILES + (["*.bin"] if allow_pickle else [])))
     except Exception as error:  # the hub client raises network, cache and HTTP errors of many libraries

@@ -43,6 +43,7 @@ class RichProgress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
         )
         task = bar.add_task(description, total=total)
         timer = threading.Timer(DELAY_SECONDS, bar.start)
@@ -52,4 +53,5 @@ class RichProgress:
             yield lambda steps: bar.advance(task, steps)
         finally:
             timer.cancel()
-            bar.stop()
+            if bar.live.is_started:
+                bar.stop()
