@@ -73,13 +73,14 @@ def stored(base: Path) -> int:
     return sum(path.stat().st_size for path in base.glob("*.safetensors"))
 
 
-SLACK = 8_000_000  # the largest tensor twice over, and the allocator's rounding
+SLACK = 16_000_000  # allocator and threads
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_holds_one_copy_in_the_compute_dtype(base: Path, tmp_path: Path) -> None:
     assert stored(base) > 150_000_000
-    assert peak(base, tmp_path / "out", "load") < stored(base) / 2 + SLACK
+    # A second copy would make it 2.0 in bfloat16, or 3.0 in the stored float32.
+    assert peak(base, tmp_path / "out", "load") < 1.4 * stored(base) / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
