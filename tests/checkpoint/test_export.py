@@ -159,9 +159,9 @@ def test_an_overflowing_fold_is_refused_by_tensor_name(generator: torch.Generato
     model = build("llama").half()
     result = prunecomp.prune(model, 1, draw_tokens(model, generator))
     with torch.no_grad():  # after the run, which would meet an infinite activation
-        model.model.layers[4].mlp.down_proj.weight[0, 0] = 6e4
+        model.model.layers[5].mlp.down_proj.weight[0, 0] = 6e4
     prune_by_hand(result, {1: 0.5})
-    with pytest.raises(FoldError, match=r"model\.layers\.4\.mlp\.down_proj\.weight times 2 overflows"):
+    with pytest.raises(FoldError, match=r"model\.layers\.5\.mlp\.down_proj\.weight times 2 overflows"):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
