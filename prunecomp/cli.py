@@ -16,9 +16,9 @@ from rich.console import Console
 import prunecomp
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
 from prunecomp.compensation import COMPENSATIONS
+from prunecomp.engine.progress import Progress
 from prunecomp.errors import OptionError, PrunecompError
 from prunecomp.metrics import METRICS
-from prunecomp.pruner import Progress
 from prunecomp.report.progress import RichProgress
 from prunecomp.report.tables import info_table, perplexity_table, rounds_table, scores_table
 from prunecomp.subject import describe
@@ -151,7 +151,7 @@ def prune(
         candidates=parse_layers("--candidates", candidates), fold=fold.value, eval=eval, allow_pickle=allow_pickle,
         progress=progress,
     )  # fmt: skip
-    result.save(out, shard_bytes=int(max_shard_size * 1e9))
+    result.save(out, shard_bytes=int(max_shard_size * 1e9), progress=progress)
     if as_json:
         print_json(result.record())
         return

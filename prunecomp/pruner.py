@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from prunecomp.compensation import COMPENSATIONS, Seam
 from prunecomp.data.sources import read_source
 from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_windows
 from prunecomp.engine.placement import micro_batch
+from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.sinks import PairStatistics
 from prunecomp.engine.states import StateCache
-from prunecomp.engine.sweep import Advance, Sweeper
+from prunecomp.engine.sweep import Sweeper
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS
@@ -23,13 +23,7 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.result import PruneOptions, PruneResult, RoundRecord, ScoreResult
 from prunecomp.subject import Subject, open_subject
 
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""``progress(description, total)`` opens a stage of ``total`` steps and gives the function that advances it."""
-
-
-def silent(description: str, total: int) -> AbstractContextManager[Advance]:
-    """Progress for those who want none."""
-    return nullcontext(lambda steps: None)
+WORK_UNIT = "layers x windows"
 
 
 class Pruner:
@@ -75,7 +69,7 @@ class Pruner:
         if self._stale_from is not None:
             start = self._stale_from if self._cache else 0
             above = len(self.stack.alive) - start
-            with self.decoder.evaluating(), self._progress("scoring", above * self.windows.count) as advance:
+            with self.decoder.evaluating(), self._progress("scoring", above * self.windows.count, WORK_UNIT) as advance:
                 self._sweeper.sweep(
                     self.stack, start, self._states, [self._statistics], advance=advance, keep=self._cache
                 )
@@ -280,7 +274,7 @@ def evaluate(
 
 
 def measure(decoder: Decoder, stack: LayerStack, windows: Windows, progress: Progress) -> float:
-    with progress("perplexity", windows.count * len(stack.alive)) as advance:
+    with progress("perplexity", windows.count * len(stack.alive), WORK_UNIT) as advance:
         return perplexity(decoder, stack, windows, advance)
 
 

@@ -18,7 +18,7 @@ from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import micro_batch
-from prunecomp.engine.sweep import Advance
+from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import Subject
@@ -153,7 +153,7 @@ class PruneResult:
         plan = plan_fold(decoder, self.stack, self.options.fold)
         return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
 
-    def save(self, path: str | Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES, advance: Advance | None = None) -> Path:
+    def save(self, path: str | Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES, progress: Progress = silent) -> Path:
         """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. Raises
@@ -164,7 +164,7 @@ class PruneResult:
         plan, proofs = self.prove()
         family = self.subject.load().family
         with atomic_folder(out) as folder:
-            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, advance)
+            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress)
             config = prune_config(self.subject.raw_config(), family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)

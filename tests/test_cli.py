@@ -38,9 +38,11 @@ def test_prune_writes_the_record_that_it_prints(reference_model: Path, tmp_path:
     assert json.loads(stdout)["perplexity"] == pytest.approx(printed["perplexity"]["pruned"], rel=2**-7)
 
 
-def test_tables_are_printed_without_json(reference_model: Path, tmp_path: Path) -> None:
+def test_tables_are_printed_without_json_however_long_the_path(reference_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / ("a-long-name" * 12)
+    model.symlink_to(reference_model)
     code, stdout, _ = invoke(
-        "prune", reference_model, "--layers", 2, "--calibration", reference_model / "calibration.txt",
+        "prune", model, "--layers", 2, "--calibration", reference_model / "calibration.txt",
         "--out", tmp_path / "out", *SMALL,
     )  # fmt: skip
     assert code == 0

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from prunecomp.checkpoint.fold import FoldPlan, fold_tensor
+from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
 from prunecomp.model.adapter import Family
 from prunecomp.model.weights import INDEX, SINGLE, TensorSource
@@ -103,7 +104,7 @@ def write_tensors(
     family: Family,
     plan: FoldPlan,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Write the surviving tensors, folded where the plan says so, one shard in memory at a time."""
     shards = plan_shards(source, family, plan.renumber, shard_bytes)
@@ -112,18 +113,18 @@ def write_tensors(
     if total > free:
         raise OutputError(f"{folder.parent} has {free:,} bytes free, the checkpoint needs {total:,}")
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors: dict[str, torch.Tensor] = {}
-        for old, new in shard:
-            tensor = source.read(old)
-            factor = plan.factors.get(old)
-            tensors[new] = tensor.contiguous() if factor is None else fold_tensor(old, tensor, factor)
-            weight_map[new] = file
-            if advance is not None:
+    with progress("writing", total, "bytes") as advance:
+        for number, shard in enumerate(shards, start=1):
+            file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            tensors: dict[str, torch.Tensor] = {}
+            for old, new in shard:
+                tensor = source.read(old)
+                factor = plan.factors.get(old)
+                tensors[new] = tensor.contiguous() if factor is None else fold_tensor(old, tensor, factor)
+                weight_map[new] = file
                 advance(tensor.nbytes)
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors makes its files private to the user
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)  # safetensors makes its files private to the user
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 

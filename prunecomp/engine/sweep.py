@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from prunecomp.data.windows import Windows
+from prunecomp.engine.progress import Advance
 from prunecomp.engine.sinks import Sink
 from prunecomp.engine.states import StateCache
 from prunecomp.model.decoder import Decoder, LayerArguments, apply_seam
 from prunecomp.model.stack import LayerStack
-
-Advance = Callable[[int], None]
-"""Called with the number of layer-forwards (one layer on one window) just done."""
 
 
 class Sweeper:

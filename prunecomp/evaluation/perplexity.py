@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import micro_batch
-from prunecomp.engine.sweep import Advance
+from prunecomp.engine.progress import Advance
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 

@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from prunecomp.engine.sweep import Advance
+from prunecomp.engine.progress import Advance
 
 DELAY_SECONDS = 2.0
 
 
 class RateColumn(TextColumn):
-    """Steps a second."""
+    """Steps a second, in the unit of the stage."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: object) -> Text:
-        speed = getattr(task, "speed", None)
-        return Text("" if speed is None else f"{speed:,.0f} layers x windows/s", style="dim")
+        speed, fields = getattr(task, "speed", None), getattr(task, "fields", {})
+        return Text("" if speed is None else f"{speed:,.0f} {fields.get('unit', '')}/s", style="dim")
 
 
 class RichProgress:
@@ -33,7 +33,7 @@ class RichProgress:
         self._console = console
 
     @contextmanager
-    def __call__(self, description: str, total: int) -> Iterator[Advance]:
+    def __call__(self, description: str, total: int, unit: str) -> Iterator[Advance]:
         bar = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -45,7 +45,7 @@ class RichProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=total, unit=unit)
         timer = threading.Timer(DELAY_SECONDS, bar.start)
         timer.daemon = True
         timer.start()

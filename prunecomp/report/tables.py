@@ -10,7 +10,8 @@ from prunecomp.result import PruneResult, ScoreResult
 
 
 def rounds_table(result: PruneResult) -> Table:
-    table = Table(title=f"{result.subject.name}: {len(result.rounds)} of {result.stack.num_layers} layers removed")
+    # A table folds its title to its own width: what may be long, a path or a name, does not go there.
+    table = Table(title=f"{len(result.rounds)} of {result.stack.num_layers} layers removed")
     for heading in ("round", "layer", result.options.metric, "scale", "layer-forwards", "seconds"):
         table.add_column(heading, justify="right")
     for number, r in enumerate(result.rounds, start=1):
@@ -23,7 +24,7 @@ def perplexity_table(result: PruneResult) -> Table | None:
     record = result.record()["perplexity"]
     if record is None:
         return None
-    table = Table(title=f"perplexity on {record['source']} ({record['windows']} x {record['seqlen']} tokens)")
+    table = Table(title=f"perplexity on {record['windows']} x {record['seqlen']} tokens")
     table.add_column("model")
     table.add_column("layers", justify="right")
     table.add_column("perplexity", justify="right")
