@@ -1,9 +1,11 @@
 """Prune layers from large language models and compensate for them without training."""
 
 from prunecomp import errors
+from prunecomp.api import evaluate, prune, score
 from prunecomp.model.adapter import Family
 from prunecomp.model.families import families
-from prunecomp.pruner import Pruner, evaluate, prune, score
+from prunecomp.plan import RunPlan, plan
+from prunecomp.pruner import Pruner
 from prunecomp.result import PruneResult, RoundRecord, ScoreResult
 
 __all__ = [
@@ -11,10 +13,12 @@ __all__ = [
     "PruneResult",
     "Pruner",
     "RoundRecord",
+    "RunPlan",
     "ScoreResult",
     "errors",
     "evaluate",
     "families",
+    "plan",
     "prune",
     "score",
 ]

@@ -43,3 +43,21 @@ class OutputError(PrunecompError):
     """A result that cannot be written."""
 
     exit_code = 7
+
+
+class BackendError(PrunecompError):
+    """A back end that was asked for by name and cannot run here."""
+
+    exit_code = 2
+
+
+class DistributedError(PrunecompError):
+    """A run of several processes that cannot start or go on."""
+
+    exit_code = 8
+
+
+class JournalError(PrunecompError):
+    """A journal that belongs to another run, or cannot be used."""
+
+    exit_code = 9

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from prunecomp.compensation import COMPENSATIONS, Seam
-from prunecomp.data.sources import read_source
-from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_windows
-from prunecomp.engine.placement import micro_batch
+from prunecomp.data.windows import Windows
+from prunecomp.engine.parallel import Workers, world_size
+from prunecomp.engine.placement import Placement, available_memory, micro_batch, model_shape, place
 from prunecomp.engine.progress import Progress, silent
+from prunecomp.engine.retention import choose_boundaries, removal_odds
 from prunecomp.engine.sinks import PairStatistics
-from prunecomp.engine.states import StateCache
+from prunecomp.engine.states import StateStore
 from prunecomp.engine.sweep import Sweeper
 from prunecomp.errors import OptionError
-from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
-from prunecomp.result import PruneOptions, PruneResult, RoundRecord, ScoreResult
-from prunecomp.subject import Subject, open_subject
+from prunecomp.result import RoundRecord
 
 WORK_UNIT = "layers x windows"
 
@@ -30,7 +27,11 @@ class Pruner:
     """A model being pruned: what survives, the statistics that are valid, and the states below each cut.
 
     The weights of ``decoder`` are read and never written. ``score`` brings the statistics up to date by running only
-    what lies above the lowest change since the last call; without ``cache`` it runs everything, to the same bits.
+    what lies above the lowest change since the last call, from the nearest state kept below it; without ``cache`` it
+    runs everything, to the same bits.
+
+    ``placement`` says what is kept where; by default all that fits in the memory that is free. ``candidates`` are the
+    layers that may go: states are kept with an eye to them.
     """
 
     def __init__(
@@ -41,22 +42,37 @@ class Pruner:
         metric: str = "bi",
         compensation: str = "scale",
         cache: bool = True,
+        placement: Placement | None = None,
+        candidates: Sequence[int] | None = None,
+        backend: str | None = None,
         progress: Progress = silent,
     ) -> None:
         self.decoder = decoder
-        self.windows = windows
+        self.workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen))
+        self.windows = windows.take(self.workers.rows)
         self.stack = LayerStack.dense(decoder.num_layers)
-        self.metric = METRICS[_known("--metric", metric, METRICS)]()
-        self._compensate = COMPENSATIONS[_known("--compensation", compensation, COMPENSATIONS)]
+        self.metric = METRICS[known("--metric", metric, METRICS)]()
+        self._compensate = COMPENSATIONS[known("--compensation", compensation, COMPENSATIONS)]
         self._cache = cache
         self._progress = progress
-        batch = micro_batch(windows.count, windows.seqlen)
-        self._sweeper = Sweeper(decoder, windows, batch)
-        self._statistics = PairStatistics(windows.count, windows.seqlen)
-        state_bytes = windows.tokens.numel() * decoder.hidden_size * decoder.dtype.itemsize
-        self._states = StateCache.for_run(
-            self._sweeper.num_chunks, state_bytes * decoder.num_layers if cache else 0, decoder.device
+        self._candidates = range(decoder.num_layers) if candidates is None else candidates
+        if placement is None:
+            memory = available_memory(decoder.device)
+            shape = model_shape(decoder.model, decoder.family, decoder.dtype)
+            placement = place(
+                shape, windows.count, windows.seqlen, memory, decoder.device, resident=True, processes=world_size()
+            )
+        self.placement = placement
+        self._sweeper = Sweeper(decoder, self.windows, placement)
+        self._statistics = PairStatistics(windows, self.workers, backend)
+        self._states = StateStore(
+            self._sweeper.state_shape,
+            decoder.device,
+            placement.capacity,
+            carry=placement.carry,
+            disk=placement.disk_folder,
         )
+        self._scores: dict[int, float] = {}
         self._stale_from: int | None = 0
 
     @property
@@ -64,27 +80,51 @@ class Pruner:
         """Passes of the calibration set through one layer, so far."""
         return self._sweeper.layer_forwards
 
-    def score(self) -> dict[int, float]:
-        """The metric of every surviving layer, by original index."""
+    def score(self, *, keep: bool = True) -> dict[int, float]:
+        """The metric of every surviving layer, by original index. ``keep`` off promises that no score will follow."""
         if self._stale_from is not None:
-            start = self._stale_from if self._cache else 0
+            start = self._nearest_state(self._stale_from) if self._cache else 0
             above = len(self.stack.alive) - start
-            with self.decoder.evaluating(), self._progress("scoring", above * self.windows.count, WORK_UNIT) as advance:
-                self._sweeper.sweep(
-                    self.stack, start, self._states, [self._statistics], advance=advance, keep=self._cache
-                )
+            if above > 0:
+                self._choose_states(start, keep and self._cache)
+                with self.decoder.evaluating():
+                    with self._progress("scoring", above * self.windows.count, WORK_UNIT) as advance:
+                        self._sweeper.sweep(self.stack, start, self._states, [self._statistics], advance)
             self._stale_from = None
-        return self.metric.score(self._statistics, self.stack)
+        self._scores = self.metric.score(self._statistics, self.stack)
+        return self._scores
+
+    def _nearest_state(self, position: int) -> int:
+        """The highest position up to ``position`` whose state is kept; 0, the embedding, always is."""
+        alive, kept = self.stack.alive, self._states.kept
+        if position == len(alive):
+            return position  # the cut was at the top: nothing is left to run
+        return max((p for p in range(1, position + 1) if alive[p] in kept), default=0)
+
+    def _choose_states(self, start: int, keep: bool) -> None:
+        """Have the store keep what makes the next round cheapest, among what it has and what this sweep will pass."""
+        alive, kept = self.stack.alive, self._states.kept
+        odds = removal_odds(self._scores, [layer for layer in self._candidates if layer in alive])
+        passed = [p for p in range(1, len(alive)) if p > start or (p <= start and alive[p] in kept)]
+        by_position = [odds.get(layer, 0.0) for layer in alive]
+        chosen = choose_boundaries(by_position, passed, self._states.budget) if keep else []
+        if start > 0 and start not in chosen:  # this sweep itself sets out from there
+            chosen = [start, *choose_boundaries(by_position, passed, self._states.budget - 1 if keep else 0)]
+        self._states.retain([alive[p] for p in sorted(chosen, key=lambda p: -by_position[p])])
 
     def remove(self, layer: int) -> Seam:
         """Remove a surviving layer and put its compensation, estimated from the last statistics, in its place."""
         seam = self._compensate(self._statistics, layer)
-        p = self.stack.position(layer)
-        self.stack = self.stack.remove(layer, seam.scale)
-        if self._cache:
-            self._states.move(layer, self.stack.alive[p] if p < len(self.stack.alive) else None)
-        self._stale_from = p if self._stale_from is None else min(self._stale_from, p)
+        self.restore(layer, seam.scale)
         return seam
+
+    def restore(self, layer: int, scale: float) -> None:
+        """Remove a surviving layer with a scale that is already known."""
+        p = self.stack.position(layer)
+        self.stack = self.stack.remove(layer, scale)
+        self._states.move(layer, self.stack.alive[p] if p < len(self.stack.alive) else None)
+        self._states.drop_all(self.stack.alive[p + 1 :])  # what lies above the cut is out of date
+        self._stale_from = p if self._stale_from is None else min(self._stale_from, p)
 
     def scale_of(self, layer: int) -> float:
         """The scale that removing ``layer`` now would leave behind."""
@@ -95,7 +135,7 @@ class Pruner:
         return self._statistics.zero_rows(layer)
 
 
-def _known(option: str, name: str, table: Iterable[str]) -> str:
+def known(option: str, name: str, table: Iterable[str]) -> str:
     if name not in table:
         raise OptionError(f"{option} {name}: choose {', '.join(sorted(table))}")
     return name
@@ -127,15 +167,31 @@ def lowest(scores: dict[int, float], among: Iterable[int]) -> int:
     return min(among, key=lambda layer: (scores[layer], layer))
 
 
-def run_rounds(pruner: Pruner, layers: int, candidates: list[int], one_shot: bool) -> list[RoundRecord]:
-    """Remove ``layers`` layers, re-scoring before each removal, or only before the first if ``one_shot``."""
-    rounds: list[RoundRecord] = []
+def run_rounds(
+    pruner: Pruner,
+    layers: int,
+    candidates: list[int],
+    one_shot: bool,
+    *,
+    done: Sequence[RoundRecord] = (),
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> list[RoundRecord]:
+    """Remove ``layers`` layers, re-scoring before each removal, or only before the first if ``one_shot``.
+
+    ``done`` are the rounds of an earlier, interrupted run, taken as they are; ``on_round`` is told of each new one.
+    """
+    rounds = list(done)
     scores: dict[int, float] = {}
-    left = list(candidates)
-    for number in range(layers):
-        started, forwards = time.perf_counter(), pruner.layer_forwards
-        if number == 0 or not one_shot:
-            scores = pruner.score()
+    if one_shot and len(done) < layers:
+        scores = pruner.score(keep=False)  # of the dense model, also when going on: the scales come from there
+    for earlier in done:
+        pruner.restore(earlier.layer, earlier.scale)
+    left = [layer for layer in candidates if layer not in {earlier.layer for earlier in done}]
+    spent = 0
+    for number in range(len(done), layers):
+        started = time.perf_counter()
+        if not one_shot:
+            scores = pruner.score(keep=number < layers - 1)
         layer = lowest(scores, left)
         left.remove(layer)
         shown = {index: scores[index] for index in (layer, *pruner.stack.alive) if index in scores}
@@ -147,142 +203,13 @@ def run_rounds(pruner: Pruner, layers: int, candidates: list[int], one_shot: boo
                 score=scores[layer],
                 scale=seam.scale,
                 scores=dict(sorted(shown.items())),
-                layer_forwards=pruner.layer_forwards - forwards,
+                layer_forwards=pruner.layer_forwards - spent,
                 zero_rows=zero_rows,
                 dead_channels=seam.dead_channels,
                 seconds=time.perf_counter() - started,
             )
         )
+        spent = pruner.layer_forwards
+        if on_round is not None:
+            on_round(rounds[-1])
     return rounds
-
-
-def prune(
-    model: Any,
-    layers: int,
-    calibration: Any,
-    *,
-    samples: int = 128,
-    seqlen: int | None = None,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
-    metric: str = "bi",
-    compensation: str = "scale",
-    one_shot: bool = False,
-    keep: Iterable[int] = (),
-    candidates: Iterable[int] | None = None,
-    fold: str = "up",
-    eval: Any = None,
-    tokenizer: Any = None,
-    allow_pickle: bool = False,
-    cache: bool = True,
-    progress: Progress = silent,
-) -> PruneResult:
-    """Prune ``layers`` decoder layers and compensate for them (Prune&Comp, arXiv 2507.18212).
-
-    Parameters
-    ----------
-    model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
-    calibration, eval : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl or .npy, the name
-        of a protocol (``wikitext2``) or of a dataset.
-    samples, seqlen, seed : calibration windows; ``seqlen`` defaults to the smaller of 2,048 and the trained context.
-    one_shot : rank once and remove the lowest, instead of scoring again after each removal.
-    keep, candidates : original layer indices that must stay, or that alone may go.
-    fold : ``up`` or ``down``, the form in which :meth:`PruneResult.save` and ``apply`` put seams into weights.
-    tokenizer : for text with a model object; a model folder brings its own.
-
-    Returns a :class:`PruneResult`. Raises a subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
-    """
-    started = time.perf_counter()
-    options = PruneOptions(
-        layers=layers, samples=samples, seqlen=seqlen, seed=seed, dtype=dtype, device=device, metric=metric,
-        compensation=compensation, one_shot=one_shot, fold=fold, keep=sorted(keep),
-        candidates=None if candidates is None else sorted(candidates),
-    )  # fmt: skip
-    options.check(METRICS, COMPENSATIONS)
-    subject = open_subject(model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle)
-    chosen = choose_candidates(subject.num_layers, layers, options.keep, options.candidates)
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed)
-    eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
-    decoder = subject.load()
-
-    pruner = Pruner(decoder, windows, metric=metric, compensation=compensation, cache=cache, progress=progress)
-    rounds = run_rounds(pruner, layers, chosen, one_shot)
-    measured: dict[str, float] | None = None
-    if eval_windows is not None:
-        dense = LayerStack.dense(decoder.num_layers)
-        measured = {
-            "dense": measure(decoder, dense, eval_windows, progress),
-            "pruned": measure(decoder, pruner.stack, eval_windows, progress),
-        }
-    return PruneResult(
-        options=options,
-        subject=subject,
-        stack=pruner.stack,
-        rounds=rounds,
-        calibration=windows,
-        evaluation=eval_windows,
-        layer_forwards=pruner.layer_forwards,
-        perplexity=measured,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def score(
-    model: Any,
-    calibration: Any,
-    *,
-    samples: int = 128,
-    seqlen: int | None = None,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
-    metric: str = "bi",
-    compensation: str = "scale",
-    tokenizer: Any = None,
-    allow_pickle: bool = False,
-    progress: Progress = silent,
-) -> ScoreResult:
-    """One round and no change: each layer's score, and the scale that its removal would leave behind."""
-    started = time.perf_counter()
-    _known("--metric", metric, METRICS)
-    _known("--compensation", compensation, COMPENSATIONS)
-    subject = open_subject(model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle)
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed)
-    pruner = Pruner(subject.load(), windows, metric=metric, compensation=compensation, cache=False, progress=progress)
-    scores = pruner.score()
-    scales = {layer: pruner.scale_of(layer) for layer in scores}
-    return ScoreResult(metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started)
-
-
-def evaluate(
-    model: Any,
-    eval: Any,
-    *,
-    seqlen: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    tokenizer: Any = None,
-    allow_pickle: bool = False,
-    progress: Progress = silent,
-) -> float:
-    """Perplexity over the non-overlapping windows of a text, each standing alone."""
-    subject = open_subject(model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle)
-    windows = evaluation_windows(subject, eval, seqlen)
-    decoder = subject.load()
-    return measure(decoder, LayerStack.dense(decoder.num_layers), windows, progress)
-
-
-def measure(decoder: Decoder, stack: LayerStack, windows: Windows, progress: Progress) -> float:
-    with progress("perplexity", windows.count * len(stack.alive), WORK_UNIT) as advance:
-        return perplexity(decoder, stack, windows, advance)
-
-
-def calibration_windows(subject: Subject, source: Any, samples: int, seqlen: int | None, seed: int) -> Windows:
-    tokens = read_source(source, subject.tokenize, subject.config.vocab_size)
-    return draw_windows(tokens, samples, seqlen or default_seqlen(subject.config), seed)
-
-
-def evaluation_windows(subject: Subject, source: str | Path | Any, seqlen: int | None) -> Windows:
-    tokens = read_source(source, subject.tokenize, subject.config.vocab_size)
-    return consecutive_windows(tokens, seqlen or default_seqlen(subject.config))

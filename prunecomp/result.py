@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
 from prunecomp.data.windows import Windows
-from prunecomp.engine.placement import micro_batch
+from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.model.stack import LayerStack
@@ -34,6 +34,7 @@ class PruneOptions:
     samples: int = 128
     seqlen: int | None = None
     seed: int = 0
+    documents: bool = False
     dtype: str = "auto"
     device: str = "auto"
     metric: str = "bi"
@@ -42,6 +43,9 @@ class PruneOptions:
     fold: str = "up"
     keep: list[int] = field(default_factory=list)
     candidates: list[int] | None = None
+    attn: str = "auto"
+    compile: str = "auto"
+    backend: str = "auto"
 
     def check(self, metrics: Iterable[str], compensations: Iterable[str]) -> None:
         """Raise :class:`OptionError` for a name that is not known."""
@@ -93,9 +97,13 @@ class PruneResult:
     rounds: list[RoundRecord]
     calibration: Windows
     evaluation: Windows | None
+    placement: Placement
+    compiled: bool
     layer_forwards: int
     perplexity: dict[str, float] | None
     seconds: float
+    on_saved: Callable[[], None] | None = None
+    """Called when a checkpoint is safely written: it ends the run's journal."""
     _changed_in_place: bool = False
 
     @property
@@ -124,9 +132,11 @@ class PruneResult:
                 "source": self.calibration.source,
                 "windows": self.calibration.count,
                 "seqlen": self.calibration.seqlen,
-                "micro_batch": micro_batch(self.calibration.count, self.calibration.seqlen),
+                "micro_batch": self.placement.micro_batch,
                 "digest": self.calibration.digest,
             },
+            "compiled": self.compiled,
+            "streamed": self.placement.group_size is not None,
             "removed": self.removed,
             "scales": self.scales,
             "rounds": [asdict(r) for r in self.rounds],
@@ -169,6 +179,8 @@ class PruneResult:
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             write_json(folder / RECORD, {**self.record(), "fold_proofs": [asdict(p) for p in proofs]})
+        if self.on_saved is not None:
+            self.on_saved()
         return out
 
     def apply(self, model: nn.Module) -> None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.writer import copy_companions
 from prunecomp.data.sources import Tokenize
+from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.families import families
 from prunecomp.model.loader import (
     build_skeleton,
+    choose_attention,
     choose_device,
     choose_dtype,
     load_decoder,
     read_config,
     resolve_model,
 )
-from prunecomp.model.weights import ModuleTensors, TensorSource, open_checkpoint
+from prunecomp.model.weights import ModuleTensors, TensorSource, fingerprint, open_checkpoint
 
 
 class Subject:
@@ -35,8 +40,20 @@ class Subject:
     def num_layers(self) -> int:
         return int(self.config.num_hidden_layers)
 
-    def load(self) -> Decoder:
-        """The decoder to run; loaded on the first call."""
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        raise NotImplementedError
+
+    resident: bool
+    """Whether the caller holds all weights where they run already."""
+
+    def shape(self) -> ModelShape:
+        """What placement has to know; no weights are loaded."""
+        raise NotImplementedError
+
+    def load(self, group_size: int | None = None) -> Decoder:
+        """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
         raise NotImplementedError
 
     def tensors(self) -> TensorSource:
@@ -55,25 +72,47 @@ class Subject:
     def tokenize(self) -> Tokenize | None:
         raise NotImplementedError
 
+    def fingerprint(self) -> str:
+        """A digest that tells this model from others."""
+        raise NotImplementedError
+
 
 class FolderSubject(Subject):
     """A checkpoint folder, local or in the hub's cache."""
 
-    def __init__(self, folder: Path, name: str, dtype: str, device: str, allow_pickle: bool) -> None:
+    resident = False
+
+    def __init__(
+        self, folder: Path, name: str, dtype: str, device: str, allow_pickle: bool, attention: str = "auto"
+    ) -> None:
         self.folder = folder
         self.name = name
         self.config = read_config(folder)
-        self._dtype, self._device, self._allow_pickle = dtype, device, allow_pickle
-        choose_dtype(dtype, self.config)
-        choose_device(device)
+        self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
+        choose_attention(attention, choose_device(device), choose_dtype(dtype, self.config))
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
         self._decoder: Decoder | None = None
 
-    def load(self) -> Decoder:
+    @property
+    def device(self) -> torch.device:
+        return choose_device(self._device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return choose_dtype(self._dtype, self.config)
+
+    def shape(self) -> ModelShape:
+        skeleton: Any = build_skeleton(self.config, self.dtype)
+        skeleton.tie_weights()
+        return model_shape(skeleton, families.find(self.config.model_type), self.dtype)
+
+    def load(self, group_size: int | None = None) -> Decoder:
         if self._decoder is None:
             self._decoder = load_decoder(
-                self.folder, dtype=self._dtype, device=self._device, allow_pickle=self._allow_pickle
-            )
+                self.folder, dtype=self._dtype, device=self._device, allow_pickle=self._allow_pickle,
+                group_size=group_size, attention=self._attention,
+            )  # fmt: skip
         return self._decoder
 
     def tensors(self) -> TensorSource:
@@ -96,9 +135,14 @@ class FolderSubject(Subject):
             raise CheckpointError(f"{self.folder}: the tokenizer cannot be read: {error}") from error
         return _ids(tokenizer)
 
+    def fingerprint(self) -> str:
+        return fingerprint(self.folder)
+
 
 class ModelSubject(Subject):
     """A model that the caller holds; it is used where it is and as it is."""
+
+    resident = True
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self._decoder = Decoder(model)
@@ -106,7 +150,14 @@ class ModelSubject(Subject):
         self.config = model.config
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
 
-    def load(self) -> Decoder:
+    @property
+    def device(self) -> torch.device:
+        return self._decoder.device
+
+    def shape(self) -> ModelShape:
+        return model_shape(self._decoder.model, self._decoder.family, self._decoder.dtype)
+
+    def load(self, group_size: int | None = None) -> Decoder:
         return self._decoder
 
     def tensors(self) -> TensorSource:
@@ -128,16 +179,25 @@ class ModelSubject(Subject):
     def tokenize(self) -> Tokenize | None:
         return None if self._tokenizer is None else _ids(self._tokenizer)
 
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.raw_config(), sort_keys=True).encode())
+        for name, tensor in self._decoder.model.state_dict().items():
+            sample = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
+            digest.update(f"{name}:{list(tensor.shape)}:".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()
+
 
 def _ids(tokenizer: Any) -> Callable[[str], list[int]]:
     # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
     return lambda text: tokenizer(text, verbose=False)["input_ids"]
 
 
-def open_subject(model: Any, *, dtype: str, device: str, tokenizer: Any, allow_pickle: bool) -> Subject:
+def open_subject(
+    model: Any, *, dtype: str, device: str, tokenizer: Any, allow_pickle: bool, attention: str = "auto"
+) -> Subject:
     """A :class:`Subject` from a folder, a hub id or a model object, with everything checked but no weights loaded."""
     if isinstance(model, str | Path):
-        return FolderSubject(resolve_model(model, allow_pickle), str(model), dtype, device, allow_pickle)
+        return FolderSubject(resolve_model(model, allow_pickle), str(model), dtype, device, allow_pickle, attention)
     return ModelSubject(model, tokenizer)
 
 

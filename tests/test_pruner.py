@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import prunecomp
+from prunecomp.data.windows import Windows
 from prunecomp.errors import NumericalError, OptionError
+from prunecomp.model.decoder import Decoder
 from prunecomp.pruner import Pruner, choose_candidates, lowest
 from tests.models import build, draw_tokens
 from tests.oracles import iterative
@@ -149,7 +151,7 @@ def test_zero_vectors_are_counted_with_cosine_one_half(generator: torch.Generato
     tokens[1, 0] = 9
     with torch.no_grad():
         model.model.embed_tokens.weight[9] = 0.0
-    pruner = Pruner(prunecomp.model.decoder.Decoder(model), prunecomp.pruner.Windows(tokens, "test"))
+    pruner = Pruner(Decoder(model), Windows(tokens, "test"))
     pruner.score()
     assert pruner.zero_rows(0) == 1
     states = [iterative.boundary_states(model.double(), t) for t in tokens]

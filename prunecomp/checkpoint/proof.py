@@ -55,7 +55,8 @@ def prove_fold(decoder: Decoder, stack: LayerStack, plan: FoldPlan, tokens: torc
         return proofs
     with decoder.evaluating():
         stream, arguments = decoder.enter(tokens[:ROWS].unsqueeze(0))
-        for layer, seam in zip(stack.alive, stack.seams, strict=True):
+        walk = decoder.weights.walk([(layer,) for layer in stack.alive])
+        for (layer,), seam in zip(walk, stack.seams, strict=True):
             x = apply_seam(stream, seam)
             if layer in plan.stream_scales:
                 proofs.append(_prove_layer(decoder, plan, layer, x, arguments))

@@ -16,13 +16,11 @@ def magnitude_scale(statistics: PairStatistics, layer: int) -> Seam:
     below the layer is zero are left out of the mean over c, and counted. Raises :class:`NumericalError` when nothing
     is left to average.
     """
-    before, after = statistics.magnitudes(layer)
-    alive = before > 0
-    ratios = (after / before.masked_fill(~alive, 1.0)).masked_fill(~alive, 0.0)  # [N, d]
-    scale = float((ratios.sum(dim=1) / alive.sum(dim=1)).mean())
+    record = statistics.record(layer)
+    scale = float(record.ratio.mean())
     if not math.isfinite(scale) or scale <= 0:
         raise NumericalError(
             f"layer {layer}: no scale can be estimated ({scale}); a sequence has nothing but zeros on one side of it. "
             "Look at the calibration data, or use --compensation none."
         )
-    return Seam(scale, dead_channels=int((~alive).sum()))
+    return Seam(scale, dead_channels=int(record.dead_channels.sum()))

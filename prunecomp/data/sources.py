@@ -44,6 +44,28 @@ class TokenSource:
     share: float = 1.0
 
 
+@dataclass(frozen=True)
+class DocumentSource:
+    """Documents as read, each int64 [tokens]."""
+
+    documents: list[np.ndarray]
+    name: str
+
+
+def read_documents(source: str | Path, tokenize: Tokenize | None) -> DocumentSource:
+    """The lines of a JSONL file, or of a text file the paragraphs between blank lines, each a document of its own.
+
+    Raises :class:`DataError`.
+    """
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is None or not path.is_file() or path.suffix == ".npy":
+        raise DataError(f"{source}: documents are read from a .jsonl or text file")
+    if tokenize is None:
+        raise DataError(f"{path} is text, and the model has no tokenizer: add one, or give token ids as .npy")
+    texts = _jsonl_texts(path) if path.suffix == ".jsonl" else _read_text(path).split(JOIN)
+    return DocumentSource([np.asarray(tokenize(text), dtype=np.int64) for text in texts if text.strip()], str(path))
+
+
 def read_source(source: str | Path | np.ndarray | Any, tokenize: Tokenize | None, vocab_size: int) -> TokenSource:
     """Read a calibration or evaluation source.
 
@@ -56,7 +78,7 @@ def read_source(source: str | Path | np.ndarray | Any, tokenize: Tokenize | None
     if path.is_file():
         if path.suffix == ".npy":
             return _check_tokens(_load_npy(path), str(path), vocab_size)
-        text = _read_jsonl(path) if path.suffix == ".jsonl" else _read_text(path)
+        text = JOIN.join(_jsonl_texts(path)) if path.suffix == ".jsonl" else _read_text(path)
         return _tokenized(text, str(path), tokenize)
     if path.suffix in FILE_SUFFIXES or (str(source).startswith((".", "/", "~")) and not path.is_dir()):
         raise DataError(f"{source}: no such file")
@@ -76,7 +98,8 @@ def _check_tokens(tokens: np.ndarray, name: str, vocab_size: int) -> TokenSource
         raise DataError(
             f"{name}: token ids must be integers of shape [T] or [N, S], not {tokens.dtype} of shape {tokens.shape}"
         )
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+    lowest = 0 if tokens.ndim == 1 else tokens.min(initial=0)  # negative ids in rows are padding
+    if tokens.size and (tokens.min() < lowest or tokens.max() >= vocab_size):
         raise DataError(
             f"{name}: token ids run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {vocab_size - 1}"
         )
@@ -98,7 +121,7 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _read_jsonl(path: Path) -> str:
+def _jsonl_texts(path: Path) -> list[str]:
     documents = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if not line.strip():
@@ -109,7 +132,7 @@ def _read_jsonl(path: Path) -> str:
             raise DataError(f'{path}, line {number}: expected an object like {{"text": "..."}} ({error!r})') from error
         if not isinstance(documents[-1], str):
             raise DataError(f'{path}, line {number}: "text" is not a string')
-    return JOIN.join(documents)
+    return documents
 
 
 def _parse_dataset(name: str) -> Protocol:

@@ -1,11 +1,27 @@
-"""Where things live and how much runs at once, decided before anything runs."""
+"""Where things live and how much runs at once, decided from shapes and memory before anything runs."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import nn
+
+from prunecomp.engine.states import Tier
+from prunecomp.errors import OptionError
+from prunecomp.model.adapter import Family
+from prunecomp.model.streaming import slot_nbytes
 
 TOKENS_A_MICRO_BATCH = 4096
 """Enough tokens to fill the matrix units, few enough that a layer's activations stay small beside its weights."""
+
+MARGIN = 0.1
+"""Share of the memory found free that is left alone where no limit is given."""
 
 
 def micro_batch(count: int, seqlen: int) -> int:
@@ -13,9 +29,202 @@ def micro_batch(count: int, seqlen: int) -> int:
     return max(1, min(count, TOKENS_A_MICRO_BATCH // seqlen))
 
 
-def state_device(nbytes: int, compute_device: torch.device) -> torch.device:
-    """The compute device where ``nbytes`` of states leave half of its free memory alone, else the host."""
-    if compute_device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(compute_device)
-        return compute_device if nbytes < free // 2 else torch.device("cpu")
-    return compute_device
+@dataclass(frozen=True)
+class ModelShape:
+    """What placement has to know about a model; bytes are in the compute dtype."""
+
+    num_layers: int
+    hidden_size: int
+    layer_nbytes: int
+    """Of the largest layer."""
+    outer_nbytes: int
+    """Embedding, final norm and head."""
+    flops_per_token: int
+    """Of one layer's matrices: two a weight."""
+    attention_width: int
+    """Query channels: a token costs ``2 * width`` more FLOPs for each token it attends to, twice."""
+    activation_width: int
+    """Channels of all that a layer holds at once beside its input, for each token."""
+    itemsize: int
+
+    def flops(self, num_tokens: int, seqlen: int) -> int:
+        """One layer over ``num_tokens`` in windows of ``seqlen``, causal."""
+        return num_tokens * (self.flops_per_token + 2 * self.attention_width * (seqlen + 1))
+
+    def activation_nbytes(self, num_tokens: int) -> int:
+        """Peak of one layer-forward on top of its input, weights and kept states."""
+        return num_tokens * self.activation_width * self.itemsize
+
+
+def model_shape(skeleton: Any, family: Family, dtype: torch.dtype) -> ModelShape:
+    """Read off a skeleton on the meta device, or a model."""
+    layers: list[nn.Module] = list(skeleton.get_submodule(family.layers).children())
+    inner = {id(p) for layer in layers for p in layer.parameters()}
+    outer = {id(p): p.numel() for p in skeleton.parameters() if id(p) not in inner}
+    matrices = [m for m in layers[0].modules() if isinstance(m, nn.Linear)]
+    config = skeleton.config
+    heads = int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    hidden = int(config.hidden_size)
+    widest = max((m.out_features for m in matrices), default=hidden)
+    return ModelShape(
+        num_layers=len(layers),
+        hidden_size=hidden,
+        layer_nbytes=max(slot_nbytes(layer, dtype) for layer in layers),
+        outer_nbytes=sum(outer.values()) * dtype.itemsize,
+        flops_per_token=2 * sum(m.weight.numel() for m in matrices),
+        attention_width=heads * head_dim,
+        # The peak is in a gated MLP: gate, up and their product, over the residual and the norm's output. Attention and
+        # the norms' float32 copies come before it, and are smaller.
+        activation_width=2 * hidden + 3 * widest,
+        itemsize=dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a run may use in each tier. On a CPU ``device`` is main memory, and ``host`` counts for nothing."""
+
+    device: int
+    host: int = 0
+    disk: int = 0
+    disk_folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What :func:`place` decided."""
+
+    micro_batch: int
+    group_size: int | None
+    """Layers whose weights are on the device together; None when all of them are, for good."""
+    capacity: dict[Tier, int]
+    """Boundaries that each tier may keep."""
+    carry: Tier
+    """Where the boundary between two groups of a sweep lives."""
+    peak_nbytes: dict[Tier, int]
+    """The most that this placement is expected to hold in each tier."""
+    disk_folder: Path | None = None
+
+    @property
+    def kept_boundaries(self) -> int:
+        return sum(self.capacity.values())
+
+    def groups(self, layers: Sequence[int]) -> list[tuple[int, ...]]:
+        """Layers in order, cut into groups."""
+        size = self.group_size or max(len(layers), 1)
+        return [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
+
+
+def place(
+    shape: ModelShape,
+    count: int,
+    seqlen: int,
+    memory: Memory,
+    device: torch.device,
+    *,
+    resident: bool = False,
+    processes: int = 1,
+) -> Placement:
+    """Decide groups, micro-batch and tiers for ``count`` windows of ``seqlen`` tokens, shared out to ``processes``.
+
+    Weights stay on the device if they leave room for one micro-batch; otherwise two slots of one group each stream
+    them, and a group is one layer: a larger one would save no transfer. What memory is left keeps boundaries, the
+    device first. ``resident`` is for models that the caller holds. Raises :class:`OptionError` where two layers and one
+    micro-batch of one window do not fit.
+    """
+    batch = micro_batch(count, seqlen)
+    share = min(count, -(-count // (processes * batch)) * batch)  # of the process that has most
+    boundary = share * seqlen * shape.hidden_size * shape.itemsize
+    stream = 2 * shape.hidden_size * shape.itemsize  # a layer's input, before and after its seam
+
+    def working(windows: int) -> int:
+        return shape.activation_nbytes(windows * seqlen) + windows * seqlen * stream
+
+    weights = shape.outer_nbytes + shape.num_layers * shape.layer_nbytes
+    group_size: int | None = None
+    if not resident and weights + working(batch) > memory.device:
+        group_size = 1
+        weights = shape.outer_nbytes + 2 * shape.layer_nbytes
+        while batch > 1 and weights + working(batch) > memory.device:
+            batch //= 2
+    needed = (0 if resident else weights) + working(batch)
+    if needed > memory.device:
+        raise OptionError(
+            f"--device-memory {memory.device:,} bytes: two layers, the embedding and one window of {seqlen} tokens "
+            f"need {needed:,}; give more, or a smaller --seqlen"
+        )
+    free = {Tier.device: memory.device - needed, Tier.host: memory.host, Tier.disk: memory.disk}
+    if device.type != "cuda":
+        free[Tier.host] = 0
+    elif group_size is not None:
+        free[Tier.host] -= 2 * shape.layer_nbytes  # the slots' pinned twins
+    carry = Tier.device
+    used = {Tier.device: needed, Tier.host: 0, Tier.disk: 0}
+    if group_size is not None:
+        carry = next((tier for tier in Tier if free[tier] >= boundary), Tier.disk)
+        if free[carry] < boundary:
+            raise OptionError(
+                f"the states between two layers need {boundary:,} bytes, and no tier has them: "
+                "give --disk DIR, more --host-memory, or fewer --samples"
+            )
+        free[carry] -= boundary
+        used[carry] += boundary
+        if device.type == "cuda":
+            used[Tier.host] += 2 * shape.layer_nbytes
+    capacity: dict[Tier, int] = {}
+    wanted = shape.num_layers - 1  # the embedding is its own boundary
+    for tier in Tier:
+        capacity[tier] = min(wanted, max(free[tier], 0) // boundary)
+        wanted -= capacity[tier]
+        used[tier] += capacity[tier] * boundary
+    return Placement(batch, group_size, capacity, carry, used, memory.disk_folder)
+
+
+COMPILE_PAYS_FROM = {"cpu": 2e13}
+"""FLOPs of a run from which compiling its layers pays for itself, by device type.
+
+On two CPU cores torch.compile takes 12 to 30 s once and then saves a fifth to a third of a layer's time
+(``benchmarks/README.md``); at some 1.5e11 FLOP/s eager that is made up for after 2e13 FLOPs. Counted, not timed, so
+that a run decides the same each time. No figure for GPUs has been measured, so there it stays off unless asked for.
+"""
+
+
+def should_compile(option: str, total_flops: float, device: torch.device) -> bool:
+    """What ``--compile auto|on|off`` means for a run of so many FLOPs."""
+    if option not in ("auto", "on", "off"):
+        raise OptionError(f"--compile {option}: choose auto, on or off")
+    if option == "auto":
+        pays = total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
+        return pays and (device.type != "cpu" or shutil.which(os.environ.get("CXX", "c++")) is not None)
+    return option == "on"
+
+
+def available_memory(
+    device: torch.device, device_memory: int | None = None, host_memory: int | None = None, disk: Path | None = None
+) -> Memory:
+    """The limits given, and for those not given what is free now less :data:`MARGIN`. Disk is used only when named."""
+    host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN))
+    if device_memory is None:
+        device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
+    if disk is not None and not disk.is_dir():
+        raise OptionError(f"--disk {disk}: no such folder")
+    space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN))
+    return Memory(device_memory, host, space, disk)
+
+
+def free_host_memory() -> int:
+    """Bytes that can be had without swapping, in the machine and in the control group of the process."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, usage in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),):
+        try:
+            allowed = Path(limit).read_text().strip()
+            if allowed != "max":
+                free = min(free, int(allowed) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(free, 0)

@@ -2,71 +2,160 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from prunecomp.data.windows import Batch, Windows
+from prunecomp.engine.parallel import Workers
 from prunecomp.errors import NumericalError
-from prunecomp.ops import layer_stats
-from prunecomp.ops.reference import magnitude
+from prunecomp.ops import LayerStats, layer_stats
 
 
 class Sink(Protocol):
-    def update(self, layer: int, rows: slice, x: torch.Tensor, y: torch.Tensor) -> None:
-        """See a layer's input ``x`` and output ``y``, [B, S, d], of the windows ``rows``."""
+    def update(self, layer: int, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
+        """See a layer's input ``x`` and output ``y``, [B, S, d], of a micro-batch; do not wait for a device."""
+        ...
+
+    def drain(self) -> None:
+        """Called when a micro-batch has passed a group of layers: bring what was seen before to the host."""
+        ...
+
+    def finish(self) -> None:
+        """Called when the sweep is over: nothing more will be seen, and results must be complete."""
         ...
 
 
-class PairStatistics:
-    """For every surviving layer: cosine of input and output, and the magnitudes of both, sequence by sequence.
+def mean_ratio(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per sequence the mean over channels of ``after / before``, and how many channels were left out of it.
 
-    All sums are float64 on the CPU. What lies below a cut stays valid when a layer is removed.
+    Both [N, d] float64, sums of |x| over the tokens of a sequence (Prune&Comp, section 4). A channel whose sum below
+    the layer is zero is left out.
+    """
+    alive = before > 0
+    ratios = (after / before.masked_fill(~alive, 1.0)).masked_fill(~alive, 0.0)
+    return ratios.sum(dim=1) / alive.sum(dim=1), (~alive).sum(dim=1)
+
+
+def batch_stats(batch: Batch, x: torch.Tensor, y: torch.Tensor, *, with_input: bool, backend: str | None) -> LayerStats:
+    """:func:`prunecomp.ops.layer_stats` of a micro-batch's B sequences, padded, packed or of one length."""
+    if not batch.packed:
+        return layer_stats(x, y, batch.lengths, with_input=with_input, backend=backend)
+    each = [
+        layer_stats(one, other, with_input=with_input, backend=backend)
+        for one, other in zip(batch.sequences(x), batch.sequences(y), strict=True)
+    ]
+    return LayerStats(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+
+
+@dataclass
+class LayerRecord:
+    """What one layer did to each of N sequences, on the CPU."""
+
+    sums: torch.Tensor
+    """[N, 8] float64, the columns of :data:`prunecomp.ops.reference.SUMS`."""
+    counts: torch.Tensor
+    """[N, 3] int64."""
+    ratio: torch.Tensor
+    """[N] float64: mean over channels of the ratio of magnitudes, output over input."""
+    dead_channels: torch.Tensor
+    """[N] int64: channels left out of it."""
+
+    @classmethod
+    def unseen(cls, n: int) -> LayerRecord:
+        nan = torch.full((n, 9), torch.nan, dtype=torch.float64)
+        counts = torch.zeros(n, 4, dtype=torch.int64)
+        return cls(nan[:, :8], counts[:, :3], nan[:, 8], counts[:, 3])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    layer: int
+    rows: slice
+    stats: LayerStats
+    before: torch.Tensor
+
+
+class PairStatistics:
+    """For every surviving layer: statistics of its input against its output, sequence by sequence.
+
+    Everything comes from :func:`prunecomp.ops.layer_stats`: each state is read once as an output and once as the next
+    layer's input, in one call. What lies below a cut stays valid when a layer is removed. With several workers each
+    sees its own sequences, and :meth:`finish` gives all of them everything.
     """
 
-    def __init__(self, num_sequences: int, seqlen: int) -> None:
-        self.num_sequences = num_sequences
-        self.seqlen = seqlen
-        self._cosine: dict[int, torch.Tensor] = {}  # [N]
-        self._before: dict[int, torch.Tensor] = {}  # [N, d] of the stream as it enters the layer, its seam applied
-        self._after: dict[int, torch.Tensor] = {}  # [N, d] of the stream as the layer leaves it
-        self._zero_rows: dict[int, int] = {}
+    def __init__(self, windows: Windows, workers: Workers, backend: str | None = None) -> None:
+        self._windows = windows
+        self._workers = workers
+        self._backend = backend
+        self._local: dict[int, LayerRecord] = {}
+        self._layers: dict[int, LayerRecord] = {}
+        self._pending: list[_Seen] = []
+        self._passed = 0  # how many of the pending ones belong to micro-batches before the current one
         self._previous: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def update(self, layer: int, rows: slice, x: torch.Tensor, y: torch.Tensor) -> None:
-        stats = layer_stats(x, y)
-        bad = stats.nonfinite_rows.cpu().nonzero()
-        if len(bad):
-            sequence = rows.start + int(bad[0])
-            count = int(stats.nonfinite_rows.cpu()[bad[0]])
-            raise NumericalError(
-                f"layer {layer}, sequence {sequence}: {count} of {self.seqlen} tokens have an activation that is not "
-                "finite. Look at the layer's weights, or run with --dtype float32 or bfloat16."
-            )
-        after = stats.magnitude.cpu()
+    def update(self, layer: int, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
         # Between two layers with no seam the stream is the very same tensor: its magnitudes are known already.
         known = self._previous is not None and self._previous[0] is x
-        before = self._previous[1] if known and self._previous else magnitude(x).cpu()
-        self._previous = (y, after)
-        if layer not in self._cosine:
-            n, d = self.num_sequences, x.shape[-1]
-            self._cosine[layer] = torch.empty(n, dtype=torch.float64).fill_(torch.nan)
-            self._before[layer] = torch.empty(n, d, dtype=torch.float64).fill_(torch.nan)
-            self._after[layer] = torch.empty(n, d, dtype=torch.float64).fill_(torch.nan)
-        if rows.start == 0:
-            self._zero_rows[layer] = 0
-        self._cosine[layer][rows] = stats.cosine.cpu()
-        self._before[layer][rows] = before
-        self._after[layer][rows] = after
-        self._zero_rows[layer] += int(stats.zero_rows.sum())
+        stats = batch_stats(batch, x, y, with_input=not known, backend=self._backend)
+        before = self._previous[1] if known and self._previous else stats.input_magnitude
+        self._previous = (y, stats.magnitude)
+        self._pending.append(_Seen(layer, batch.rows, stats, before))
+
+    def drain(self) -> None:
+        """Bring the micro-batch *before* the last one to the host, so that a device never waits for the host to look.
+
+        Raises :class:`NumericalError` naming the first layer and sequence with a value that is not finite.
+        """
+        self._previous = None
+        self._collect(self._passed)
+        self._passed = len(self._pending)
+
+    def finish(self) -> None:
+        self._collect(len(self._pending))
+        self._passed = 0
+        for layer, record in sorted(self._local.items()):
+            self._layers[layer] = LayerRecord(*(self._workers.gather(part) for part in vars(record).values()))
+        self._local.clear()
+
+    def _collect(self, count: int) -> None:
+        for seen in self._pending[:count]:
+            record = self._local.get(seen.layer)
+            if record is None:
+                record = self._local[seen.layer] = LayerRecord.unseen(self._workers.share)
+            rows, stats = seen.rows, seen.stats
+            record.sums[rows], record.counts[rows] = stats.sums.cpu(), stats.counts.cpu()
+            self._check(seen.layer, rows, record.counts[rows, -1])
+            record.ratio[rows], record.dead_channels[rows] = mean_ratio(seen.before.cpu(), stats.magnitude.cpu())
+        del self._pending[:count]
+
+    def _check(self, layer: int, rows: slice, nonfinite: torch.Tensor) -> None:
+        bad = nonfinite.nonzero()
+        if len(bad):
+            sequence, count = self._workers.first + rows.start + int(bad[0]), int(nonfinite[bad[0]])
+            lengths = self._windows.lengths
+            length = self._windows.seqlen if lengths is None else int(lengths[sequence])
+            raise NumericalError(
+                f"layer {layer}, sequence {sequence}: {count} of {length} tokens have an activation that is not "
+                "finite. Look at the layer's weights, or run with --dtype float32 or bfloat16."
+            )
+
+    def record(self, layer: int) -> LayerRecord:
+        """What is known of a layer, over all sequences."""
+        return self._layers[layer]
+
+    def stats(self, layer: int) -> LayerStats:
+        """A layer's sums over the tokens of each sequence, without the magnitudes by channel."""
+        record = self._layers[layer]
+        none = record.sums.new_zeros(0, 0)
+        return LayerStats(record.sums, record.counts, none, none)
 
     def mean_cosine(self, layer: int) -> float:
         """Mean over all tokens of cos(x_l, x_{l+1})."""
-        return float(self._cosine[layer].sum() / (self.num_sequences * self.seqlen))
-
-    def magnitudes(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over tokens of |x| before and after a layer, each [N, d] float64."""
-        return self._before[layer], self._after[layer]
+        cosine = self.stats(layer).cosine
+        return float(cosine.sum() / self._windows.num_tokens)
 
     def zero_rows(self, layer: int) -> int:
         """Tokens at which the layer's input or output is the zero vector."""
-        return self._zero_rows[layer]
+        return int(self.stats(layer).zero_rows.sum())

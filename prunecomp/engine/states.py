@@ -1,44 +1,215 @@
-"""The residual stream at layer boundaries, kept between rounds."""
+"""The residual stream at layer boundaries, kept between rounds: on the device, in pinned host memory, or on disk."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
 import torch
 
-from prunecomp.engine.placement import state_device
+from prunecomp.data.windows import Batch
+from prunecomp.errors import OutputError
+
+CARRY = -1
+"""The key of the boundary between two groups of a sweep, which lives only as long as the sweep."""
 
 
-class StateCache:
-    """Streams by the original layer they enter, one tensor a micro-batch.
+class Tier(str, Enum):
+    """Where a state lives, fastest first. On a CPU the device is the host, and there is no second tier of it."""
 
-    A state is stored as its writer left it, *before* the seam that follows it: the seam is applied on read. Stored
-    after it, a state would carry a scale that later removals must not see.
-    """
+    device = "device"
+    host = "host"
+    disk = "disk"
 
-    def __init__(self, num_chunks: int, device: torch.device) -> None:
-        self._num_chunks = num_chunks
-        self._device = device
-        self._states: dict[int, list[torch.Tensor | None]] = {}
 
-    @classmethod
-    def for_run(cls, num_chunks: int, nbytes: int, compute_device: torch.device) -> StateCache:
-        """A cache on the compute device where ``nbytes`` fit there with room to spare, else in host memory."""
-        return cls(num_chunks, state_device(nbytes, compute_device))
+@dataclass(frozen=True)
+class StateShape:
+    """All windows at one boundary: [T, d] in one dtype, batch after batch."""
 
-    def keep(self, layer: int, chunk: int, stream: torch.Tensor) -> None:
-        self._states.setdefault(layer, [None] * self._num_chunks)[chunk] = stream.to(self._device)
-
-    def load(self, layer: int, chunk: int, device: torch.device) -> torch.Tensor:
-        stream = self._states[layer][chunk]
-        if stream is None:
-            raise KeyError(f"the state entering layer {layer} was not kept for micro-batch {chunk}")
-        return stream.to(device)
-
-    def move(self, layer: int, successor: int | None) -> None:
-        """After ``layer`` is removed, what entered it enters ``successor``: bit for bit the same tensors."""
-        states = self._states.pop(layer)
-        if successor is not None:
-            self._states[successor] = states
+    num_tokens: int
+    hidden_size: int
+    dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        return sum(s.nbytes for states in self._states.values() for s in states if s is not None)
+        return self.num_tokens * self.hidden_size * self.dtype.itemsize
+
+
+class Boundary(Protocol):
+    """The states of one boundary in one tier."""
+
+    def put(self, batch: Batch, stream: torch.Tensor) -> None: ...
+
+    def get(self, batch: Batch) -> torch.Tensor:
+        """The batch's stream, [B, S, d], on the compute device; not to be written to."""
+        ...
+
+
+class DeviceBoundary:
+    """Micro-batches as their layer left them, without a copy."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, torch.Tensor] = {}
+
+    def put(self, batch: Batch, stream: torch.Tensor) -> None:
+        self._chunks[batch.first_token] = stream
+
+    def get(self, batch: Batch) -> torch.Tensor:
+        return self._chunks[batch.first_token]
+
+
+def _part(buffer: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """A batch's rows of a whole boundary [T, d], as [B, S, d]."""
+    rows = buffer[batch.first_token : batch.first_token + batch.tokens.numel()]
+    return rows.view(*batch.tokens.shape, buffer.shape[-1])
+
+
+class HostBoundary:
+    """Pinned host memory behind a GPU; copies run on a stream of their own, beside the computation."""
+
+    def __init__(self, shape: StateShape, device: torch.device, copies: torch.cuda.Stream) -> None:
+        self._buffer = torch.empty(shape.num_tokens, shape.hidden_size, dtype=shape.dtype, pin_memory=True)
+        self._device, self._copies = device, copies
+
+    def put(self, batch: Batch, stream: torch.Tensor) -> None:
+        self._copies.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._copies):
+            _part(self._buffer, batch).copy_(stream, non_blocking=True)
+        stream.record_stream(self._copies)  # its memory is not handed out again before the copy has read it
+
+    def get(self, batch: Batch) -> torch.Tensor:
+        with torch.cuda.stream(self._copies):  # after every put of these rows, which ran on the same stream
+            stream = _part(self._buffer, batch).to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._copies)
+        stream.record_stream(current)
+        return stream
+
+
+class DiskBoundary:
+    """One preallocated file, memory-mapped and already unlinked: its space comes back however the process ends."""
+
+    def __init__(self, shape: StateShape, folder: Path, device: torch.device) -> None:
+        check_disk(folder, shape.nbytes)
+        handle, name = tempfile.mkstemp(prefix="prunecomp-states-", dir=folder)
+        try:
+            if shape.nbytes:
+                os.posix_fallocate(handle, 0, shape.nbytes)
+            elements = shape.nbytes // shape.dtype.itemsize
+            flat = torch.from_file(name, shared=True, size=elements, dtype=shape.dtype)
+        except OSError as error:
+            raise OutputError(
+                f"{folder} cannot hold {shape.nbytes:,} bytes of states ({error}): choose another --disk"
+            ) from error
+        finally:
+            os.close(handle)
+            os.unlink(name)
+        self._mapped = flat.view(shape.num_tokens, shape.hidden_size)
+        self._device = device
+
+    def put(self, batch: Batch, stream: torch.Tensor) -> None:
+        _part(self._mapped, batch).copy_(stream)
+
+    def get(self, batch: Batch) -> torch.Tensor:
+        # A copy in memory: a layer is not to page in its input once for every operation that reads it.
+        return _part(self._mapped, batch).to(self._device, copy=True)
+
+
+def check_disk(folder: Path, nbytes: int) -> None:
+    """Raise :class:`OutputError` unless ``folder`` is there, writable, and has ``nbytes`` free."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(f"--disk {folder}: not a folder that can be written to")
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise OutputError(f"--disk {folder}: {free:,} bytes free, one boundary of states needs {nbytes:,}")
+
+
+class StateStore:
+    """States by the original layer they enter.
+
+    A state is stored as its writer left it, *before* the seam that follows it: the seam is applied on read. Stored
+    after it, a state would carry a scale that later removals must not see.
+
+    ``capacity`` says how many boundaries each tier may hold; ``carry`` is the tier of the boundary between two groups.
+    """
+
+    def __init__(
+        self,
+        shape: StateShape,
+        device: torch.device,
+        capacity: Mapping[Tier, int],
+        *,
+        carry: Tier = Tier.device,
+        disk: Path | None = None,
+    ) -> None:
+        self.shape = shape
+        self._device = device
+        self._capacity = dict(capacity)
+        self._carry = carry
+        self._disk = disk
+        self._tiers: dict[int, Tier] = {}
+        self._boundaries: dict[int, Boundary] = {}
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def budget(self) -> int:
+        """Boundaries that may be kept at once."""
+        return sum(self._capacity.values())
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """Layers whose input is stored."""
+        return frozenset(self._boundaries) - {CARRY}
+
+    def retain(self, layers: Sequence[int]) -> None:
+        """Forget all boundaries but ``layers``, and give those not stored yet a place, the first the fastest one."""
+        for layer in self.kept - set(layers):
+            self.drop(layer)
+        self._tiers = {layer: tier for layer, tier in self._tiers.items() if layer in self._boundaries}
+        free = {tier: count - list(self._tiers.values()).count(tier) for tier, count in self._capacity.items()}
+        for layer in layers:
+            if layer not in self._tiers:
+                tier = next(tier for tier in Tier if free.get(tier, 0) > 0)
+                free[tier] -= 1
+                self._tiers[layer] = tier
+
+    def wants(self, layer: int) -> bool:
+        """Whether the state entering ``layer`` is to be kept."""
+        return layer in self._tiers
+
+    def put(self, layer: int, batch: Batch, stream: torch.Tensor) -> None:
+        if layer not in self._boundaries:
+            self._boundaries[layer] = self._open(self._carry if layer == CARRY else self._tiers[layer])
+        self._boundaries[layer].put(batch, stream)
+
+    def get(self, layer: int, batch: Batch) -> torch.Tensor:
+        return self._boundaries[layer].get(batch)
+
+    def _open(self, tier: Tier) -> Boundary:
+        if tier is Tier.disk:
+            return DiskBoundary(self.shape, self._disk or Path(tempfile.gettempdir()), self._device)
+        if tier is Tier.host and self._copies is not None:
+            return HostBoundary(self.shape, self._device, self._copies)
+        return DeviceBoundary()
+
+    def drop(self, layer: int) -> None:
+        self._boundaries.pop(layer, None)
+        self._tiers.pop(layer, None)
+
+    def drop_all(self, layers: Iterable[int]) -> None:
+        for layer in layers:
+            self.drop(layer)
+
+    def move(self, layer: int, successor: int | None) -> None:
+        """After ``layer`` is removed, what entered it enters ``successor``: bit for bit the same states."""
+        boundary, tier = self._boundaries.pop(layer, None), self._tiers.pop(layer, None)
+        if successor is not None:
+            self.drop(successor)
+            if boundary is not None and tier is not None:
+                self._boundaries[successor], self._tiers[successor] = boundary, tier

@@ -1,28 +1,38 @@
-"""The loop nest: micro-batches outside, layers inside, sinks and kept states on the way."""
+"""The loop nest: groups of layers outside, micro-batches inside them, layers inside those; sinks ride on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from prunecomp.data.windows import Windows
+from prunecomp.data.windows import Batch, Windows
+from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.sinks import Sink
-from prunecomp.engine.states import StateCache
-from prunecomp.model.decoder import Decoder, LayerArguments, apply_seam
+from prunecomp.engine.states import CARRY, StateShape, StateStore
+from prunecomp.model.decoder import Decoder, apply_seam
 from prunecomp.model.stack import LayerStack
+
+Finish = Callable[[Batch, torch.Tensor], None]
+"""``finish(batch, stream)`` sees what leaves the last layer, [B, S, d], one micro-batch at a time."""
 
 
 class Sweeper:
-    """Runs stretches of a pruned model over calibration windows and counts what it ran."""
+    """Runs stretches of a pruned model over windows and counts what it ran."""
 
-    def __init__(self, decoder: Decoder, windows: Windows, batch: int) -> None:
+    def __init__(self, decoder: Decoder, windows: Windows, placement: Placement) -> None:
         self.decoder = decoder
         self.windows = windows
-        self.batch = batch
-        self.num_chunks = -(-windows.count // batch)
+        self.placement = placement
+        self.batches = windows.batches(placement.micro_batch, packed=decoder.packs)
         self._window_forwards = 0
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the stream at one boundary."""
+        rows = sum(batch.tokens.numel() for batch in self.batches)
+        return StateShape(rows, self.decoder.hidden_size, self.decoder.dtype)
 
     @property
     def layer_forwards(self) -> int:
@@ -33,42 +43,57 @@ class Sweeper:
         self,
         stack: LayerStack,
         start: int,
-        states: StateCache,
-        sinks: Sequence[Sink],
+        states: StateStore,
+        sinks: Sequence[Sink] = (),
         advance: Advance | None = None,
-        keep: bool = True,
+        finish: Finish | None = None,
     ) -> None:
         """Run the survivors from position ``start`` up over all windows.
 
-        Position 0 starts from the embedding, any other from the state kept there; states on the way are kept unless
-        ``keep`` is off. Head and final norm are never run.
+        Position 0 starts from the embedding, any other from the state kept there. States that the store wants are kept
+        on the way. Head and final norm are never run.
         """
-        if start == len(stack.alive):
+        layers = stack.alive[start:]
+        if not layers:
             return  # the cut was at the top: nothing above it is left to run
-        first_row = 0
-        for chunk, tokens in enumerate(self.windows.chunks(self.batch)):
-            rows = slice(first_row, first_row + len(tokens))
-            first_row = rows.stop
-            stream, arguments = self._enter(stack, start, states, chunk, tokens, keep)
-            for p in range(start, len(stack.alive)):
-                layer = stack.alive[p]
-                x = apply_seam(stream, stack.seams[p])
-                y = self.decoder.call(layer, x, arguments)
+        seams = dict(zip(stack.alive, stack.seams, strict=True))
+        groups = self.placement.groups(layers)
+        entry = stack.alive[start] if start > 0 else None  # where the first group's states come from
+        for group, above in zip(self.decoder.weights.walk(groups), [*groups[1:], None], strict=True):
+            leaves_at = None if above is None else (above[0] if states.wants(above[0]) else CARRY)
+            for batch in self.batches:
+                stream = self.decoder.enter(batch)[0] if entry is None else states.get(entry, batch)
+                stream = self._run(group, seams, batch, stream, states, sinks)
+                if leaves_at is not None:
+                    states.put(leaves_at, batch, stream)
+                elif finish is not None:
+                    finish(batch, stream)
                 for sink in sinks:
-                    sink.update(layer, rows, x, y)
-                if keep and p + 1 < len(stack.alive):
-                    states.keep(stack.alive[p + 1], chunk, y)
-                stream = y
-                self._window_forwards += len(tokens)
+                    sink.drain()
+                self._window_forwards += batch.count * len(group)
                 if advance is not None:
-                    advance(len(tokens))
+                    advance(batch.count * len(group))
+            entry = leaves_at
+        states.drop(CARRY)
+        for sink in sinks:
+            sink.finish()
 
-    def _enter(
-        self, stack: LayerStack, start: int, states: StateCache, chunk: int, tokens: torch.Tensor, keep: bool
-    ) -> tuple[torch.Tensor, LayerArguments]:
-        embedded, arguments = self.decoder.enter(tokens)
-        if start > 0:
-            return states.load(stack.alive[start], chunk, self.decoder.device), arguments
-        if keep:
-            states.keep(stack.alive[0], chunk, embedded)
-        return embedded, arguments
+    def _run(
+        self,
+        group: Sequence[int],
+        seams: dict[int, float],
+        batch: Batch,
+        stream: torch.Tensor,
+        states: StateStore,
+        sinks: Sequence[Sink],
+    ) -> torch.Tensor:
+        arguments = self.decoder.arguments(batch)
+        for layer, following in zip(group, [*group[1:], None], strict=True):
+            x = apply_seam(stream, seams[layer])
+            y = self.decoder.call(layer, x, arguments)
+            for sink in sinks:
+                sink.update(layer, batch, x, y)
+            stream = y
+            if following is not None and states.wants(following):
+                states.put(following, batch, y)
+        return stream

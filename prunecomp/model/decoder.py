@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
+from prunecomp.model.streaming import LayerWeights, ResidentWeights
 
 
 class _Recorder(nn.Module):
@@ -35,6 +36,18 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
+class PackedTokens(Protocol):
+    """Tokens with positions of their own, as :class:`prunecomp.data.windows.Batch` has them."""
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+
+    @property
+    def positions(self) -> torch.Tensor | None: ...
+
+
+Tokens = torch.Tensor | PackedTokens
+
 LayerArguments = list[dict[str, Any]]
 """For each original layer, the keyword arguments its model passes: masks, positions, rotary embeddings."""
 
@@ -45,10 +58,12 @@ class Decoder:
     Parameters
     ----------
     model : a transformers ``...ForCausalLM`` of a known family; it is used as it is, on the device it is on.
+    weights : who brings the layers' weights; by default they are all in place.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, weights: LayerWeights | None = None) -> None:
         self.model = model
+        self.weights: LayerWeights = ResidentWeights() if weights is None else weights
         self.config = model.config
         self.family: Family = families.find(self.config.model_type)
         self.backbone = model.get_submodule(self.family.backbone)
@@ -57,6 +72,7 @@ class Decoder:
         self.head: Any = model.get_submodule(self.family.head)
         self.embedding: Any = model.get_submodule(self.family.embeddings[0])
         self._arguments: dict[tuple[int, int], LayerArguments] = {}
+        self._call: Callable[..., torch.Tensor] = call_layer
         if len(self.layers) != self.config.num_hidden_layers:
             raise CheckpointError(
                 f"the model has {len(self.layers)} layers, its config says {self.config.num_hidden_layers}"
@@ -97,30 +113,48 @@ class Decoder:
             for module, training in modes.items():
                 module.training = training
 
-    def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, LayerArguments]:
-        """Embed ``tokens`` [B, S] (int64): the stream entering layer 0, [B, S, d], and each layer's arguments.
+    @property
+    def packs(self) -> bool:
+        """Whether attention takes sequences end to end in one row: flash-attn does; SDPA would need a mask to."""
+        return str(self.config._attn_implementation).startswith("flash_attention")
+
+    def enter(self, batch: Tokens) -> tuple[torch.Tensor, LayerArguments]:
+        """Embed tokens [B, S]: the stream entering layer 0, [B, S, d], and each layer's arguments.
 
         The model's own forward runs with its layers replaced by recorders, so that embedding multipliers, masks and
-        positions are what the model makes them. Arguments depend on the shape alone and are made once a shape.
+        positions are what the model makes them. Unless sequences are packed, arguments depend on the shape alone and
+        are made once a shape.
         """
+        tokens, positions = (batch, None) if isinstance(batch, torch.Tensor) else (batch.tokens, batch.positions)
         recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
-        name = self.family.layers.rpartition(".")
-        owner = self.model.get_submodule(name[0])
-        original = getattr(owner, name[2])
-        setattr(owner, name[2], recorders)
+        owner, _, leaf = self.family.layers.rpartition(".")
+        module = self.model.get_submodule(owner)
+        original = getattr(module, leaf)
+        options = {} if positions is None else {"position_ids": positions.to(self.device)}
+        setattr(module, leaf, recorders)
         try:
-            self.backbone(input_ids=tokens.to(self.device), use_cache=False)
+            self.backbone(input_ids=tokens.to(self.device), use_cache=False, **options)
         finally:
-            setattr(owner, name[2], original)
+            setattr(module, leaf, original)
         first: Any = recorders[0]
-        shape = (tokens.shape[0], tokens.shape[1])
-        if shape not in self._arguments:
-            self._arguments[shape] = [recorder.arguments for recorder in recorders]  # type: ignore[misc]
-        return first.stream, self._arguments[shape]
+        arguments: LayerArguments = [recorder.arguments for recorder in recorders]  # type: ignore[misc]
+        if positions is None:
+            arguments = self._arguments.setdefault((tokens.shape[0], tokens.shape[1]), arguments)
+        return first.stream, arguments
+
+    def arguments(self, batch: Tokens) -> LayerArguments:
+        """Each layer's arguments for tokens [B, S]; the embedding runs only for a shape not met before."""
+        tokens, positions = (batch, None) if isinstance(batch, torch.Tensor) else (batch.tokens, batch.positions)
+        known = self._arguments.get((tokens.shape[0], tokens.shape[1])) if positions is None else None
+        return self.enter(batch)[1] if known is None else known
 
     def call(self, layer: int, stream: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         """Run one original layer on a stream [B, S, d]; the stream that leaves it has the same shape and dtype."""
-        return call_layer(self.layers[layer], stream, arguments[layer])
+        return self._call(self.layers[layer], stream, arguments[layer])
+
+    def compile(self) -> None:
+        """Run layers through ``torch.compile``: one graph serves all that are alike, since weights are its inputs."""
+        self._call = torch.compile(call_layer)
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """Final norm and head: [.., d] to [.., vocabulary], in the model's dtype."""
@@ -130,7 +164,7 @@ class Decoder:
     def run(self, stack: LayerStack, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [B, S] through the surviving layers and seams: the stream before the final norm, [B, S, d]."""
         stream, arguments = self.enter(tokens)
-        for layer, seam in zip(stack.alive, stack.seams, strict=True):
+        for (layer,), seam in zip(self.weights.walk([(layer,) for layer in stack.alive]), stack.seams, strict=True):
             stream = self.call(layer, apply_seam(stream, seam), arguments)
         return stream
 

@@ -9,18 +9,21 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from prunecomp.errors import CheckpointError, NumericalError, OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import Checkpoint, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"]
 
 
-def resolve_model(model: str | Path, allow_pickle: bool = False) -> Path:
-    """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache."""
+def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
+    """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache, of its config
+    alone without ``weights``."""
     path = Path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -31,8 +34,9 @@ def resolve_model(model: str | Path, allow_pickle: bool = False) -> Path:
     text = str(model)
     if text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise CheckpointError(f"{path} does not exist")
+    files = HUB_FILES + (["*.bin"] if allow_pickle else [])
     try:
-        return Path(snapshot_download(text, allow_patterns=HUB_FILES + (["*.bin"] if allow_pickle else [])))
+        return Path(snapshot_download(text, allow_patterns=files if weights else ["config.json"]))
     except Exception as error:  # the hub client raises network, cache and HTTP errors of many libraries
         raise CheckpointError(f"{text!r} is no local folder, and the hub did not give it: {error}") from error
 
@@ -47,11 +51,11 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def build_skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
+def build_skeleton(config: Any, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
     """The model with every parameter on the meta device, in ``dtype``; the buffers it computes itself are real."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
     for module in model.modules():
         computed = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
@@ -72,6 +76,34 @@ def choose_dtype(name: str, config: Any) -> torch.dtype:
     return DTYPES[name]
 
 
+ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager")
+
+
+def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention implementation of transformers to build with.
+
+    ``auto`` takes flash-attn where it is installed and the card and dtype suit it, else PyTorch's SDPA, which picks its
+    own flash kernel. One asked for by name that cannot run is an error.
+    """
+    if name not in ATTENTIONS:
+        raise OptionError(f"--attn {name}: choose {', '.join(ATTENTIONS)}")
+    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    suits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    if name in available:
+        if not suits:
+            raise OptionError(f"--attn {name} needs a CUDA device and 16-bit floats; this run has {dtype} on {device}")
+        if not available[name]():
+            raise OptionError(f"--attn {name} is not installed: pip install 'prunecomp[flash-attn]'")
+        return name
+    if name != "auto":
+        return name
+    if suits and torch.cuda.get_device_capability(device) >= (8, 0):
+        for flash in ("flash_attention_3", "flash_attention_2"):
+            if available[flash]():
+                return flash
+    return "sdpa"
+
+
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,38 +113,45 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def fill_skeleton(model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-    """Give every parameter its tensor from the checkpoint, each checked, converted and moved on its own."""
+def check_tensors(model: Any, checkpoint: Checkpoint) -> None:
+    """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
     held = set(checkpoint.names())
-    first_name: dict[int, str] = {}
-    owners = {name: (module, leaf) for name, module, leaf in _parameter_places(model)}
-    missing = [name for name in owners if name not in held and not _tied_elsewhere(model, name, held)]
+    places = _parameter_places(model)
+    missing = [name for name, _, _ in places if name not in held and not _tied_elsewhere(model, name, held)]
     if missing:
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         raise CheckpointError(f"{checkpoint.folder} lacks {len(missing)} tensors that its config asks for: {shown}")
-    for name, (module, leaf) in owners.items():
-        skeleton = module._parameters[leaf]
+    for name, module, leaf in places:
         if name not in held:
             continue
-        shape = checkpoint.shape(name)
-        if shape != tuple(skeleton.shape):
+        shape, wanted = checkpoint.shape(name), tuple(module._parameters[leaf].shape)
+        if shape != wanted:
             raise CheckpointError(
-                f"{checkpoint.location(name)}: {name} is {list(shape)}, the config asks for {list(skeleton.shape)}"
+                f"{checkpoint.location(name)}: {name} is {list(shape)}, the config asks for {list(wanted)}"
             )
+        if not checkpoint.is_floating_point(name):
+            raise CheckpointError(
+                f"{checkpoint.location(name)}: {name} is stored in integers; quantised checkpoints are not supported"
+            )
+
+
+def fill_skeleton(
+    model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, leave: str | None = None
+) -> None:
+    """Give every parameter its tensor from the checkpoint, each checked, converted and moved on its own.
+
+    Parameters under the prefix ``leave`` stay on the meta device: they are streamed later.
+    """
+    check_tensors(model, checkpoint)
+    held = set(checkpoint.names())
+    for name, module, leaf in _parameter_places(model):
+        if name not in held or (leave is not None and name.startswith(f"{leave}.")):
+            continue
         tensor = checkpoint.read(name)
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{checkpoint.location(name)}: {name} is stored as {tensor.dtype}; "
-                "quantised checkpoints are not supported"
-            )
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
         module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-        first_name[id(skeleton)] = name
     model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if left:
-        raise CheckpointError(f"{checkpoint.folder} did not fill {', '.join(left[:5])}")
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
@@ -133,9 +172,18 @@ def _tied_elsewhere(model: Any, name: str, held: set[str]) -> bool:
     return partner in held
 
 
-def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto", allow_pickle: bool = False) -> Decoder:
+def load_decoder(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    allow_pickle: bool = False,
+    group_size: int | None = None,
+    attention: str = "auto",
+) -> Decoder:
     """Load a checkpoint folder. Each tensor is read from the memory-mapped file straight to its place, so that the
-    process never holds a second copy of the model.
+    process never holds a second copy of the model. With ``group_size`` the layers' weights are not loaded but streamed,
+    that many layers at a time.
 
     Raises :class:`CheckpointError` for files that are missing, damaged or of an unknown family, and
     :class:`NumericalError` for weights that are not finite.
@@ -143,6 +191,12 @@ def load_decoder(folder: Path, *, dtype: str = "auto", device: str = "auto", all
     config = read_config(folder)
     target, place = choose_dtype(dtype, config), choose_device(device)
     checkpoint = open_checkpoint(folder, allow_pickle)
-    model = build_skeleton(config, target)
-    fill_skeleton(model, checkpoint, target, place)
-    return Decoder(model)
+    model: Any = build_skeleton(config, target, choose_attention(attention, place, target))
+    if group_size is None:
+        fill_skeleton(model, checkpoint, target, place)
+        return Decoder(model)
+    family = families.find(config.model_type)
+    fill_skeleton(model, checkpoint, target, place, leave=family.layers)
+    layers = list(model.get_submodule(family.layers).children())
+    prefixes = [f"{family.layers}.{number}" for number in range(len(layers))]
+    return Decoder(model, StreamedWeights(layers, prefixes, checkpoint, target, place, group_size))

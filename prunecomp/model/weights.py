@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -96,6 +97,9 @@ class SafetensorsCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open(self._place[name]).get_slice(name).get_shape())
 
+    def is_floating_point(self, name: str) -> bool:
+        return str(self._open(self._place[name]).get_slice(name).get_dtype()).lstrip("B").startswith("F")
+
     def nbytes(self, name: str) -> int:
         part = self._open(self._place[name]).get_slice(name)
         size = DTYPE_BYTES.get(part.get_dtype())
@@ -140,6 +144,9 @@ class PickleCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 
+    def is_floating_point(self, name: str) -> bool:
+        return self._tensors[name].is_floating_point()
+
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
 
@@ -169,6 +176,26 @@ class ModuleTensors:
 
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
+
+
+SAMPLES = 64
+SAMPLE_BYTES = 4096
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest that tells checkpoints apart without reading all of them: of the config, and of every weight file its
+    name, size, header and 64 evenly spaced samples of 4 KiB."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with open(file, "rb") as data:
+            header = int.from_bytes(data.read(8), "little") if file.suffix == ".safetensors" else 0
+            digest.update(data.read(min(header, size)))
+            for i in range(SAMPLES):
+                data.seek(i * max(size - SAMPLE_BYTES, 0) // SAMPLES)
+                digest.update(data.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 DTYPE_BYTES = {

@@ -1,5 +1,27 @@
-"""Statistics of the residual stream."""
+"""Statistics of the residual stream and of weights, as ``torch.library`` operations of the namespace ``prunecomp``.
 
-from prunecomp.ops.reference import LayerStats, layer_stats
+Each has a reference in plain PyTorch and implementations in C++, Triton and CUDA; ``backends.py`` chooses.
+"""
 
-__all__ = ["LayerStats", "layer_stats"]
+from prunecomp.ops.backends import describe_backends, requested
+from prunecomp.ops.functions import (
+    LayerGram,
+    LayerStats,
+    layer_gram,
+    layer_stats,
+    linear_gram,
+    weight_norms,
+    weight_salience,
+)
+
+__all__ = [
+    "LayerGram",
+    "LayerStats",
+    "describe_backends",
+    "layer_gram",
+    "layer_stats",
+    "linear_gram",
+    "requested",
+    "weight_norms",
+    "weight_salience",
+]

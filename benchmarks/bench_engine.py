@@ -1,0 +1,178 @@
+"""The engine against the flows it replaces and against a bare loop over the layers, on the bundled model and one CPU.
+
+    python -m benchmarks.bench_engine --layers 4 8 --out benchmarks/results
+
+All times are of one run on one machine over the same windows, repetitions interleaved; ratios are of medians. Also the
+share of a run that statistics take, by leaving them out of an otherwise equal sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import prunecomp
+from benchmarks.baselines import official, sleb
+from prunecomp.data.windows import Windows
+from prunecomp.engine.placement import available_memory, model_shape, place
+from prunecomp.engine.states import StateStore
+from prunecomp.engine.sweep import Sweeper
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.stack import LayerStack
+from prunecomp.ops import describe_backends
+from prunecomp.pruner import Pruner
+
+MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def timed(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {"median": statistics.median(ordered), "least": ordered[0], "most": ordered[-1], "runs": len(ordered)}
+
+
+def loops(decoder: Decoder, windows: Windows, repetitions: int) -> dict[str, Any]:
+    """One whole pass: a bare loop over the layers, the sweep without sinks, and the pruner's own scoring pass."""
+    memory = available_memory(decoder.device)
+    shape = model_shape(decoder.model, decoder.family, decoder.dtype)
+    placement = place(shape, windows.count, windows.seqlen, memory, decoder.device, resident=True)
+    stack = LayerStack.dense(decoder.num_layers)
+    states = Sweeper(decoder, windows, placement).state_shape
+
+    def bare() -> None:
+        with decoder.evaluating():
+            for batch in windows.batches(placement.micro_batch):
+                stream, arguments = decoder.enter(batch)
+                for layer in range(decoder.num_layers):
+                    stream = decoder.call(layer, stream, arguments)
+
+    def sweep() -> None:
+        with decoder.evaluating():
+            Sweeper(decoder, windows, placement).sweep(stack, 0, StateStore(states, decoder.device, {}))
+
+    def score() -> None:
+        Pruner(decoder, windows, placement=placement).score()
+
+    seconds: dict[str, list[float]] = {"bare loop": [], "sweep without statistics": [], "scoring pass": []}
+    bare()
+    for _ in range(repetitions):
+        for name, call in zip(seconds, (bare, sweep, score), strict=True):
+            seconds[name].append(timed(call))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    # Paired: each repetition's own ratio, since the machine's speed drifts between repetitions.
+    over_bare = [s / b for s, b in zip(seconds["scoring pass"], seconds["bare loop"], strict=True)]
+    over_sweep = [1 - w / s for s, w in zip(seconds["scoring pass"], seconds["sweep without statistics"], strict=True)]
+    return {
+        "seconds": {name: quantiles(values) for name, values in seconds.items()},
+        "layer_forwards": decoder.num_layers,
+        "milliseconds_per_layer_forward": {name: 1e3 * median / decoder.num_layers for name, median in medians.items()},
+        "scoring_pass_over_bare_loop": quantiles(over_bare),
+        "share_of_statistics_and_states": quantiles(over_sweep),
+    }
+
+
+def against_baselines(decoder: Decoder, windows: Windows, layers: int, with_sleb: bool) -> dict[str, Any]:
+    tokens = windows.tokens
+    ours = prunecomp.prune(decoder.model, layers, tokens)
+    started = time.perf_counter()
+    theirs = official.prune(decoder.model, layers, tokens, tokens)
+    theirs_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    ours = prunecomp.prune(decoder.model, layers, tokens)
+    ours_seconds = time.perf_counter() - started
+    row: dict[str, Any] = {
+        "layers": layers,
+        "windows": windows.count,
+        "seqlen": windows.seqlen,
+        "ours": {"seconds": ours_seconds, "layer_forwards": ours.layer_forwards, "removed": ours.removed},
+        "official flow": {
+            "seconds": theirs_seconds, "layer_forwards": theirs.layer_forwards, "removed": theirs.removed,
+            "largest_difference_of_scales": max(abs(a / b - 1) for a, b in zip(ours.scales, theirs.scales, strict=True))
+            if ours.removed == theirs.removed else None,
+        },
+        "ratio": theirs_seconds / ours_seconds,
+    }  # fmt: skip
+    if with_sleb:
+        few = tokens[: max(1, windows.count // 16)]
+        started = time.perf_counter()
+        other = sleb.prune(decoder.model, layers, few)
+        row["sleb flow"] = {
+            "seconds": time.perf_counter() - started, "sequences": len(few), "layer_forwards": other.layer_forwards,
+            "removed": other.removed,
+        }  # fmt: skip
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+
+    scored = prunecomp.prune(
+        MODEL, 1, MODEL / "calibration.txt", samples=options.samples, dtype=options.dtype
+    )  # for its windows and its loaded model
+    decoder, windows = scored.subject.load(), scored.calibration
+    result: dict[str, Any] = {
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": options.dtype,
+        "backends": describe_backends()["active"],
+        "loops": loops(decoder, windows, options.repetitions),
+        "baselines": [
+            against_baselines(decoder, windows, layers, with_sleb=layers == min(options.layers))
+            for layers in options.layers
+        ],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = "".join(c if c.isalnum() else "_" for c in result["machine"]).strip("_").lower()
+    path = options.out / f"engine_cpu_{name}_{options.dtype}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(markdown(result))
+    print(f"wrote {path}")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    passes = result["loops"]
+    lines = ["| one pass over the bundled model | ms a layer-forward | over the bare loop |", "| --- | ---: | ---: |"]
+    base = passes["milliseconds_per_layer_forward"]["bare loop"]
+    for name, value in passes["milliseconds_per_layer_forward"].items():
+        lines.append(f"| {name} | {value:.1f} | {value / base:.3f} |")
+    lines += ["", "| removals | ours, s | official flow, s | ratio | layer-forwards, ours | theirs |",
+              "| ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for row in result["baselines"]:
+        ours, theirs = row["ours"], row["official flow"]
+        lines.append(
+            f"| {row['layers']} | {ours['seconds']:.1f} | {theirs['seconds']:.1f} | {row['ratio']:.1f} "
+            f"| {ours['layer_forwards']} | {theirs['layer_forwards']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The main jobs as functions: prune, score, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.sources import read_documents, read_source
+from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
+from prunecomp.engine.parallel import Workers, from_leader, rank, world_size
+from prunecomp.engine.placement import Placement, available_memory, place, should_compile
+from prunecomp.engine.progress import Progress, silent
+from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.journal import Journal
+from prunecomp.metrics import METRICS
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.stack import LayerStack
+from prunecomp.ops import requested
+from prunecomp.plan import rounds as rounds_of_work
+from prunecomp.pruner import WORK_UNIT, Pruner, choose_candidates, known, run_rounds
+from prunecomp.result import PruneOptions, PruneResult, ScoreResult
+from prunecomp.subject import Subject, open_subject
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may use; None is what is free, less a margin, and no disk."""
+
+    device_memory: int | None = None
+    host_memory: int | None = None
+    disk: Path | None = None
+
+
+def prune(
+    model: Any,
+    layers: int,
+    calibration: Any,
+    *,
+    samples: int = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    documents: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    metric: str = "bi",
+    compensation: str = "scale",
+    one_shot: bool = False,
+    keep: Iterable[int] = (),
+    candidates: Iterable[int] | None = None,
+    fold: str = "up",
+    eval: Any = None,
+    tokenizer: Any = None,
+    allow_pickle: bool = False,
+    cache: bool = True,
+    attn: str = "auto",
+    compile: str = "auto",
+    backend: str | None = None,
+    device_memory: int | None = None,
+    host_memory: int | None = None,
+    disk: str | Path | None = None,
+    journal: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> PruneResult:
+    """Prune ``layers`` decoder layers and compensate for them (Prune&Comp, arXiv 2507.18212).
+
+    Parameters
+    ----------
+    model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
+    calibration, eval : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl or .npy, the name
+        of a protocol (``wikitext2``) or of a dataset.
+    samples, seqlen, seed : calibration windows; ``seqlen`` defaults to the smaller of 2,048 and the trained context.
+    documents : take each line of a JSONL file (each paragraph of a text) as a sample of its own, cut at ``seqlen``.
+    one_shot : rank once and remove the lowest, instead of scoring again after each removal.
+    keep, candidates : original layer indices that must stay, or that alone may go.
+    fold : ``up`` or ``down``, the form in which :meth:`PruneResult.save` and ``apply`` put seams into weights.
+    tokenizer : for text with a model object; a model folder brings its own.
+    compile : ``auto``, ``on`` or ``off``: torch.compile of the layers; ``auto`` where the work pays for the compiling.
+    attn : attention implementation of transformers, for a model that is loaded here.
+    backend : of the statistics; see :func:`prunecomp.ops.layer_stats`.
+    device_memory, host_memory, disk : bytes that weights and states may take, and a folder for states that do not fit;
+        by default what is free less a margin, and no disk. A model that does not fit is streamed layer by layer.
+    journal, resume : a file that takes each round as it ends, and whether to go on with what it holds; saving removes
+        it.
+
+    Returns a :class:`PruneResult`. Raises a subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
+    """
+    started = time.perf_counter()
+    options = PruneOptions(
+        layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
+        metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=sorted(keep),
+        candidates=None if candidates is None else sorted(candidates), attn=attn, compile=compile,
+        backend=requested(backend),
+    )  # fmt: skip
+    options.check(METRICS, COMPENSATIONS)
+    subject = open_subject(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
+    )
+    chosen = choose_candidates(subject.num_layers, layers, options.keep, options.candidates)
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
+    for some in (windows, *([] if eval_windows is None else [eval_windows])):
+        Workers.current(some.count)  # too few for the processes is told before any work
+    limits = Limits(device_memory, host_memory, None if disk is None else Path(disk))
+    placement = place_run(subject, windows, limits)
+    work = rounds_of_work(subject.shape(), placement, windows.count, windows.seqlen, 1 if one_shot else layers)
+    compiled = should_compile(compile, work[-1].flops, subject.device)
+    log = (
+        None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
+    )
+    decoder = subject.load(placement.group_size)
+    if compiled:
+        decoder.compile()
+
+    pruner = Pruner(
+        decoder, windows, metric=metric, compensation=compensation, cache=cache, placement=placement,
+        candidates=chosen, backend=backend, progress=progress,
+    )  # fmt: skip
+    rounds = run_rounds(
+        pruner, layers, chosen, one_shot,
+        done=() if log is None else tuple(log.rounds), on_round=None if log is None else log.append,
+    )  # fmt: skip
+    measured: dict[str, float] | None = None
+    if eval_windows is not None:
+        dense = LayerStack.dense(decoder.num_layers)
+        measured = {
+            "dense": measure(decoder, dense, eval_windows, placement, progress),
+            "pruned": measure(decoder, pruner.stack, eval_windows, placement, progress),
+        }
+    return PruneResult(
+        options=options,
+        subject=subject,
+        stack=pruner.stack,
+        rounds=rounds,
+        calibration=windows,
+        evaluation=eval_windows,
+        placement=placement,
+        compiled=compiled,
+        layer_forwards=pruner.layer_forwards,
+        perplexity=measured,
+        seconds=time.perf_counter() - started,
+        on_saved=None if log is None else log.remove,
+    )
+
+
+def open_journal(
+    path: Path,
+    resume: bool,
+    subject: Subject,
+    options: PruneOptions,
+    windows: Windows,
+    placement: Placement,
+    compiled: bool,
+) -> Journal:
+    """The journal of a run, bound to all that its choices depend on."""
+    decisive = {name: value for name, value in asdict(options).items() if name not in ("fold", "device")}
+    identity = {
+        "model": subject.fingerprint(),
+        "calibration": windows.digest,
+        "micro_batch": placement.micro_batch,
+        "compiled": compiled,
+        "device_type": subject.device.type,
+        "options": decisive,
+    }
+    # Read in one place: another machine may not see the file, or not its last state.
+    journal = from_leader(lambda: Journal.open(path, identity, resume=resume))
+    return journal if rank() == 0 else journal.followed(identity)
+
+
+def score(
+    model: Any,
+    calibration: Any,
+    *,
+    samples: int = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    documents: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    metric: str = "bi",
+    compensation: str = "scale",
+    tokenizer: Any = None,
+    allow_pickle: bool = False,
+    attn: str = "auto",
+    compile: str = "auto",
+    backend: str | None = None,
+    device_memory: int | None = None,
+    host_memory: int | None = None,
+    disk: str | Path | None = None,
+    progress: Progress = silent,
+) -> ScoreResult:
+    """One round and no change: each layer's score, and the scale that its removal would leave behind."""
+    started = time.perf_counter()
+    known("--metric", metric, METRICS)
+    known("--compensation", compensation, COMPENSATIONS)
+    subject = open_subject(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
+    )
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    placement = place_run(subject, windows, Limits(device_memory, host_memory, None if disk is None else Path(disk)))
+    decoder = subject.load(placement.group_size)
+    work = rounds_of_work(subject.shape(), placement, windows.count, windows.seqlen, 1)
+    if should_compile(compile, work[-1].flops, subject.device):
+        decoder.compile()
+    pruner = Pruner(
+        decoder, windows, metric=metric, compensation=compensation, cache=False,
+        placement=placement, backend=backend, progress=progress,
+    )  # fmt: skip
+    scores = pruner.score()
+    scales = {layer: pruner.scale_of(layer) for layer in scores}
+    return ScoreResult(metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started)
+
+
+def evaluate(
+    model: Any,
+    eval: Any,
+    *,
+    seqlen: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    tokenizer: Any = None,
+    allow_pickle: bool = False,
+    attn: str = "auto",
+    device_memory: int | None = None,
+    host_memory: int | None = None,
+    disk: str | Path | None = None,
+    progress: Progress = silent,
+) -> float:
+    """Perplexity over the non-overlapping windows of a text, each standing alone."""
+    subject = open_subject(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
+    )
+    windows = evaluation_windows(subject, eval, seqlen)
+    placement = place_run(subject, windows, Limits(device_memory, host_memory, None if disk is None else Path(disk)))
+    decoder = subject.load(placement.group_size)
+    return measure(decoder, LayerStack.dense(decoder.num_layers), windows, placement, progress)
+
+
+def measure(decoder: Decoder, stack: LayerStack, windows: Windows, placement: Placement, progress: Progress) -> float:
+    with progress("perplexity", windows.count * len(stack.alive), WORK_UNIT) as advance:
+        return perplexity(decoder, stack, windows, placement, advance)
+
+
+def place_run(subject: Subject, windows: Windows, limits: Limits) -> Placement:
+    """The placement of a run over ``windows`` within ``limits``; no weights are loaded."""
+    memory = available_memory(subject.device, limits.device_memory, limits.host_memory, limits.disk)
+    return place(
+        subject.shape(),
+        windows.count,
+        windows.seqlen,
+        memory,
+        subject.device,
+        resident=subject.resident,
+        processes=world_size(),
+    )
+
+
+def calibration_windows(
+    subject: Subject, source: Any, samples: int, seqlen: int | None, seed: int, documents: bool = False
+) -> Windows:
+    """Windows of one length cut from the whole text, or ``documents`` one by one."""
+    if documents:
+        longest = seqlen or default_seqlen(subject.config)
+        return draw_documents(read_documents(source, subject.tokenize), samples, longest, seed)
+    tokens = read_source(source, subject.tokenize, subject.config.vocab_size)
+    return draw_windows(tokens, samples, seqlen or default_seqlen(subject.config), seed)
+
+
+def evaluation_windows(subject: Subject, source: str | Path | Any, seqlen: int | None) -> Windows:
+    tokens = read_source(source, subject.tokenize, subject.config.vocab_size)
+    return consecutive_windows(tokens, seqlen or default_seqlen(subject.config))

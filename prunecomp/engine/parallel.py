@@ -1,0 +1,186 @@
+"""Several processes over one calibration set: each runs its share of the sequences, all know the whole result."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from prunecomp.errors import DistributedError, PrunecompError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long one process waits for another: longer than a share of a round can take longer than another share."""
+
+
+class Workers:
+    """The processes of a run, sequences dealt out in contiguous shares. One process is the plain case.
+
+    Shares are whole multiples of ``unit``, the micro-batch, where there are enough of them: then the micro-batches, and
+    with them the bits, are those of a single process.
+    """
+
+    def __init__(self, num_sequences: int, rank: int = 0, size: int = 1, unit: int = 1) -> None:
+        self.num_sequences = num_sequences
+        self.rank, self.size = rank, size
+        units = -(-num_sequences // unit)
+        if units < size:
+            units, unit = num_sequences, 1
+        bounds = [min(num_sequences, units * r // size * unit) for r in range(size + 1)]
+        self._shares = [bounds[r + 1] - bounds[r] for r in range(size)]
+        self.first = bounds[rank]
+        if min(self._shares) == 0:
+            raise DistributedError(
+                f"{num_sequences} sequences for {size} processes: give each at least one, or start fewer"
+            )
+
+    @classmethod
+    def current(cls, num_sequences: int, unit: int = 1) -> Workers:
+        """The process group that is running, or a single worker."""
+        return cls(num_sequences, rank(), world_size(), unit)
+
+    @property
+    def share(self) -> int:
+        """Sequences of this process."""
+        return self._shares[self.rank]
+
+    @property
+    def rows(self) -> slice:
+        """Where they stand among all."""
+        return slice(self.first, self.first + self.share)
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes in order, [num_sequences, ...], from this process's [share, ...] on the CPU.
+
+        Every process gets the same bits. Raises :class:`DistributedError` when another process is gone.
+        """
+        if self.size == 1:
+            return part
+        device = collective_device()
+        largest = max(self._shares)
+        padded = part.new_zeros((largest, *part.shape[1:]))
+        padded[: self.share] = part
+        sent = padded.to(device)
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        try:
+            distributed.all_gather(received, sent)
+        except RuntimeError as error:
+            raise lost(self.rank, error) from error
+        return torch.cat([piece[:count].cpu() for piece, count in zip(received, self._shares, strict=True)])
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over processes of a float64 tensor on the CPU, added in the order of ranks."""
+        if self.size == 1:
+            return value
+        each = Workers(self.size, self.rank, self.size).gather(value.unsqueeze(0))
+        return each.sum(dim=0)
+
+
+def from_leader(make: Callable[[], T]) -> T:
+    """What ``make`` gives on the first process, where alone it runs, on all of them; or the error that it raises."""
+    if world_size() == 1:
+        return make()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = make()
+        except PrunecompError as error:
+            outcome[1] = error
+    try:
+        distributed.broadcast_object_list(outcome, src=0)
+    except RuntimeError as error:
+        raise lost(rank(), error) from error
+    if outcome[1] is not None:
+        raise outcome[1]
+    made: T = outcome[0]
+    return made
+
+
+def lost(rank: int, error: BaseException) -> DistributedError:
+    return DistributedError(
+        f"rank {rank}: another process of this job is gone or did not answer ({_brief(error)}). "
+        "Look at the other ranks' messages; start the job again with --resume."
+    )
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).splitlines()[0].split(". ")[0]
+
+
+def collective_device() -> torch.device:
+    backend = distributed.get_backend()
+    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
+
+
+def rank() -> int:
+    """Of this process; 0 alone."""
+    return distributed.get_rank() if _running() else 0
+
+
+def world_size() -> int:
+    """Processes of the job; 1 alone."""
+    return distributed.get_world_size() if _running() else 1
+
+
+def _running() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@dataclass(frozen=True)
+class Job:
+    """This process's part in a run: the device it computes on, and whether it is the one that writes and prints."""
+
+    device: str
+    leads: bool
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Job]:
+    """The job that ``torchrun`` started, if it did: NCCL between GPUs, gloo between CPUs.
+
+    All processes leave together: a rank that has nothing left to do waits here for the one that writes. A process that
+    torchrun stops because another one failed says so.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Job(device, leads=True)
+        return
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    try:
+        if on_gpu:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(
+            f"the processes of this job could not be brought together ({_brief(error)}). Start it by "
+            "torchrun, with no more processes a machine than it has devices."
+        ) from error
+    me = distributed.get_rank()
+
+    def stopped(signum: int, frame: object) -> None:
+        raise DistributedError(
+            f"rank {me}: told to stop, as torchrun does when another rank has failed. Look at the other ranks' "
+            "messages; start the job again with --resume."
+        )
+
+    before = signal.signal(signal.SIGTERM, stopped)
+    try:
+        yield Job(device, leads=me == 0)
+        try:
+            distributed.barrier()
+        except RuntimeError as error:
+            raise lost(me, error) from error
+        distributed.destroy_process_group()
+    except BaseException:
+        before = signal.SIG_IGN  # this process is ending: being told so once more must not cut its message short
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

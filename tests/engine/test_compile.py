@@ -1,0 +1,34 @@
+"""Compiled layers: the same choices, the same values to rounding, and on only where the work pays for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import prunecomp
+from prunecomp.engine.placement import COMPILE_PAYS_FROM, should_compile
+from prunecomp.errors import OptionError
+from tests.models import build, draw_tokens
+from tests.tolerances import SCALE
+
+
+@pytest.mark.slow
+def test_compiled_layers_choose_the_same(generator: torch.Generator) -> None:
+    model = build("llama")
+    tokens = draw_tokens(model, generator)
+    plain, compiled = (prunecomp.prune(model, 2, tokens, compile=option) for option in ("off", "on"))
+    assert compiled.compiled
+    assert not plain.compiled
+    assert compiled.removed == plain.removed
+    np.testing.assert_allclose(compiled.scales, plain.scales, rtol=SCALE)
+
+
+def test_auto_compiles_from_the_work_that_pays_for_it() -> None:
+    cpu = torch.device("cpu")
+    assert not should_compile("auto", COMPILE_PAYS_FROM["cpu"] / 2, cpu)
+    assert should_compile("auto", COMPILE_PAYS_FROM["cpu"] * 2, cpu)
+    assert not should_compile("off", 1e30, cpu)
+    assert should_compile("on", 0.0, cpu)
+    with pytest.raises(OptionError, match="--compile maybe"):
+        should_compile("maybe", 0.0, cpu)
