@@ -11,15 +11,17 @@ from typing import Any
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
-from prunecomp.engine.parallel import Workers, from_leader, rank, world_size
-from prunecomp.engine.placement import Placement, available_memory, place, should_compile
+from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
+from prunecomp.engine.placement import Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.journal import Journal
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.loader import choose_attention
 from prunecomp.model.stack import LayerStack
 from prunecomp.ops import requested
+from prunecomp.ops.backends import choose
 from prunecomp.plan import rounds as rounds_of_work
 from prunecomp.pruner import WORK_UNIT, Pruner, choose_candidates, known, run_rounds
 from prunecomp.result import PruneOptions, PruneResult, ScoreResult
@@ -158,6 +160,8 @@ def open_journal(
 ) -> Journal:
     """The journal of a run, bound to all that its choices depend on."""
     decisive = {name: value for name, value in asdict(options).items() if name not in ("fold", "device")}
+    decisive["attn"] = choose_attention(options.attn, subject.device, subject.dtype)
+    decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, options.backend).backend
     identity = {
         "model": subject.fingerprint(),
         "calibration": windows.digest,
@@ -247,7 +251,12 @@ def measure(decoder: Decoder, stack: LayerStack, windows: Windows, placement: Pl
 
 def place_run(subject: Subject, windows: Windows, limits: Limits) -> Placement:
     """The placement of a run over ``windows`` within ``limits``; no weights are loaded."""
-    memory = available_memory(subject.device, limits.device_memory, limits.host_memory, limits.disk)
+    memory = available_memory(
+        subject.device, limits.device_memory, limits.host_memory, limits.disk, processes=processes_here()
+    )
+    # Every process must come to the same placement.
+    on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
+    memory = Memory(on_device, on_host, on_disk, memory.disk_folder)
     return place(
         subject.shape(),
         windows.count,

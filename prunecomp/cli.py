@@ -274,12 +274,16 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score every layer once, and change nothing."""
-    result = prunecomp.score(
-        model, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype.value,
-        device=device, metric=metric, compensation=compensation, allow_pickle=allow_pickle, attn=attn,
-        compile=compile, backend=backend, device_memory=parse_size("--device-memory", device_memory),
-        host_memory=parse_size("--host-memory", host_memory), disk=disk, progress=progress_on_stderr(),
-    )  # fmt: skip
+    with process_group(device) as job:
+        result = prunecomp.score(
+            model, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype.value,
+            device=job.device, metric=metric, compensation=compensation, allow_pickle=allow_pickle, attn=attn,
+            compile=compile, backend=backend, device_memory=parse_size("--device-memory", device_memory),
+            host_memory=parse_size("--host-memory", host_memory), disk=disk,
+            progress=progress_on_stderr() if job.leads else silent,
+        )  # fmt: skip
+    if not job.leads:
+        return
     if as_json:
         print_json(result.record())
     else:
@@ -302,11 +306,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Perplexity over non-overlapping windows, each standing alone; a remainder is dropped."""
-    value = prunecomp.evaluate(
-        model, eval, seqlen=seqlen, dtype=dtype.value, device=device, allow_pickle=allow_pickle, attn=attn,
-        device_memory=parse_size("--device-memory", device_memory),
-        host_memory=parse_size("--host-memory", host_memory), disk=disk, progress=progress_on_stderr(),
-    )  # fmt: skip
+    with process_group(device) as job:
+        value = prunecomp.evaluate(
+            model, eval, seqlen=seqlen, dtype=dtype.value, device=job.device, allow_pickle=allow_pickle, attn=attn,
+            device_memory=parse_size("--device-memory", device_memory),
+            host_memory=parse_size("--host-memory", host_memory), disk=disk,
+            progress=progress_on_stderr() if job.leads else silent,
+        )  # fmt: skip
+    if not job.leads:
+        return
     if as_json:
         print_json({"model": model, "eval": eval, "perplexity": value})
     else:

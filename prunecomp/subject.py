@@ -45,6 +45,11 @@ class Subject:
         """Where the model runs."""
         raise NotImplementedError
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        raise NotImplementedError
+
     resident: bool
     """Whether the caller holds all weights where they run already."""
 
@@ -99,7 +104,6 @@ class FolderSubject(Subject):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The compute dtype."""
         return choose_dtype(self._dtype, self.config)
 
     def shape(self) -> ModelShape:
@@ -153,6 +157,10 @@ class ModelSubject(Subject):
     @property
     def device(self) -> torch.device:
         return self._decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._decoder.dtype
 
     def shape(self) -> ModelShape:
         return model_shape(self._decoder.model, self._decoder.family, self._decoder.dtype)

@@ -17,8 +17,9 @@ from prunecomp.errors import DistributedError, PrunecompError
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)
-"""How long one process waits for another: longer than a share of a round can take longer than another share."""
+TIMEOUT = timedelta(hours=2)
+"""How long one process waits for another that is there but silent: a share of a round may take longer than another, and
+rank 0 may write a large checkpoint while the others wait. One that dies is noticed at once."""
 
 
 class Workers:
@@ -64,17 +65,15 @@ class Workers:
         """
         if self.size == 1:
             return part
-        device = collective_device()
         largest = max(self._shares)
         padded = part.new_zeros((largest, *part.shape[1:]))
         padded[: self.share] = part
-        sent = padded.to(device)
-        received = [torch.empty_like(sent) for _ in range(self.size)]
+        received = [torch.empty_like(padded) for _ in range(self.size)]
         try:
-            distributed.all_gather(received, sent)
+            distributed.all_gather(received, padded)
         except RuntimeError as error:
             raise lost(self.rank, error) from error
-        return torch.cat([piece[:count].cpu() for piece, count in zip(received, self._shares, strict=True)])
+        return torch.cat([piece[:count] for piece, count in zip(received, self._shares, strict=True)])
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over processes of a float64 tensor on the CPU, added in the order of ranks."""
@@ -115,9 +114,18 @@ def _brief(error: BaseException) -> str:
     return str(error).splitlines()[0].split(". ")[0]
 
 
-def collective_device() -> torch.device:
-    backend = distributed.get_backend()
-    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
+def least(*values: int) -> tuple[int, ...]:
+    """Each value's least over all processes: what one of them lacks, none may count on."""
+    if world_size() == 1:
+        return values
+    mine = torch.tensor(values, dtype=torch.int64)
+    each = Workers.current(world_size()).gather(mine.unsqueeze(0))
+    return tuple(each.amin(dim=0).tolist())
+
+
+def processes_here() -> int:
+    """Processes of the job on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def rank() -> int:
@@ -144,8 +152,10 @@ class Job:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Job]:
-    """The job that ``torchrun`` started, if it did: NCCL between GPUs, gloo between CPUs.
+    """The job that ``torchrun`` started, if it did. Each process computes on a GPU of its own where there are any.
 
+    What they tell each other is kilobytes that start and end in host memory, so they talk by gloo, between GPUs too: it
+    notices a peer that died at once, where NCCL would leave the others in a device synchronisation.
     All processes leave together: a rank that has nothing left to do waits here for the one that writes. A process that
     torchrun stops because another one failed says so.
     """
@@ -157,7 +167,7 @@ def process_group(device: str) -> Iterator[Job]:
         if on_gpu:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        distributed.init_process_group("gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise DistributedError(
             f"the processes of this job could not be brought together ({_brief(error)}). Start it by "

@@ -201,15 +201,20 @@ def should_compile(option: str, total_flops: float, device: torch.device) -> boo
 
 
 def available_memory(
-    device: torch.device, device_memory: int | None = None, host_memory: int | None = None, disk: Path | None = None
+    device: torch.device,
+    device_memory: int | None = None,
+    host_memory: int | None = None,
+    disk: Path | None = None,
+    processes: int = 1,
 ) -> Memory:
-    """The limits given, and for those not given what is free now less :data:`MARGIN`. Disk is used only when named."""
-    host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN))
+    """The limits given, each process's own, and for those not given what is free now less :data:`MARGIN`, shared among
+    the ``processes`` of this machine. Disk is used only when named."""
+    host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN)) // processes
     if device_memory is None:
         device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
     if disk is not None and not disk.is_dir():
         raise OptionError(f"--disk {disk}: no such folder")
-    space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN))
+    space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN)) // processes
     return Memory(device_memory, host, space, disk)
 
 

@@ -98,7 +98,11 @@ class DiskBoundary:
     def __init__(self, shape: StateShape, folder: Path, device: torch.device) -> None:
         check_disk(folder, shape.nbytes)
         handle, name = tempfile.mkstemp(prefix="prunecomp-states-", dir=folder)
+        open_file = Path(f"/proc/self/fd/{handle}")
         try:
+            if open_file.exists():  # Linux: mapped by its handle, the file is gone from the folder before it grows
+                os.unlink(name)
+                name = str(open_file)
             if shape.nbytes:
                 os.posix_fallocate(handle, 0, shape.nbytes)
             elements = shape.nbytes // shape.dtype.itemsize
@@ -108,8 +112,9 @@ class DiskBoundary:
                 f"{folder} cannot hold {shape.nbytes:,} bytes of states ({error}): choose another --disk"
             ) from error
         finally:
+            if name != str(open_file):
+                os.unlink(name)
             os.close(handle)
-            os.unlink(name)
         self._mapped = flat.view(shape.num_tokens, shape.hidden_size)
         self._device = device
 
