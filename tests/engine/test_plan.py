@@ -30,7 +30,7 @@ def anonymous():
 base, limit, disk = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
 torch.set_num_threads(1)
 tokens = np.random.default_rng(0).integers(0, 101, (24, 128))
-options = {"dtype": "bfloat16", "disk": disk}
+options = {"dtype": sys.argv[4], "disk": disk}
 prunecomp.prune(base, 1, tokens[:2], **options)  # imports and first-use caches do not count
 start = peak = anonymous()
 done = False
@@ -60,9 +60,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(base: Path, limit: int, disk: Path | None) -> tuple[int, int, int]:
+def run(base: Path, limit: int, disk: Path | None, dtype: str = "bfloat16") -> tuple[int, int, int]:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", MEASURED, str(base), str(limit), str(disk or "")]
+    command = [sys.executable, "-c", MEASURED, str(base), str(limit), str(disk or ""), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     measured, planned, group_size = map(int, done.stdout.split())
@@ -77,6 +77,16 @@ def test_a_streamed_run_stays_within_its_plan(base: Path, tmp_path: Path, limit:
     stored = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 2
     assert limit < stored, "the model must not fit"
     measured, planned, group_size = run(base, limit, tmp_path if on_disk else None)
+    assert group_size == 1
+    assert planned <= limit
+    assert measured == pytest.approx(planned, rel=0.1), f"{measured:,} measured, {planned:,} planned"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_bundled_model_runs_in_less_memory_than_it_takes(reference_model: Path, tmp_path: Path) -> None:
+    limit = 20_000_000
+    assert limit < 2 * (reference_model / "model.safetensors").stat().st_size, "in float32 it must not fit"
+    measured, planned, group_size = run(reference_model, limit, tmp_path, "float32")
     assert group_size == 1
     assert planned <= limit
     assert measured == pytest.approx(planned, rel=0.1), f"{measured:,} measured, {planned:,} planned"
