@@ -101,6 +101,10 @@ class BuildLibraries(build_ext):
         except (OSError, subprocess.CalledProcessError) as error:
             self.warn(f"{library.name} was not built and prunecomp will do without: {error}")
 
+    def copy_extensions_to_source(self) -> None:
+        Path("prunecomp", "lib").mkdir(exist_ok=True)  # ignored by git, so a fresh clone has none
+        super().copy_extensions_to_source()
+
 
 class PlatformWheel(bdist_wheel):
     """A wheel for every Python 3 of one platform."""

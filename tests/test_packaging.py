@@ -152,24 +152,34 @@ def test_an_installed_wheel_finds_its_library(installed: Path, tmp_path: Path) -
     assert run([sys.executable, "-c", REFERENCE], tmp_path, environment(installed)).splitlines()[-1] == "native"
 
 
-def test_an_editable_install_without_a_compiler_warns_and_runs(checkout: Path, tmp_path: Path) -> None:
+def editable(checkout: Path, tmp_path: Path, **more: str) -> tuple[str, str]:
+    """What an editable install of a fresh copy says, and what a program that uses it prints."""
+    source = tmp_path / "source"
+    shutil.copytree(checkout, source)
     run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], tmp_path, environment())
     python = tmp_path / "venv" / "bin" / "python"
-    site = Path(
-        run(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path, environment()
-        ).strip()
-    )
+    where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(run(where, tmp_path, environment()).strip())
     (site / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")  # torch, setuptools and the rest
     command = ["install", "--verbose", "--no-deps", "--no-build-isolation", "--ignore-installed", "--editable", "."]
-    output = run(
-        [sys.executable, "-m", "pip", "--python", str(python), "--no-input", *command],
-        checkout,
-        environment(CXX="/nonexistent/c++"),
-    )
-    assert "libprunecomp_cpu.so was not built" in output
+    pip_there = [sys.executable, "-m", "pip", "--python", str(python), "--no-input"]
+    said = run([*pip_there, *command], source, environment(**more))
     run_from = [str(python), "-c", REFERENCE + "import prunecomp.kernels.launch as k; print(k.__file__)"]
-    *log, backend, kernel = run(run_from, tmp_path, environment()).splitlines()
+    return said, run(run_from, tmp_path, environment())
+
+
+def test_an_editable_install_without_a_compiler_warns_and_runs(checkout: Path, tmp_path: Path) -> None:
+    said, printed = editable(checkout, tmp_path, CXX="/nonexistent/c++")
+    assert "libprunecomp_cpu.so was not built" in said
+    *log, backend, kernel = printed.splitlines()
     assert backend == "reference"
     assert sum("native CPU library is not used" in line for line in log if "RuntimeWarning" in line) == 1
-    assert Path(kernel) == checkout / "kernels" / "launch.py"
+    assert Path(kernel) == tmp_path / "source" / "kernels" / "launch.py"
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+def test_an_editable_install_of_a_fresh_checkout_builds_its_library(checkout: Path, tmp_path: Path) -> None:
+    assert not (checkout / "prunecomp" / "lib").exists()
+    _, printed = editable(checkout, tmp_path)
+    assert printed.splitlines()[-2] == "native"
+    assert (tmp_path / "source" / "prunecomp" / "lib" / "libprunecomp_cpu.so").is_file()

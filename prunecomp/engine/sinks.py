@@ -49,6 +49,13 @@ def batch_stats(batch: Batch, x: torch.Tensor, y: torch.Tensor, *, with_input: b
     return LayerStats(*(torch.cat(parts) for parts in zip(*each, strict=True)))
 
 
+def _sent_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself on a CPU; from a GPU a pinned copy that is complete when the queued work before it is."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 @dataclass
 class LayerRecord:
     """What one layer did to each of N sequences, on the CPU."""
@@ -71,10 +78,11 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class _Seen:
+    """A layer's record of some sequences on its way to the host: [B, 8 + 3 + 2] float64."""
+
     layer: int
     rows: slice
-    stats: LayerStats
-    before: torch.Tensor
+    packed: torch.Tensor
 
 
 class PairStatistics:
@@ -93,24 +101,32 @@ class PairStatistics:
         self._layers: dict[int, LayerRecord] = {}
         self._pending: list[_Seen] = []
         self._passed = 0  # how many of the pending ones belong to micro-batches before the current one
+        self._arrival: torch.cuda.Event | None = None  # when those have reached the host
         self._previous: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._device: torch.device | None = None
 
     def update(self, layer: int, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
         # Between two layers with no seam the stream is the very same tensor: its magnitudes are known already.
         known = self._previous is not None and self._previous[0] is x
         stats = batch_stats(batch, x, y, with_input=not known, backend=self._backend)
         before = self._previous[1] if known and self._previous else stats.input_magnitude
-        self._previous = (y, stats.magnitude)
-        self._pending.append(_Seen(layer, batch.rows, stats, before))
+        self._previous, self._device = (y, stats.magnitude), y.device
+        # The magnitudes by channel end here: one number a sequence is all that is needed of them.
+        ratio, dead = mean_ratio(before, stats.magnitude)
+        packed = torch.cat([stats.sums, stats.counts, ratio.unsqueeze(1), dead.unsqueeze(1)], dim=1)
+        self._pending.append(_Seen(layer, batch.rows, _sent_to_host(packed)))
 
     def drain(self) -> None:
-        """Bring the micro-batch *before* the last one to the host, so that a device never waits for the host to look.
+        """Look at the micro-batch *before* the last one: the last one's work may still be queued on a device, which
+        never waits for the host to look.
 
         Raises :class:`NumericalError` naming the first layer and sequence with a value that is not finite.
         """
         self._previous = None
         self._collect(self._passed)
         self._passed = len(self._pending)
+        if self._device is not None and self._device.type == "cuda":
+            self._arrival = torch.cuda.current_stream(self._device).record_event()
 
     def finish(self) -> None:
         self._collect(len(self._pending))
@@ -120,14 +136,17 @@ class PairStatistics:
         self._local.clear()
 
     def _collect(self, count: int) -> None:
+        if self._arrival is not None:
+            self._arrival.synchronize()
         for seen in self._pending[:count]:
             record = self._local.get(seen.layer)
             if record is None:
                 record = self._local[seen.layer] = LayerRecord.unseen(self._workers.share)
-            rows, stats = seen.rows, seen.stats
-            record.sums[rows], record.counts[rows] = stats.sums.cpu(), stats.counts.cpu()
+            rows = seen.rows
+            sums, counts, ratio, dead = seen.packed.split((8, 3, 1, 1), dim=1)
+            record.sums[rows], record.counts[rows] = sums, counts.long()
+            record.ratio[rows], record.dead_channels[rows] = ratio[:, 0], dead[:, 0].long()
             self._check(seen.layer, rows, record.counts[rows, -1])
-            record.ratio[rows], record.dead_channels[rows] = mean_ratio(seen.before.cpu(), stats.magnitude.cpu())
         del self._pending[:count]
 
     def _check(self, layer: int, rows: slice, nonfinite: torch.Tensor) -> None:
