@@ -53,6 +53,7 @@ def prune(
     one_shot: bool = False,
     keep: Iterable[int] = (),
     candidates: Iterable[int] | None = None,
+    given: Iterable[int] = (),
     fold: str = "up",
     eval: Any = None,
     tokenizer: Any = None,
@@ -79,6 +80,7 @@ def prune(
     documents : take each line of a JSONL file (each paragraph of a text) as a sample of its own, cut at ``seqlen``.
     one_shot : rank once and remove the lowest, instead of scoring again after each removal.
     keep, candidates : original layer indices that must stay, or that alone may go.
+    given : with ``metric="given"``, the layers to remove, in order.
     fold : ``up`` or ``down``, the form in which :meth:`PruneResult.save` and ``apply`` put seams into weights.
     tokenizer : for text with a model object; a model folder brings its own.
     compile : ``auto``, ``on`` or ``off``: torch.compile of the layers; ``auto`` where the work pays for the compiling.
@@ -95,14 +97,16 @@ def prune(
     options = PruneOptions(
         layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
         metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=sorted(keep),
-        candidates=None if candidates is None else sorted(candidates), attn=attn, compile=compile,
+        candidates=None if candidates is None else sorted(candidates), given=list(given), attn=attn, compile=compile,
         backend=requested(backend),
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
     subject = open_subject(
         model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
     )
-    chosen = choose_candidates(subject.num_layers, layers, options.keep, options.candidates)
+    chosen = choose_candidates(
+        subject.num_layers, layers, options.keep, options.candidates, METRICS[metric]().barriers(subject.num_layers)
+    )
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
     eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
@@ -120,7 +124,7 @@ def prune(
 
     pruner = Pruner(
         decoder, windows, metric=metric, compensation=compensation, cache=cache, placement=placement,
-        candidates=chosen, backend=backend, progress=progress,
+        candidates=chosen, seed=seed, given=options.given, backend=backend, progress=progress,
     )  # fmt: skip
     rounds = run_rounds(
         pruner, layers, chosen, one_shot,
@@ -212,7 +216,7 @@ def score(
         decoder.compile()
     pruner = Pruner(
         decoder, windows, metric=metric, compensation=compensation, cache=False,
-        placement=placement, backend=backend, progress=progress,
+        placement=placement, seed=seed, backend=backend, progress=progress,
     )  # fmt: skip
     scores = pruner.score()
     scales = {layer: pruner.scale_of(layer) for layer in scores}

@@ -168,6 +168,14 @@ def parse_layers(option: str, text: str | None) -> list[int] | None:
     return sorted(layers)
 
 
+def parse_order(option: str, text: str | None) -> list[int]:
+    """``"7,3,5"`` to ``[7, 3, 5]``."""
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise OptionError(f"{option} {text}: write layer numbers in order, as in 7,3,5") from None
+
+
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -204,6 +212,9 @@ def prune(
     one_shot: Annotated[bool, typer.Option("--one-shot", help="rank once instead of after each removal")] = False,
     keep: Annotated[str | None, typer.Option(help="layers that must stay, as in 0-3,31", show_default=False)] = None,
     candidates: Annotated[str | None, typer.Option(help="layers that alone may go", show_default=False)] = None,
+    given: Annotated[
+        str | None, typer.Option(help="with --metric given: the layers to remove, in order", show_default=False)
+    ] = None,
     fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
     max_shard_size: Annotated[float, typer.Option(min=0.001, help="GB a file of the export")] = DEFAULT_SHARD_BYTES
@@ -231,7 +242,8 @@ def prune(
             model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
             dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, one_shot=one_shot,
             keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
-            fold=fold.value, eval=eval, allow_pickle=allow_pickle, attn=attn, compile=compile, backend=backend,
+            given=parse_order("--given", given), fold=fold.value, eval=eval, allow_pickle=allow_pickle, attn=attn,
+            compile=compile, backend=backend,
             device_memory=parse_size("--device-memory", device_memory),
             host_memory=parse_size("--host-memory", host_memory), disk=disk, journal=journal_path(out), resume=resume,
             progress=progress,

@@ -15,7 +15,7 @@ from prunecomp.engine.sinks import PairStatistics
 from prunecomp.engine.states import StateStore
 from prunecomp.engine.sweep import Sweeper
 from prunecomp.errors import OptionError
-from prunecomp.metrics import METRICS
+from prunecomp.metrics import METRICS, Evidence
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.result import RoundRecord
@@ -44,6 +44,8 @@ class Pruner:
         cache: bool = True,
         placement: Placement | None = None,
         candidates: Sequence[int] | None = None,
+        seed: int = 0,
+        given: Sequence[int] = (),
         backend: str | None = None,
         progress: Progress = silent,
     ) -> None:
@@ -53,6 +55,7 @@ class Pruner:
         self.stack = LayerStack.dense(decoder.num_layers)
         self.metric = METRICS[known("--metric", metric, METRICS)]()
         self._compensate = COMPENSATIONS[known("--compensation", compensation, COMPENSATIONS)]
+        self._seed, self._given = seed, tuple(given)
         self._cache = cache
         self._progress = progress
         self._candidates = range(decoder.num_layers) if candidates is None else candidates
@@ -91,7 +94,7 @@ class Pruner:
                     with self._progress("scoring", above * self.windows.count, WORK_UNIT) as advance:
                         self._sweeper.sweep(self.stack, start, self._states, [self._statistics], advance)
             self._stale_from = None
-        self._scores = self.metric.score(self._statistics, self.stack)
+        self._scores = self.metric.score(Evidence(self.stack, self._statistics, self.decoder, self._seed, self._given))
         return self._scores
 
     def _nearest_state(self, position: int) -> int:
@@ -142,11 +145,18 @@ def known(option: str, name: str, table: Iterable[str]) -> str:
 
 
 def choose_candidates(
-    num_layers: int, layers: int, keep: Iterable[int] = (), candidates: Iterable[int] | None = None
+    num_layers: int,
+    layers: int,
+    keep: Iterable[int] = (),
+    candidates: Iterable[int] | None = None,
+    barriers: Iterable[int] = (),
 ) -> list[int]:
-    """The layers that may be removed. Raises :class:`OptionError` unless there are more of them than ``layers``."""
+    """The layers that may be removed: ``candidates``, or all but the metric's ``barriers``, less ``keep``.
+
+    Raises :class:`OptionError` unless there are more of them than ``layers``.
+    """
     keep = set(keep)
-    chosen = set(range(num_layers)) if candidates is None else set(candidates)
+    chosen = set(range(num_layers)) - set(barriers) if candidates is None else set(candidates)
     for option, indices in (("--keep", keep), ("--candidates", chosen)):
         outside = sorted(i for i in indices if not 0 <= i < num_layers)
         if outside:

@@ -43,6 +43,7 @@ class PruneOptions:
     fold: str = "up"
     keep: list[int] = field(default_factory=list)
     candidates: list[int] | None = None
+    given: list[int] = field(default_factory=list)
     attn: str = "auto"
     compile: str = "auto"
     backend: str = "auto"

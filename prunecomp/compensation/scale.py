@@ -1,4 +1,4 @@
-"""The paper's magnitude compensation."""
+"""Compensations by a scalar that the statistics give without another pass."""
 
 from __future__ import annotations
 
@@ -17,10 +17,31 @@ def magnitude_scale(statistics: PairStatistics, layer: int) -> Seam:
     is left to average.
     """
     record = statistics.record(layer)
-    scale = float(record.ratio.mean())
+    return _seam(layer, float(record.ratio.mean()), dead_channels=int(record.dead_channels.sum()))
+
+
+def norm_ratio(statistics: PairStatistics, layer: int) -> Seam:
+    """``mean_n ( mean_t |x_{l+1}[n,t]| / mean_t |x_l[n,t]| )`` with L2 norms of tokens: the same idea without channels.
+
+    Raises :class:`NumericalError` when a sequence is all zeros below the layer.
+    """
+    stats = statistics.stats(layer)
+    return _seam(layer, float((stats.norm / stats.input_norm).mean()))
+
+
+def least_squares_scale(statistics: PairStatistics, layer: int) -> Seam:
+    """The a that minimises ``sum_{n,t} |x_{l+1}[n,t] - a x_l[n,t]|^2``: ``sum <x_l, x_{l+1}> / sum |x_l|^2``.
+
+    Raises :class:`NumericalError` where the layer turns the stream around, so that a would not be positive.
+    """
+    stats = statistics.stats(layer)
+    return _seam(layer, float(stats.dot.sum() / stats.input_square.sum()))
+
+
+def _seam(layer: int, scale: float, dead_channels: int = 0) -> Seam:
     if not math.isfinite(scale) or scale <= 0:
         raise NumericalError(
-            f"layer {layer}: no scale can be estimated ({scale}); a sequence has nothing but zeros on one side of it. "
-            "Look at the calibration data, or use --compensation none."
+            f"layer {layer}: no scale can be estimated ({scale}); a sequence has nothing but zeros on one side of it, "
+            "or the layer turns the stream around. Look at the calibration data, or use --compensation none."
         )
-    return Seam(scale, dead_channels=int(record.dead_channels.sum()))
+    return Seam(scale, dead_channels)

@@ -175,6 +175,10 @@ class PairStatistics:
         cosine = self.stats(layer).cosine
         return float(cosine.sum() / self._windows.num_tokens)
 
+    def mean_angle(self, layer: int) -> float:
+        """Mean over all tokens of acos(cos(x_l, x_{l+1})) / pi."""
+        return float(self.stats(layer).angular.sum() / self._windows.num_tokens)
+
     def zero_rows(self, layer: int) -> int:
         """Tokens at which the layer's input or output is the zero vector."""
         return int(self.stats(layer).zero_rows.sum())

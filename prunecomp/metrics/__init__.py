@@ -1,8 +1,17 @@
 """Scores by name; the candidate with the lowest score goes first, ties to the lower layer."""
 
-from prunecomp.metrics.base import Metric
-from prunecomp.metrics.block_influence import BlockInfluence
+from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.metrics.block_influence import AngularDistance, BlockInfluence
+from prunecomp.metrics.controls import Given, Last, Random
+from prunecomp.metrics.magnitude import Magnitude
 
-METRICS: dict[str, type[Metric]] = {"bi": BlockInfluence}
+METRICS: dict[str, type[Metric]] = {
+    "bi": BlockInfluence,
+    "angular": AngularDistance,
+    "magnitude": Magnitude,
+    "random": Random,
+    "last": Last,
+    "given": Given,
+}
 
-__all__ = ["METRICS", "BlockInfluence", "Metric"]
+__all__ = ["METRICS", "BlockInfluence", "Evidence", "Metric"]

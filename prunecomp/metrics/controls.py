@@ -1,0 +1,45 @@
+"""Scores that do not look at the model: controls to compare with, and an order that the user brings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunecomp.errors import OptionError
+from prunecomp.metrics.base import Evidence
+
+
+class Random:
+    """A random order, drawn from the run's seed."""
+
+    def score(self, evidence: Evidence) -> dict[int, float]:
+        places = np.random.default_rng(evidence.seed).permutation(evidence.stack.num_layers)
+        return {layer: float(places[layer]) for layer in evidence.stack.alive}
+
+    def barriers(self, num_layers: int) -> set[int]:
+        return set()
+
+
+class Last:
+    """The topmost layer first."""
+
+    def score(self, evidence: Evidence) -> dict[int, float]:
+        return {layer: float(evidence.stack.num_layers - 1 - layer) for layer in evidence.stack.alive}
+
+    def barriers(self, num_layers: int) -> set[int]:
+        return set()
+
+
+class Given:
+    """The layers that the user lists, in that order; the others after them, from below."""
+
+    def score(self, evidence: Evidence) -> dict[int, float]:
+        order = list(evidence.given)
+        total = evidence.stack.num_layers
+        if len(set(order)) != len(order) or not set(order) <= set(range(total)) or not order:
+            raise OptionError(f"--given {order}: list layers from 0 to {total - 1} once each, with --metric given")
+        return {
+            layer: float(order.index(layer) if layer in order else len(order) + layer) for layer in evidence.stack.alive
+        }
+
+    def barriers(self, num_layers: int) -> set[int]:
+        return set()
