@@ -84,12 +84,13 @@ def test_a_streamed_run_stays_within_its_plan(base: Path, tmp_path: Path, limit:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_bundled_model_runs_in_less_memory_than_it_takes(reference_model: Path, tmp_path: Path) -> None:
-    limit = 20_000_000
-    assert limit < 2 * (reference_model / "model.safetensors").stat().st_size, "in float32 it must not fit"
+    limit, whole = 20_000_000, 2 * (reference_model / "model.safetensors").stat().st_size
+    assert limit < 0.7 * whole, "in float32 it must not fit"
     measured, planned, group_size = run(reference_model, limit, tmp_path, "float32")
     assert group_size == 1
     assert planned <= limit
-    assert measured == pytest.approx(planned, rel=0.1), f"{measured:,} measured, {planned:,} planned"
+    # A model this small shows what no plan counts: the interpreter's objects, the skeleton's modules, thread stacks.
+    assert measured <= 1.1 * planned + 4_000_000 < whole, f"{measured:,} measured, {planned:,} planned"
 
 
 def write_config(folder: Path, **changes: object) -> Path:
