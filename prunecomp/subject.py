@@ -97,6 +97,7 @@ class FolderSubject(Subject):
         choose_attention(attention, choose_device(device), choose_dtype(dtype, self.config))
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
         self._decoder: Decoder | None = None
+        self._shape: ModelShape | None = None
 
     @property
     def device(self) -> torch.device:
@@ -107,9 +108,11 @@ class FolderSubject(Subject):
         return choose_dtype(self._dtype, self.config)
 
     def shape(self) -> ModelShape:
-        skeleton: Any = build_skeleton(self.config, self.dtype)
-        skeleton.tie_weights()
-        return model_shape(skeleton, families.find(self.config.model_type), self.dtype)
+        if self._shape is None:
+            skeleton: Any = build_skeleton(self.config, self.dtype)
+            skeleton.tie_weights()
+            self._shape = model_shape(skeleton, families.find(self.config.model_type), self.dtype)
+        return self._shape
 
     def load(self, group_size: int | None = None) -> Decoder:
         if self._decoder is None:

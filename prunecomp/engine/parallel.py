@@ -75,13 +75,6 @@ class Workers:
             raise lost(self.rank, error) from error
         return torch.cat([piece[:count] for piece, count in zip(received, self._shares, strict=True)])
 
-    def total(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over processes of a float64 tensor on the CPU, added in the order of ranks."""
-        if self.size == 1:
-            return value
-        each = Workers(self.size, self.rank, self.size).gather(value.unsqueeze(0))
-        return each.sum(dim=0)
-
 
 def from_leader(make: Callable[[], T]) -> T:
     """What ``make`` gives on the first process, where alone it runs, on all of them; or the error that it raises."""
