@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from prunecomp.engine.placement import Memory, Placement, available_memory, plac
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.journal import Journal
-from prunecomp.metrics import METRICS
+from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import choose_attention
 from prunecomp.model.stack import LayerStack
@@ -26,15 +26,6 @@ from prunecomp.plan import rounds as rounds_of_work
 from prunecomp.pruner import WORK_UNIT, Pruner, choose_candidates, known, run_rounds
 from prunecomp.result import PruneOptions, PruneResult, ScoreResult
 from prunecomp.subject import Subject, open_subject
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a run may use; None is what is free, less a margin, and no disk."""
-
-    device_memory: int | None = None
-    host_memory: int | None = None
-    disk: Path | None = None
 
 
 def prune(
@@ -107,21 +98,18 @@ def prune(
     chosen = choose_candidates(
         subject.num_layers, layers, options.keep, options.candidates, METRICS[metric]().barriers(subject.num_layers)
     )
+    if metric == "given":
+        check_order(options.given, subject.num_layers)  # before any work, not after the first pass
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
     eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
         Workers.current(some.count)  # too few for the processes is told before any work
-    limits = Limits(device_memory, host_memory, None if disk is None else Path(disk))
-    placement = place_run(subject, windows, limits)
-    work = rounds_of_work(subject.shape(), placement, windows.count, windows.seqlen, 1 if one_shot else layers)
-    compiled = should_compile(compile, work[-1].flops, subject.device)
+    placement = place_run(subject, windows, device_memory, host_memory, disk)
+    compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
     log = (
         None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
     )
-    decoder = subject.load(placement.group_size)
-    if compiled:
-        decoder.compile()
-
+    decoder = load(subject, placement, compiled)
     pruner = Pruner(
         decoder, windows, metric=metric, compensation=compensation, cache=cache, placement=placement,
         candidates=chosen, seed=seed, given=options.given, backend=backend, progress=progress,
@@ -209,11 +197,8 @@ def score(
         model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
     )
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
-    placement = place_run(subject, windows, Limits(device_memory, host_memory, None if disk is None else Path(disk)))
-    decoder = subject.load(placement.group_size)
-    work = rounds_of_work(subject.shape(), placement, windows.count, windows.seqlen, 1)
-    if should_compile(compile, work[-1].flops, subject.device):
-        decoder.compile()
+    placement = place_run(subject, windows, device_memory, host_memory, disk)
+    decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
     pruner = Pruner(
         decoder, windows, metric=metric, compensation=compensation, cache=False,
         placement=placement, seed=seed, backend=backend, progress=progress,
@@ -243,7 +228,7 @@ def evaluate(
         model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
     )
     windows = evaluation_windows(subject, eval, seqlen)
-    placement = place_run(subject, windows, Limits(device_memory, host_memory, None if disk is None else Path(disk)))
+    placement = place_run(subject, windows, device_memory, host_memory, disk)
     decoder = subject.load(placement.group_size)
     return measure(decoder, LayerStack.dense(decoder.num_layers), windows, placement, progress)
 
@@ -253,11 +238,29 @@ def measure(decoder: Decoder, stack: LayerStack, windows: Windows, placement: Pl
         return perplexity(decoder, stack, windows, placement, advance)
 
 
-def place_run(subject: Subject, windows: Windows, limits: Limits) -> Placement:
-    """The placement of a run over ``windows`` within ``limits``; no weights are loaded."""
-    memory = available_memory(
-        subject.device, limits.device_memory, limits.host_memory, limits.disk, processes=processes_here()
-    )
+def compiles(option: str, subject: Subject, windows: Windows, placement: Placement, layers: int) -> bool:
+    """Whether the layers are compiled for a run of so many rounds."""
+    work = rounds_of_work(subject.shape(), placement, windows.count, windows.seqlen, layers)
+    return should_compile(option, work[-1].flops, subject.device)
+
+
+def load(subject: Subject, placement: Placement, compiled: bool) -> Decoder:
+    decoder = subject.load(placement.group_size)
+    if compiled:
+        decoder.compile()
+    return decoder
+
+
+def place_run(
+    subject: Subject,
+    windows: Windows,
+    device_memory: int | None,
+    host_memory: int | None,
+    disk: str | Path | None,
+) -> Placement:
+    """The placement of a run over ``windows`` within limits in bytes; no weights are loaded."""
+    folder = None if disk is None else Path(disk)
+    memory = available_memory(subject.device, device_memory, host_memory, folder, processes=processes_here())
     # Every process must come to the same placement.
     on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
     memory = Memory(on_device, on_host, on_disk, memory.disk_folder)

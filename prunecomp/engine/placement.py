@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,7 @@ def free_host_memory() -> int:
             free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for limit, usage in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),):
-        try:
-            allowed = Path(limit).read_text().strip()
-            if allowed != "max":
-                free = min(free, int(allowed) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
-            continue
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no control group, or "max": no limit
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return max(free, 0)

@@ -2,7 +2,7 @@
 
 from prunecomp.metrics.base import Evidence, Metric
 from prunecomp.metrics.block_influence import AngularDistance, BlockInfluence
-from prunecomp.metrics.controls import Given, Last, Random
+from prunecomp.metrics.controls import Given, Last, Random, check_order
 from prunecomp.metrics.magnitude import Magnitude
 
 METRICS: dict[str, type[Metric]] = {
@@ -14,4 +14,4 @@ METRICS: dict[str, type[Metric]] = {
     "given": Given,
 }
 
-__all__ = ["METRICS", "BlockInfluence", "Evidence", "Metric"]
+__all__ = ["METRICS", "BlockInfluence", "Evidence", "Metric", "check_order"]

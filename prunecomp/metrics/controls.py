@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from prunecomp.errors import OptionError
 from prunecomp.metrics.base import Evidence
+
+
+def check_order(given: Sequence[int], num_layers: int) -> list[int]:
+    """The order as a list; raises :class:`OptionError` unless it names layers, each once."""
+    order = list(given)
+    if len(set(order)) != len(order) or not set(order) <= set(range(num_layers)) or not order:
+        raise OptionError(f"--given {order}: list layers from 0 to {num_layers - 1} once each, with --metric given")
+    return order
 
 
 class Random:
@@ -33,10 +43,7 @@ class Given:
     """The layers that the user lists, in that order; the others after them, from below."""
 
     def score(self, evidence: Evidence) -> dict[int, float]:
-        order = list(evidence.given)
-        total = evidence.stack.num_layers
-        if len(set(order)) != len(order) or not set(order) <= set(range(total)) or not order:
-            raise OptionError(f"--given {order}: list layers from 0 to {total - 1} once each, with --metric given")
+        order = check_order(evidence.given, evidence.stack.num_layers)
         return {
             layer: float(order.index(layer) if layer in order else len(order) + layer) for layer in evidence.stack.alive
         }

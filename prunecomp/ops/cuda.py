@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from prunecomp.errors import BackendError
 from prunecomp.ops import libraries
-from prunecomp.ops.libraries import DTYPES
+from prunecomp.ops.libraries import DTYPES, pointer, require
 from prunecomp.ops.reference import COUNTS, SUMS
 
 LIBRARY = "prunecomp_cuda"
@@ -41,7 +40,7 @@ def layer_stats(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As :func:`prunecomp.ops.reference.layer_stats`, in one read of ``x`` and ``y``; queued on the current stream."""
     n, s, d = x.shape
-    library = _library()
+    library = require(LIBRARY, REMEDY)
     with _queue(x.device) as stream:
         sums = x.new_empty(n, len(SUMS), dtype=torch.float64)
         counts = x.new_empty(n, len(COUNTS), dtype=torch.int64)
@@ -50,8 +49,8 @@ def layer_stats(
         workspace = x.new_empty(library.pc_cuda_layer_stats_workspace(n, s, d, with_input), dtype=torch.uint8)
         code = library.pc_cuda_layer_stats(
             *(x.data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), y.stride(0), y.stride(1)),
-            *(DTYPES[x.dtype], n, s, d, _pointer(lengths), sums.data_ptr(), counts.data_ptr(), magnitude.data_ptr()),
-            *(_pointer(input_magnitude if with_input else None), workspace.data_ptr(), stream),
+            *(DTYPES[x.dtype], n, s, d, pointer(lengths), sums.data_ptr(), counts.data_ptr(), magnitude.data_ptr()),
+            *(pointer(input_magnitude if with_input else None), workspace.data_ptr(), stream),
         )
     _check("pc_cuda_layer_stats", code)
     return sums, counts, magnitude, input_magnitude
@@ -61,7 +60,7 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
     """As :func:`prunecomp.ops.reference.layer_gram`, for up to 128 states; queued on the current stream."""
     first, m = states[0], len(states)
     n, s, d = first.shape
-    library = _library()
+    library = require(LIBRARY, REMEDY)
     # Workspace and table may be freed while the work is still queued: the allocator gives their memory to later work
     # of the same stream only. The driver copies a table this small aside at once, so its host memory may go as well.
     with _queue(first.device) as stream:
@@ -70,7 +69,7 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
         counts = first.new_empty(n, m, 2, dtype=torch.int64)
         workspace = first.new_empty(library.pc_cuda_layer_gram_workspace(m, n, s, d), dtype=torch.uint8)
         code = library.pc_cuda_layer_gram(
-            *(table.data_ptr(), m, first.stride(0), first.stride(1), DTYPES[first.dtype], n, s, d, _pointer(lengths)),
+            *(table.data_ptr(), m, first.stride(0), first.stride(1), DTYPES[first.dtype], n, s, d, pointer(lengths)),
             *(sums.data_ptr(), counts.data_ptr(), workspace.data_ptr(), stream),
         )
     _check("pc_cuda_layer_gram", code)
@@ -87,17 +86,6 @@ def _queue(device: torch.device) -> Iterator[int]:
         yield torch.cuda.current_stream(device).cuda_stream
 
 
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _library() -> ctypes.CDLL:
-    functions, reason = libraries.load(LIBRARY)
-    if functions is None:
-        raise BackendError(f"{reason}: {REMEDY}")
-    return functions
-
-
 def _check(name: str, code: int) -> None:
     if code:
-        raise BackendError(f"{name}: {_library().pc_cuda_error_message(code).decode()}")
+        raise BackendError(f"{name}: {require(LIBRARY, REMEDY).pc_cuda_error_message(code).decode()}")

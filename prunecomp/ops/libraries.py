@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prunecomp.errors import BackendError
+
 FOLDER = Path(__file__).resolve().parents[1] / "lib"
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -70,3 +72,15 @@ def load(name: str) -> Library:
             getattr(functions, function).restype = result
             getattr(functions, function).argtypes = arguments
     return Library(functions, None)
+
+
+def require(name: str, remedy: str) -> ctypes.CDLL:
+    """The library ``name``; raises :class:`BackendError` with the ``remedy`` where it is missing."""
+    functions, reason = load(name)
+    if functions is None:
+        raise BackendError(f"{reason}: {remedy}")
+    return functions
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -13,7 +13,7 @@ import torch
 
 from prunecomp.errors import BackendError
 from prunecomp.ops import libraries
-from prunecomp.ops.libraries import DTYPES
+from prunecomp.ops.libraries import DTYPES, pointer, require
 from prunecomp.ops.reference import COUNTS, SUMS
 
 LIBRARY = "prunecomp_cpu"
@@ -35,7 +35,7 @@ def obstacle(device: str) -> str | None:
 
 def variant() -> str:
     """The instruction set in use: ``avx512``, ``avx2``, ``baseline`` or ``neon``."""
-    return str(_library().pc_cpu_variant().decode())
+    return str(require(LIBRARY, REMEDY).pc_cpu_variant().decode())
 
 
 def layer_stats(
@@ -50,8 +50,8 @@ def layer_stats(
     _call(
         "pc_cpu_layer_stats",
         *(x.data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), y.stride(0), y.stride(1)),
-        *(DTYPES[x.dtype], n, s, d, _pointer(lengths)),
-        *(sums.data_ptr(), counts.data_ptr(), magnitude.data_ptr(), _pointer(input_magnitude if with_input else None)),
+        *(DTYPES[x.dtype], n, s, d, pointer(lengths)),
+        *(sums.data_ptr(), counts.data_ptr(), magnitude.data_ptr(), pointer(input_magnitude if with_input else None)),
     )
     return sums, counts, magnitude, input_magnitude
 
@@ -65,7 +65,7 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
     pointers = (ctypes.c_void_p * m)(*(state.data_ptr() for state in states))
     _call(
         "pc_cpu_layer_gram",
-        *(pointers, m, first.stride(0), first.stride(1), DTYPES[first.dtype], n, s, d, _pointer(lengths)),
+        *(pointers, m, first.stride(0), first.stride(1), DTYPES[first.dtype], n, s, d, pointer(lengths)),
         *(sums.data_ptr(), counts.data_ptr()),
     )
     return sums, counts
@@ -96,20 +96,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _library() -> ctypes.CDLL:
-    functions, reason = libraries.load(LIBRARY)
-    if functions is None:
-        raise BackendError(f"{reason}: {REMEDY}")
-    return functions
-
-
 def _call(name: str, *arguments: Any) -> None:
     """Calls a function whose last argument is the number of threads; the interpreter's lock is free meanwhile."""
-    library = _library()
+    library = require(LIBRARY, REMEDY)
     code = getattr(library, name)(*arguments, torch.get_num_threads())
     if code:
         raise BackendError(f"{name}: {library.pc_cpu_error_message(code).decode()}")

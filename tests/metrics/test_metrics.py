@@ -78,9 +78,12 @@ def test_controls_remove_what_they_say(generator: torch.Generator) -> None:
     assert prunecomp.prune(model, 3, tokens, metric="given", given=[4, 1, 2]).removed == [4, 1, 2]
     order = list(np.argsort(np.random.default_rng(7).permutation(6)))
     assert prunecomp.prune(model, 4, tokens, metric="random", seed=7).removed == order[:4]
+    calls: list[int] = []
+    model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
     for given in ([], [1, 1], [6]):
         with pytest.raises(OptionError, match="--given"):
             prunecomp.prune(model, 1, tokens, metric="given", given=given)
+    assert not calls, "an order that cannot be meant is refused before any layer runs"
 
 
 def test_the_scales_of_a_given_order_are_those_of_the_oracle(model: Any, generator: torch.Generator) -> None:

@@ -62,7 +62,7 @@ def on_the_emulated_device(emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatc
         return torch.full(shape, 255 if dtype == torch.uint8 else -12345, dtype=dtype)  # 0xff...: NaN as float32
 
     monkeypatch.setattr(cuda, "_queue", queue)
-    monkeypatch.setattr(cuda, "_library", lambda: emulated)
+    monkeypatch.setattr(cuda, "require", lambda name, remedy: emulated)
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
