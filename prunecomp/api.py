@@ -14,6 +14,7 @@ from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen,
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
 from prunecomp.engine.placement import Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress, silent
+from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.journal import Journal
 from prunecomp.metrics import METRICS, check_order
@@ -23,9 +24,12 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.ops import requested
 from prunecomp.ops.backends import choose
 from prunecomp.plan import rounds as rounds_of_work
-from prunecomp.pruner import WORK_UNIT, Pruner, choose_candidates, known, run_rounds
+from prunecomp.pruner import Pruner, choose_candidates, run_rounds
 from prunecomp.result import PruneOptions, PruneResult, ScoreResult
 from prunecomp.subject import Subject, open_subject
+
+HELD_OUT = 8
+"""One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
 
 
 def prune(
@@ -45,6 +49,10 @@ def prune(
     keep: Iterable[int] = (),
     candidates: Iterable[int] | None = None,
     given: Iterable[int] = (),
+    span: int | None = None,
+    lookahead: bool = False,
+    confidence: float | None = None,
+    parity: str | None = None,
     fold: str = "up",
     eval: Any = None,
     tokenizer: Any = None,
@@ -72,6 +80,12 @@ def prune(
     one_shot : rank once and remove the lowest, instead of scoring again after each removal.
     keep, candidates : original layer indices that must stay, or that alone may go.
     given : with ``metric="given"``, the layers to remove, in order.
+    span : how many neighbouring layers go together, for ``bi``, ``span`` and ``angular``; by default all ``layers`` at
+        once with ``span``, else one.
+    lookahead : with ``metric="ppl"``, judge each candidate with its own compensation in place.
+    confidence : end a round as soon as its choice is settled at this confidence, as in 0.999, without looking at the
+        sequences that are left; they are shuffled first.
+    parity : ``"official"`` reproduces the published code where it departs from the paper.
     fold : ``up`` or ``down``, the form in which :meth:`PruneResult.save` and ``apply`` put seams into weights.
     tokenizer : for text with a model object; a model folder brings its own.
     compile : ``auto``, ``on`` or ``off``: torch.compile of the layers; ``auto`` where the work pays for the compiling.
@@ -88,7 +102,8 @@ def prune(
     options = PruneOptions(
         layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
         metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=sorted(keep),
-        candidates=None if candidates is None else sorted(candidates), given=list(given), attn=attn, compile=compile,
+        candidates=None if candidates is None else sorted(candidates), given=list(given), span=span,
+        lookahead=lookahead, confidence=confidence, parity=parity, attn=attn, compile=compile,
         backend=requested(backend),
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
@@ -110,13 +125,16 @@ def prune(
         None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
     )
     decoder = load(subject, placement, compiled)
+    seen, held_out = arrange(windows, options)
     pruner = Pruner(
-        decoder, windows, metric=metric, compensation=compensation, cache=cache, placement=placement,
-        candidates=chosen, seed=seed, given=options.given, backend=backend, progress=progress,
+        decoder, seen, metric=metric, compensation=compensation, cache=cache, placement=placement,
+        candidates=chosen, held_out=held_out, seed=seed, given=options.given, span=options.block_size(METRICS),
+        lookahead=lookahead, confidence=confidence, parity=parity, backend=backend, progress=progress,
     )  # fmt: skip
     rounds = run_rounds(
         pruner, layers, chosen, one_shot,
-        done=() if log is None else tuple(log.rounds), on_round=None if log is None else log.append,
+        done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
+        on_round=None if log is None else log.append,
     )  # fmt: skip
     measured: dict[str, float] | None = None
     if eval_windows is not None:
@@ -139,6 +157,23 @@ def prune(
         seconds=time.perf_counter() - started,
         on_saved=None if log is None else log.remove,
     )
+
+
+def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows | None]:
+    """The windows to score and fit on, and those held out for a compensation that compares losses.
+
+    An early stop rests on a random order, and a held-out slice is a random eighth: both are drawn from the seed.
+    """
+    holds_out = bool(getattr(COMPENSATIONS[options.compensation], "held_out", False))
+    if options.confidence is None and not holds_out:
+        return windows, None
+    windows = windows.shuffled(options.seed)
+    if not holds_out:
+        return windows, None
+    count = max(1, windows.count // HELD_OUT)
+    if count == windows.count:
+        raise OptionError(f"--compensation {options.compensation} holds windows out: give at least two --samples")
+    return windows.take(slice(0, windows.count - count)), windows.take(slice(windows.count - count, windows.count))
 
 
 def open_journal(
@@ -179,6 +214,10 @@ def score(
     device: str = "auto",
     metric: str = "bi",
     compensation: str = "scale",
+    given: Iterable[int] = (),
+    span: int | None = None,
+    lookahead: bool = False,
+    parity: str | None = None,
     tokenizer: Any = None,
     allow_pickle: bool = False,
     attn: str = "auto",
@@ -191,20 +230,26 @@ def score(
 ) -> ScoreResult:
     """One round and no change: each layer's score, and the scale that its removal would leave behind."""
     started = time.perf_counter()
-    known("--metric", metric, METRICS)
-    known("--compensation", compensation, COMPENSATIONS)
+    options = PruneOptions(
+        layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
+        metric=metric, compensation=compensation, given=list(given), span=span, lookahead=lookahead, parity=parity,
+        attn=attn, compile=compile, backend=requested(backend),
+    )  # fmt: skip
+    options.check(METRICS, COMPENSATIONS)
     subject = open_subject(
         model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
     )
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
     placement = place_run(subject, windows, device_memory, host_memory, disk)
     decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
+    seen, held_out = arrange(windows, options)
     pruner = Pruner(
-        decoder, windows, metric=metric, compensation=compensation, cache=False,
-        placement=placement, seed=seed, backend=backend, progress=progress,
+        decoder, seen, metric=metric, compensation=compensation, placement=placement, held_out=held_out, seed=seed,
+        given=options.given, span=options.block_size(METRICS), lookahead=lookahead, parity=parity, backend=backend,
+        progress=progress,
     )  # fmt: skip
-    scores = pruner.score()
-    scales = {layer: pruner.scale_of(layer) for layer in scores}
+    scores = pruner.score(keep=False)
+    scales = {layer: pruner.scale_of(*pruner.blocks[layer]) for layer in scores}
     return ScoreResult(metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started)
 
 
@@ -234,8 +279,7 @@ def evaluate(
 
 
 def measure(decoder: Decoder, stack: LayerStack, windows: Windows, placement: Placement, progress: Progress) -> float:
-    with progress("perplexity", windows.count * len(stack.alive), WORK_UNIT) as advance:
-        return perplexity(decoder, stack, windows, placement, advance)
+    return perplexity(decoder, stack, windows, placement, progress)
 
 
 def compiles(option: str, subject: Subject, windows: Windows, placement: Placement, layers: int) -> bool:

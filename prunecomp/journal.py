@@ -1,7 +1,8 @@
 """The journal of a run: what was decided, round by round, so that a killed run goes on where it stopped.
 
 A round's decision and its scale are all that the next one needs beside the model and the data: states are recomputed to
-the same bits. So the journal is small, and is replaced as a whole, atomically, at the end of each round.
+the same bits. So the journal is small, and is replaced as a whole, atomically, at the end of each round. Weights that a
+compensation has replaced are larger: they lie beside it, a file for each round that replaced any.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
 from prunecomp.errors import JournalError
+from prunecomp.model.stack import Overlay
 from prunecomp.result import RoundRecord
 
-FORMAT = 1
+FORMAT = 2
+Overlays = Mapping[int, Overlay]
 
 
 def journal_path(out: Path) -> Path:
@@ -27,17 +34,27 @@ def journal_path(out: Path) -> Path:
 
 
 class Journal:
-    """An open journal. ``identity`` is everything that determines the run's choices; ``rounds`` those made so far.
+    """An open journal. ``identity`` is everything that determines the run's choices; ``rounds`` those made so far, and
+    ``overlays`` the weights that they replaced, by the number of the round.
 
     With ``writes`` off (every process but the first) it is never written.
     """
 
     def __init__(
-        self, path: Path, identity: dict[str, Any], rounds: Sequence[RoundRecord] = (), *, writes: bool = True
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        rounds: Sequence[RoundRecord] = (),
+        overlays: Mapping[int, Overlays] | None = None,
+        digests: Mapping[int, str] | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self.path = path
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it would come back
         self.rounds = list(rounds)
+        self.overlays = dict(overlays or {})
+        self._digests = dict(digests or {})
         self._writes = writes
 
     @classmethod
@@ -50,13 +67,14 @@ class Journal:
         held = cls._read(path) if path.exists() else None
         if held is None or not held.rounds:
             journal = cls(path, identity)
+            journal._remove_weights()
             journal._write()
             return journal
         if not resume:
             raise JournalError(
                 f"{path} is the journal of a run that was not finished: go on with it by --resume, or remove it"
             )
-        journal = cls(path, identity, held.rounds)
+        journal = cls(path, identity, held.rounds, held.overlays, held._digests)
         differences = _differences(held.identity, journal.identity)
         if differences:
             raise JournalError(
@@ -67,7 +85,7 @@ class Journal:
 
     def followed(self, identity: dict[str, Any]) -> Journal:
         """The same for a process that does not write. Raises :class:`JournalError` if it runs on something else."""
-        follower = Journal(self.path, identity, self.rounds, writes=False)
+        follower = Journal(self.path, identity, self.rounds, self.overlays, writes=False)
         differences = [
             line for key in ("model", "calibration", "options")
             for line in _differences(self.identity.get(key), follower.identity.get(key), key)
@@ -83,39 +101,78 @@ class Journal:
             content = held["run"]
             if held["format"] != FORMAT or held["sha256"] != _digest(content):
                 raise ValueError("another format, or changed since it was written")
-            return cls(path, content["identity"], [_round(entry) for entry in content["rounds"]])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            digests = {int(number): digest for number, digest in content["weights"].items()}
+            overlays = {number: _read_weights(_weights_path(path, number), digests[number]) for number in digests}
+            return cls(path, content["identity"], [_round(entry) for entry in content["rounds"]], overlays, digests)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise JournalError(f"{path} cannot be read as a journal ({error!r}): remove it to start again") from error
 
-    def append(self, record: RoundRecord) -> None:
-        """Add a round; it is on disk when this returns."""
+    def append(self, record: RoundRecord, overlays: Overlays | None = None) -> None:
+        """Add a round, with the weights that it replaced; it is on disk when this returns."""
+        number = len(self.rounds)
         self.rounds.append(record)
-        if self._writes:
-            self._write()
+        if overlays:
+            self.overlays[number] = overlays
+        if not self._writes:
+            return
+        if overlays:
+            tensors = {f"{layer}.{name}": tensor for layer, o in overlays.items() for name, tensor in o.tensors.items()}
+            data = save(tensors)
+            self._digests[number] = hashlib.sha256(data).hexdigest()
+            self._put(_weights_path(self.path, number), data)
+        self._write()
 
     def remove(self) -> None:
         """The run is complete and its result safe."""
         if self._writes:
             self.path.unlink(missing_ok=True)
+            self._remove_weights()
+
+    def _remove_weights(self) -> None:
+        for path in self.path.parent.glob(f"{self.path.stem}.*{WEIGHTS}*"):
+            path.unlink()
 
     def _write(self) -> None:
-        beside = self.path.with_name(self.path.name + ".partial")
-        run = json.loads(json.dumps({"identity": self.identity, "rounds": [asdict(r) for r in self.rounds]}))
+        rounds = [asdict(r) for r in self.rounds]
+        run = json.loads(json.dumps({"identity": self.identity, "rounds": rounds, "weights": self._digests}))
         content = {"format": FORMAT, "sha256": _digest(run), "run": run}
+        self._put(self.path, json.dumps(content, indent=1).encode())
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Have ``path`` hold ``data``, or what it held before."""
+        beside = path.with_name(path.name + ".partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(beside, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
+            beside.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
         except OSError as error:
-            raise JournalError(f"{self.path} cannot be written ({error})") from error
+            raise JournalError(f"{path} cannot be written ({error})") from error
+
+
+WEIGHTS = ".safetensors"
+
+
+def _weights_path(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.{number}{WEIGHTS}")
+
+
+def _read_weights(path: Path, digest: str) -> dict[int, Overlay]:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{path.name} has changed since it was written")
+    by_layer: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load(data).items():
+        layer, _, name = key.partition(".")
+        by_layer.setdefault(int(layer), {})[name] = tensor
+    return {layer: Overlay(tensors) for layer, tensors in by_layer.items()}
 
 
 def _round(entry: dict[str, Any]) -> RoundRecord:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prunecomp.compensation import COMPENSATIONS, Seam
+from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
 from prunecomp.data.windows import Windows
-from prunecomp.engine.parallel import Workers, world_size
-from prunecomp.engine.placement import Placement, available_memory, micro_batch, model_shape, place
+from prunecomp.engine.parallel import world_size
+from prunecomp.engine.placement import Placement, available_memory, model_shape, place
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.engine.retention import choose_boundaries, removal_odds
-from prunecomp.engine.sinks import PairStatistics
-from prunecomp.engine.states import StateStore
-from prunecomp.engine.sweep import Sweeper
+from prunecomp.engine.run import Run
+from prunecomp.engine.statistics import Statistics
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, Evidence
+from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.stack import LayerStack
+from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.result import RoundRecord
-
-WORK_UNIT = "layers x windows"
 
 
 class Pruner:
@@ -30,8 +27,15 @@ class Pruner:
     what lies above the lowest change since the last call, from the nearest state kept below it; without ``cache`` it
     runs everything, to the same bits.
 
-    ``placement`` says what is kept where; by default all that fits in the memory that is free. ``candidates`` are the
-    layers that may go: states are kept with an eye to them.
+    Parameters
+    ----------
+    placement : what is kept where; by default all that fits in the memory that is free.
+    candidates : the layers that may go: states are kept with an eye to them.
+    held_out : windows that no statistic sees, for a compensation that compares losses.
+    span : the most neighbours that go together; 1 unless the metric can score blocks.
+    lookahead : for the metric ``ppl``: each candidate is judged with its own compensation in place.
+    confidence : end a round's pass as soon as the lowest score is separated from all others at this confidence.
+    parity : ``official`` for the published code's scores, its faults included.
     """
 
     def __init__(
@@ -44,21 +48,22 @@ class Pruner:
         cache: bool = True,
         placement: Placement | None = None,
         candidates: Sequence[int] | None = None,
+        held_out: Windows | None = None,
         seed: int = 0,
         given: Sequence[int] = (),
+        span: int = 1,
+        lookahead: bool = False,
+        confidence: float | None = None,
+        parity: str | None = None,
         backend: str | None = None,
         progress: Progress = silent,
     ) -> None:
         self.decoder = decoder
-        self.workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen))
-        self.windows = windows.take(self.workers.rows)
-        self.stack = LayerStack.dense(decoder.num_layers)
-        self.metric = METRICS[known("--metric", metric, METRICS)]()
-        self._compensate = COMPENSATIONS[known("--compensation", compensation, COMPENSATIONS)]
-        self._seed, self._given = seed, tuple(given)
-        self._cache = cache
-        self._progress = progress
-        self._candidates = range(decoder.num_layers) if candidates is None else candidates
+        self.metric = METRICS[metric]()
+        self._compensate = COMPENSATIONS[compensation]
+        self._candidates = list(range(decoder.num_layers) if candidates is None else candidates)
+        self._span, self._seed, self._given = span, seed, tuple(given)
+        self._lookahead, self._confidence, self._parity = lookahead, confidence, parity
         if placement is None:
             memory = available_memory(decoder.device)
             shape = model_shape(decoder.model, decoder.family, decoder.dtype)
@@ -66,82 +71,94 @@ class Pruner:
                 shape, windows.count, windows.seqlen, memory, decoder.device, resident=True, processes=world_size()
             )
         self.placement = placement
-        self._sweeper = Sweeper(decoder, self.windows, placement)
-        self._statistics = PairStatistics(windows, self.workers, backend)
-        self._states = StateStore(
-            self._sweeper.state_shape,
-            decoder.device,
-            placement.capacity,
-            carry=placement.carry,
-            disk=placement.disk_folder,
+        self.run = Run(
+            decoder, windows, placement, candidates=self._candidates, spans=self.metric.needs_gram(span), cache=cache,
+            parts=1 if confidence is None else min(LOOKS, windows.count), backend=backend, progress=progress,
+        )  # fmt: skip
+        self.statistics = self.run.statistics
+        """Those of the last scores; a one-shot run goes on using them when layers are gone."""
+        self.sequences = 0
+        """Calibration sequences that they rest on."""
+        self.blocks: dict[int, tuple[int, ...]] = {}
+        """The neighbours that each of the last scores is for."""
+        self.held_out = (
+            None
+            if held_out is None
+            else Run(decoder, held_out, placement, candidates=self._candidates, measured=False, progress=progress)
         )
-        self._scores: dict[int, float] = {}
-        self._stale_from: int | None = 0
 
     @property
-    def layer_forwards(self) -> int:
+    def stack(self) -> LayerStack:
+        """What survives."""
+        return self.run.stack
+
+    @property
+    def layer_forwards(self) -> float:
         """Passes of the calibration set through one layer, so far."""
-        return self._sweeper.layer_forwards
+        return self.run.layer_forwards
 
-    def score(self, *, keep: bool = True) -> dict[int, float]:
-        """The metric of every surviving layer, by original index. ``keep`` off promises that no score will follow."""
-        if self._stale_from is not None:
-            start = self._nearest_state(self._stale_from) if self._cache else 0
-            above = len(self.stack.alive) - start
-            if above > 0:
-                self._choose_states(start, keep and self._cache)
-                with self.decoder.evaluating():
-                    with self._progress("scoring", above * self.windows.count, WORK_UNIT) as advance:
-                        self._sweeper.sweep(self.stack, start, self._states, [self._statistics], advance)
-            self._stale_from = None
-        self._scores = self.metric.score(Evidence(self.stack, self._statistics, self.decoder, self._seed, self._given))
-        return self._scores
+    def evidence(self, most: int | None = None) -> Evidence:
+        """What the metric looks at; ``most`` layers may still go."""
+        return Evidence(
+            run=self.run,
+            candidates=[layer for layer in self._candidates if layer in self.stack.alive],
+            span=self._span if most is None else min(self._span, most),
+            seed=self._seed,
+            given=self._given,
+            parity=self._parity,
+            lookahead=(lambda block: self._estimate(block, self.run.statistics).scale) if self._lookahead else None,
+        )
 
-    def _nearest_state(self, position: int) -> int:
-        """The highest position up to ``position`` whose state is kept; 0, the embedding, always is."""
-        alive, kept = self.stack.alive, self._states.kept
-        if position == len(alive):
-            return position  # the cut was at the top: nothing is left to run
-        return max((p for p in range(1, position + 1) if alive[p] in kept), default=0)
+    def score(self, *, keep: bool = True, most: int | None = None) -> dict[int, float]:
+        """The metric of every surviving layer, or block of layers, by the original index of its lowest.
 
-    def _choose_states(self, start: int, keep: bool) -> None:
-        """Have the store keep what makes the next round cheapest, among what it has and what this sweep will pass."""
-        alive, kept = self.stack.alive, self._states.kept
-        odds = removal_odds(self._scores, [layer for layer in self._candidates if layer in alive])
-        passed = [p for p in range(1, len(alive)) if p > start or (p <= start and alive[p] in kept)]
-        by_position = [odds.get(layer, 0.0) for layer in alive]
-        chosen = choose_boundaries(by_position, passed, self._states.budget) if keep else []
-        if start > 0 and start not in chosen:  # this sweep itself sets out from there
-            chosen = [start, *choose_boundaries(by_position, passed, self._states.budget - 1 if keep else 0)]
-        self._states.retain([alive[p] for p in sorted(chosen, key=lambda p: -by_position[p])])
+        ``keep`` off promises that no score will follow; ``most`` is how many layers may still go.
+        """
+        evidence = self.evidence(most)
+        for part in self.run.parts:
+            self.run.bring(part, keep=keep)
+            self.metric.observe(evidence, part)
+            if self._confidence is not None and self._decided(evidence):
+                break
+        self.statistics = self.run.statistics
+        self.sequences = len(self.statistics.tokens)
+        self.run.scores = self.metric.score(evidence)
+        self.blocks = {first: evidence.block(first) for first in self.run.scores}
+        return self.run.scores
 
-    def remove(self, layer: int) -> Seam:
-        """Remove a surviving layer and put its compensation, estimated from the last statistics, in its place."""
-        seam = self._compensate(self._statistics, layer)
-        self.restore(layer, seam.scale)
+    def _decided(self, evidence: Evidence) -> bool:
+        assert self._confidence is not None
+        layers, sums = self.metric.sequence_scores(evidence)
+        columns = [i for i, layer in enumerate(layers) if set(evidence.block(layer)) <= set(evidence.candidates)]
+        return separated(sums[:, columns], self.run.windows.count, self._confidence)
+
+    def _estimate(self, block: tuple[int, ...], statistics: Statistics) -> Seam:
+        return self._compensate(Cut(self.run, block, statistics, self.held_out))
+
+    def remove(self, *block: int) -> Seam:
+        """Remove a surviving layer, or neighbours from below, and put the compensation, estimated from the last
+        statistics, in their place."""
+        seam = self._estimate(block, self.statistics)
+        self.put(block, seam)
         return seam
 
-    def restore(self, layer: int, scale: float) -> None:
-        """Remove a surviving layer with a scale that is already known."""
-        p = self.stack.position(layer)
-        self.stack = self.stack.remove(layer, scale)
-        self._states.move(layer, self.stack.alive[p] if p < len(self.stack.alive) else None)
-        self._states.drop_all(self.stack.alive[p + 1 :])  # what lies above the cut is out of date
-        self._stale_from = p if self._stale_from is None else min(self._stale_from, p)
+    def put(self, block: tuple[int, ...], seam: Seam) -> None:
+        """Remove neighbouring survivors with a compensation that is already known."""
+        for run in (self.run, self.held_out):
+            if run is not None:
+                put_in_place(run, block, seam)
 
-    def scale_of(self, layer: int) -> float:
-        """The scale that removing ``layer`` now would leave behind."""
-        return self._compensate(self._statistics, layer).scale
+    def restore(self, block: tuple[int, ...], scale: float, overlays: Mapping[int, Overlay]) -> None:
+        """The same from a record."""
+        self.put(block, Seam(scale, overlays=overlays))
+
+    def scale_of(self, *block: int) -> float:
+        """The scale that removing these neighbours now would leave behind."""
+        return self._estimate(block, self.statistics).scale
 
     def zero_rows(self, layer: int) -> int:
         """Calibration tokens at which the layer's input or output is the zero vector."""
-        return self._statistics.zero_rows(layer)
-
-
-def known(option: str, name: str, table: Iterable[str]) -> str:
-    if name not in table:
-        raise OptionError(f"{option} {name}: choose {', '.join(sorted(table))}")
-    return name
+        return self.statistics.zero_rows(layer)
 
 
 def choose_candidates(
@@ -172,9 +189,17 @@ def choose_candidates(
     return sorted(chosen)
 
 
-def lowest(scores: dict[int, float], among: Iterable[int]) -> int:
+def lowest(scores: Mapping[int, float], among: Iterable[int]) -> int:
     """The candidate with the lowest score; ties go to the lower layer."""
     return min(among, key=lambda layer: (scores[layer], layer))
+
+
+def choose(pruner: Pruner, left: Iterable[int]) -> tuple[int, ...] | None:
+    """The block with the lowest of the last scores, of those all of whose layers are there and may go; None if there is
+    no such block."""
+    free = set(left) & set(pruner.stack.alive)
+    whole = [first for first, block in pruner.blocks.items() if set(block) <= free]
+    return pruner.blocks[lowest(pruner.run.scores, whole)] if whole else None
 
 
 def run_rounds(
@@ -184,42 +209,55 @@ def run_rounds(
     one_shot: bool,
     *,
     done: Sequence[RoundRecord] = (),
-    on_round: Callable[[RoundRecord], None] | None = None,
+    overlays: Mapping[int, Mapping[int, Overlay]] | None = None,
+    on_round: Callable[[RoundRecord, Mapping[int, Overlay]], None] | None = None,
 ) -> list[RoundRecord]:
     """Remove ``layers`` layers, re-scoring before each removal, or only before the first if ``one_shot``.
 
-    ``done`` are the rounds of an earlier, interrupted run, taken as they are; ``on_round`` is told of each new one.
+    ``done`` are the rounds of an earlier, interrupted run, taken as they are, with the ``overlays`` of each by its
+    number; ``on_round`` is told of each new one.
     """
     rounds = list(done)
-    scores: dict[int, float] = {}
-    if one_shot and len(done) < layers:
-        scores = pruner.score(keep=False)  # of the dense model, also when going on: the scales come from there
-    for earlier in done:
-        pruner.restore(earlier.layer, earlier.scale)
-    left = [layer for layer in candidates if layer not in {earlier.layer for earlier in done}]
-    spent = 0
-    for number in range(len(done), layers):
+    if one_shot and sum(len(earlier.block) for earlier in done) < layers:
+        pruner.score(keep=False, most=layers)  # of the dense model, also when going on: the scales come from there
+    for number, earlier in enumerate(done):
+        pruner.restore(tuple(earlier.block), earlier.scale, (overlays or {}).get(number, {}))
+    gone = {layer for earlier in done for layer in earlier.block}
+    left = [layer for layer in candidates if layer not in gone]
+    spent: float = 0
+    while len(gone) < layers:
         started = time.perf_counter()
-        if not one_shot:
-            scores = pruner.score(keep=number < layers - 1)
-        layer = lowest(scores, left)
-        left.remove(layer)
-        shown = {index: scores[index] for index in (layer, *pruner.stack.alive) if index in scores}
-        zero_rows = pruner.zero_rows(layer)
-        seam = pruner.remove(layer)
+        block: tuple[int, ...] | None = None
+        most = layers - len(gone)
+        while block is None:  # where the layers that are left lie apart, shorter blocks are tried
+            if not one_shot:
+                pruner.score(keep=most > 1, most=most)
+            block = choose(pruner, left)
+            most -= 1
+            if block is None and (one_shot or most == 0):
+                raise OptionError("no block of --span layers is left that may go: remove fewer, or without --one-shot")
+        left = [layer for layer in left if layer not in block]
+        gone |= set(block)
+        scores = pruner.run.scores
+        shown = {index: scores[index] for index in (block[0], *pruner.stack.alive) if index in scores}
+        seam = pruner.remove(*block)
         rounds.append(
             RoundRecord(
-                layer=layer,
-                score=scores[layer],
+                layer=block[0],
+                block=list(block),
+                score=scores[block[0]],
                 scale=seam.scale,
                 scores=dict(sorted(shown.items())),
                 layer_forwards=pruner.layer_forwards - spent,
-                zero_rows=zero_rows,
+                zero_rows=pruner.zero_rows(block[0]),
                 dead_channels=seam.dead_channels,
+                sequences=pruner.sequences,
+                chosen=seam.chosen,
+                losses=dict(seam.losses),
                 seconds=time.perf_counter() - started,
             )
         )
         spent = pruner.layer_forwards
         if on_round is not None:
-            on_round(rounds[-1])
+            on_round(rounds[-1], seam.overlays)
     return rounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
+from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import Subject
 
@@ -44,19 +45,45 @@ class PruneOptions:
     keep: list[int] = field(default_factory=list)
     candidates: list[int] | None = None
     given: list[int] = field(default_factory=list)
+    span: int | None = None
+    lookahead: bool = False
+    confidence: float | None = None
+    parity: str | None = None
     attn: str = "auto"
     compile: str = "auto"
     backend: str = "auto"
 
-    def check(self, metrics: Iterable[str], compensations: Iterable[str]) -> None:
-        """Raise :class:`OptionError` for a name that is not known."""
-        for option, value, known in (
-            ("--metric", self.metric, metrics),
-            ("--compensation", self.compensation, compensations),
-            ("--fold", self.fold, FORMS),
-        ):
-            if value not in known:
-                raise OptionError(f"{option} {value}: choose {', '.join(known)}")
+    def check(self, metrics: Mapping[str, type[Metric]], compensations: Mapping[str, object]) -> None:
+        """Raise :class:`OptionError` for a name that is not known, and for options that do not go together."""
+        metric, _ = metrics[self.metric], compensations[self.compensation]
+        if self.fold not in FORMS:
+            raise OptionError(f"--fold {self.fold}: choose {', '.join(FORMS)}")
+        if self.parity not in (None, "official"):
+            raise OptionError(f"--parity {self.parity}: choose official, or leave it out")
+        size = self.block_size(metrics)
+        if self.span is not None and self.span < 1:
+            raise OptionError(f"--span {self.span}: give at least 1")
+        if size > 1 and not metric.spans:
+            raise OptionError(f"--span {size}: --metric {self.metric} scores single layers; choose bi, span or angular")
+        if self.lookahead and not metric.looks_ahead:
+            raise OptionError(f"--lookahead: --metric {self.metric} runs no candidate; choose ppl")
+        if self.confidence is not None:
+            if not 0.5 <= self.confidence < 1:
+                raise OptionError(
+                    f"--confidence {self.confidence}: give a probability from 0.5 to below 1, as in 0.999"
+                )
+            if not metric.ends_early:
+                raise OptionError(
+                    f"--confidence: --metric {self.metric} is no mean over sequences; choose bi, angular, span or ppl"
+                )
+            if self.lookahead:
+                raise OptionError("--confidence: a --lookahead needs every sequence for its scales; leave out one")
+
+    def block_size(self, metrics: Mapping[str, type[Metric]]) -> int:
+        """How many neighbours go together."""
+        if self.span is not None:
+            return min(self.span, self.layers)
+        return self.layers if metrics[self.metric].one_block else 1
 
 
 @dataclass(frozen=True)
@@ -67,10 +94,19 @@ class RoundRecord:
     score: float
     scale: float
     scores: dict[int, float]
-    layer_forwards: int
+    layer_forwards: float
+    """A whole number but where an early stop left sequences out."""
     zero_rows: int
     dead_channels: int
     seconds: float
+    block: list[int]
+    """All layers that went, from below; ``layer`` is the first of them."""
+    sequences: int
+    """Calibration sequences that the decision rests on."""
+    chosen: str | None = None
+    """Which compensation was taken, by one that chooses."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """What it compared: nats a token on windows that no statistic saw."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +117,7 @@ class ScoreResult:
     scores: dict[int, float]
     scales: dict[int, float]
     calibration_digest: str
-    layer_forwards: int
+    layer_forwards: float
     seconds: float
 
     def record(self) -> dict[str, Any]:
@@ -100,7 +136,7 @@ class PruneResult:
     evaluation: Windows | None
     placement: Placement
     compiled: bool
-    layer_forwards: int
+    layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
     on_saved: Callable[[], None] | None = None
@@ -110,11 +146,11 @@ class PruneResult:
     @property
     def removed(self) -> list[int]:
         """Original indices of the removed layers, in the order of their removal."""
-        return [r.layer for r in self.rounds]
+        return [layer for r in self.rounds for layer in r.block]
 
     @property
     def scales(self) -> list[float]:
-        """The scale each removal left behind, in the same order."""
+        """The scale each round left behind, in the same order."""
         return [r.scale for r in self.rounds]
 
     def record(self) -> dict[str, Any]:

@@ -12,11 +12,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
     {"errors"},
+    {"registry"},
     {"kernels"},
     {"ops"},
     {"model", "data"},
     {"engine"},
-    {"metrics", "compensation", "checkpoint", "evaluation"},
+    {"compensation", "checkpoint", "evaluation"},
+    {"metrics"},
     {"subject"},
     {"result"},
     {"pruner", "journal"},

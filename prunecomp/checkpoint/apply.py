@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.config import prune_config
-from prunecomp.checkpoint.fold import FoldPlan, fold_tensor
+from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
@@ -26,9 +26,7 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
         )
     parameters = dict(model.named_parameters())  # a tied head is listed once, under the embedding's name
     folded = {
-        name: fold_tensor(name, parameters[name].detach(), factor)
-        for name, factor in plan.factors.items()
-        if name in parameters
+        name: plan.folded(name, parameter.detach()) for name, parameter in parameters.items() if plan.changes(name)
     }
     for name, tensor in folded.items():
         parameters[name].data.copy_(tensor)

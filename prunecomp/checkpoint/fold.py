@@ -17,14 +17,25 @@ FORMS = ("up", "down")
 class FoldPlan:
     """What folding does, before it is done.
 
-    ``factors`` maps a tensor's name (original numbering) to the number it is multiplied by; ``stream_scales`` maps
-    each changed layer to the scale that its stream has in the folded model, relative to the seam model.
+    ``factors`` maps a tensor's name (original numbering) to the number it is multiplied by, ``replaced`` to the tensor
+    that is multiplied in its stead; ``stream_scales`` maps each changed layer to the scale that its stream has in the
+    folded model, relative to the seam model.
     """
 
     form: str
     renumber: dict[int, int]
     factors: dict[str, float] = field(default_factory=dict)
     stream_scales: dict[int, float] = field(default_factory=dict)
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def changes(self, name: str) -> bool:
+        """Whether a tensor is not written as it is stored."""
+        return name in self.factors or name in self.replaced
+
+    def folded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What is written for a stored tensor: the product in float32 or better, rounded once to its dtype."""
+        work = self.replaced.get(name, tensor).to(tensor.device)
+        return fold_tensor(name, work, self.factors.get(name, 1.0), tensor.dtype)
 
 
 def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan:
@@ -37,6 +48,8 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
     if form not in FORMS:
         raise OptionError(f"--fold {form}: choose {' or '.join(FORMS)}")
     plan = FoldPlan(form, {layer: number for number, layer in enumerate(stack.alive)})
+    for layer, overlay in stack.overlays.items():
+        plan.replaced.update({f"{decoder.family.layers}.{layer}.{name}": t for name, t in overlay.tensors.items()})
     if form == "up":
         scales = [1.0 / product for product in stack.seam_product_below()]
     else:
@@ -56,16 +69,16 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
     return plan
 
 
-def fold_tensor(name: str, tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """``tensor * factor`` in float32 (float64 for float64), rounded once to the tensor's own dtype.
+def fold_tensor(name: str, tensor: torch.Tensor, factor: float, dtype: torch.dtype) -> torch.Tensor:
+    """``tensor * factor`` in float32 (float64 for float64), rounded once to ``dtype``.
 
     Raises :class:`FoldError` where the product leaves the range of that dtype.
     """
     work = torch.promote_types(tensor.dtype, torch.float32)
-    folded = (tensor.to(work) * factor).to(tensor.dtype)
+    folded = (tensor.to(work) * factor).to(dtype)
     if not bool(torch.isfinite(folded).all()):
         raise FoldError(
-            f"{name} times {factor:.6g} overflows {tensor.dtype}: store the model in bfloat16 or float32, "
+            f"{name} times {factor:.6g} overflows {dtype}: store the model in bfloat16 or float32, "
             "or try the other --fold"
         )
     return folded

@@ -60,7 +60,7 @@ def prove_fold(decoder: Decoder, stack: LayerStack, plan: FoldPlan, tokens: torc
             x = apply_seam(stream, seam)
             if layer in plan.stream_scales:
                 proofs.append(_prove_layer(decoder, plan, layer, x, arguments))
-            stream = decoder.call(layer, x, arguments)
+            stream = decoder.call(layer, x, arguments, stack.overlays.get(layer))
     return proofs
 
 
@@ -69,8 +69,11 @@ def _prove_layer(
 ) -> LayerProof:
     scale = plan.stream_scales[layer]
     original = copy.deepcopy(decoder.layers[layer]).to(torch.float64)
-    folded = copy.deepcopy(original)
     prefix = f"{decoder.family.layers}.{layer}."
+    for name, parameter in original.named_parameters():
+        if prefix + name in plan.replaced:
+            parameter.data.copy_(plan.replaced[prefix + name])
+    folded = copy.deepcopy(original)
     for name, parameter in folded.named_parameters():
         parameter.data.mul_(plan.factors.get(prefix + name, 1.0))
     exact_arguments = _to_float64(arguments[layer])

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from prunecomp.checkpoint.fold import FoldPlan, fold_tensor
+from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
 from prunecomp.model.adapter import Family
@@ -119,8 +119,7 @@ def write_tensors(
             tensors: dict[str, torch.Tensor] = {}
             for old, new in shard:
                 tensor = source.read(old)
-                factor = plan.factors.get(old)
-                tensors[new] = tensor.contiguous() if factor is None else fold_tensor(old, tensor, factor)
+                tensors[new] = plan.folded(old, tensor) if plan.changes(old) else tensor.contiguous()
                 weight_map[new] = file
                 advance(tensor.nbytes)
             save_file(tensors, folder / file, metadata={"format": "pt"})

@@ -1,17 +1,33 @@
-"""Compensations by name: each gives the seam that takes a removed layer's place."""
+"""Compensations by name: each gives the seam that takes the place of what is removed."""
 
 from collections.abc import Callable
 
-from prunecomp.compensation.base import Seam
+from prunecomp.compensation.base import Cut, Seam, put_in_place
 from prunecomp.compensation.none import no_compensation
 from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, norm_ratio
-from prunecomp.engine.sinks import PairStatistics
+from prunecomp.registry import Registry
 
-COMPENSATIONS: dict[str, Callable[[PairStatistics, int], Seam]] = {
-    "scale": magnitude_scale,
-    "norm": norm_ratio,
-    "lsq": least_squares_scale,
-    "none": no_compensation,
-}
+Compensation = Callable[[Cut], Seam]
 
-__all__ = ["COMPENSATIONS", "Seam", "least_squares_scale", "magnitude_scale", "no_compensation", "norm_ratio"]
+COMPENSATIONS: Registry[Compensation] = Registry(
+    "--compensation",
+    "prunecomp.compensations",
+    {
+        "scale": magnitude_scale,
+        "norm": norm_ratio,
+        "lsq": least_squares_scale,
+        "none": no_compensation,
+    },
+)
+
+__all__ = [
+    "COMPENSATIONS",
+    "Compensation",
+    "Cut",
+    "Seam",
+    "least_squares_scale",
+    "magnitude_scale",
+    "no_compensation",
+    "norm_ratio",
+    "put_in_place",
+]

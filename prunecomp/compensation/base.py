@@ -1,14 +1,46 @@
-"""What a compensation gives."""
+"""What a compensation looks at, and what it gives."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prunecomp.engine.run import Run
+from prunecomp.engine.statistics import Statistics
+from prunecomp.model.stack import Overlay
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Neighbouring survivors that are about to go, and the model as it is with them."""
+
+    run: Run
+    block: tuple[int, ...]
+    """Original indices of the layers, from below."""
+    statistics: Statistics
+    """From which the scores came: of ``run``, or in a one-shot run of the model before any cut."""
+    held_out: Run | None = None
+    """The same model on windows that no statistic has seen, for compensations that compare losses."""
 
 
 @dataclass(frozen=True)
 class Seam:
-    """The scalar that takes a removed layer's place, and the channel means it had to leave out."""
+    """What takes the place of the removed layers: a scalar on the stream, and weights that stand in for a survivor's.
+
+    A compensation that chooses says which one it took and what each would have cost.
+    """
 
     scale: float
     dead_channels: int = 0
-    """(sequence, channel) pairs whose mean magnitude below the layer is zero."""
+    """(sequence, channel) pairs whose mean magnitude below the layers is zero."""
+    overlays: Mapping[int, Overlay] = field(default_factory=dict)
+    chosen: str | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Nats a token on the windows that decided, by what was compared."""
+
+
+def put_in_place(run: Run, block: tuple[int, ...], seam: Seam) -> None:
+    """Take the layers out of ``run``, and have the seam hold."""
+    for layer, overlay in seam.overlays.items():
+        run.replace(layer, overlay)
+    run.remove(block, seam.scale)

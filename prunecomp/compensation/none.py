@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prunecomp.compensation.base import Seam
-from prunecomp.engine.sinks import PairStatistics
+from prunecomp.compensation.base import Cut, Seam
 
 
-def no_compensation(statistics: PairStatistics, layer: int) -> Seam:
+def no_compensation(cut: Cut) -> Seam:
     """A seam of 1 whatever the statistics."""
     return Seam(1.0)

@@ -4,44 +4,44 @@ from __future__ import annotations
 
 import math
 
-from prunecomp.compensation.base import Seam
-from prunecomp.engine.sinks import PairStatistics
+from prunecomp.compensation.base import Cut, Seam
 from prunecomp.errors import NumericalError
 
 
-def magnitude_scale(statistics: PairStatistics, layer: int) -> Seam:
-    """``mean_n mean_c ( mean_t |x_{l+1}[n,t,c]| / mean_t |x_l[n,t,c]| )`` (Prune&Comp, section 4).
+def magnitude_scale(cut: Cut) -> Seam:
+    """``mean_n mean_c ( mean_t |x_j[n,t,c]| / mean_t |x_i[n,t,c]| )`` for layers [i, j) (Prune&Comp, section 4).
 
     A mean of per-channel ratios in each sequence, averaged over sequences; not a ratio of means. Channels whose mean
-    below the layer is zero are left out of the mean over c, and counted. Raises :class:`NumericalError` when nothing
+    below the layers is zero are left out of the mean over c, and counted. Raises :class:`NumericalError` when nothing
     is left to average.
     """
-    record = statistics.record(layer)
-    return _seam(layer, float(record.ratio.mean()), dead_channels=int(record.dead_channels.sum()))
+    crossing = cut.statistics.crossing(cut.block)
+    return _seam(cut, float(crossing.ratio.mean()), dead_channels=int(crossing.dead_channels.sum()))
 
 
-def norm_ratio(statistics: PairStatistics, layer: int) -> Seam:
-    """``mean_n ( mean_t |x_{l+1}[n,t]| / mean_t |x_l[n,t]| )`` with L2 norms of tokens: the same idea without channels.
+def norm_ratio(cut: Cut) -> Seam:
+    """``mean_n ( mean_t |x_j[n,t]| / mean_t |x_i[n,t]| )`` with L2 norms of tokens: the same idea without channels.
 
-    Raises :class:`NumericalError` when a sequence is all zeros below the layer.
+    Raises :class:`NumericalError` when a sequence is all zeros below the layers.
     """
-    stats = statistics.stats(layer)
-    return _seam(layer, float((stats.norm / stats.input_norm).mean()))
+    crossing = cut.statistics.crossing(cut.block)
+    return _seam(cut, float((crossing.norm / crossing.input_norm).mean()))
 
 
-def least_squares_scale(statistics: PairStatistics, layer: int) -> Seam:
-    """The a that minimises ``sum_{n,t} |x_{l+1}[n,t] - a x_l[n,t]|^2``: ``sum <x_l, x_{l+1}> / sum |x_l|^2``.
+def least_squares_scale(cut: Cut) -> Seam:
+    """The a that minimises ``sum_{n,t} |x_j[n,t] - a x_i[n,t]|^2``: ``sum <x_i, x_j> / sum |x_i|^2``.
 
-    Raises :class:`NumericalError` where the layer turns the stream around, so that a would not be positive.
+    Raises :class:`NumericalError` where the layers turn the stream around, so that a would not be positive.
     """
-    stats = statistics.stats(layer)
-    return _seam(layer, float(stats.dot.sum() / stats.input_square.sum()))
+    crossing = cut.statistics.crossing(cut.block)
+    return _seam(cut, float(crossing.dot.sum() / crossing.input_square.sum()))
 
 
-def _seam(layer: int, scale: float, dead_channels: int = 0) -> Seam:
+def _seam(cut: Cut, scale: float, dead_channels: int = 0) -> Seam:
     if not math.isfinite(scale) or scale <= 0:
+        layers = f"layer {cut.block[0]}" if len(cut.block) == 1 else f"layers {list(cut.block)}"
         raise NumericalError(
-            f"layer {layer}: no scale can be estimated ({scale}); a sequence has nothing but zeros on one side of it, "
-            "or the layer turns the stream around. Look at the calibration data, or use --compensation none."
+            f"{layers}: no scale can be estimated ({scale}); a sequence has nothing but zeros on one side, "
+            "or the stream is turned around. Look at the calibration data, or use --compensation none."
         )
     return Seam(scale, dead_channels)

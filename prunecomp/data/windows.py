@@ -78,6 +78,11 @@ class Windows:
         """Some of the windows, in order."""
         return Windows(self.tokens[rows], self.source, None if self.lengths is None else self.lengths[rows])
 
+    def shuffled(self, seed: int) -> Windows:
+        """The same windows in a random order."""
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(self.count))
+        return Windows(self.tokens[order], self.source, None if self.lengths is None else self.lengths[order])
+
     def batches(self, size: int, packed: bool = False) -> list[Batch]:
         """Micro-batches of at most ``size`` windows, in order.
 

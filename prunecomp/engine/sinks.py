@@ -68,17 +68,22 @@ class LayerRecord:
     """[N] float64: mean over channels of the ratio of magnitudes, output over input."""
     dead_channels: torch.Tensor
     """[N] int64: channels left out of it."""
+    input_magnitude: torch.Tensor
+    """[N, d] float64: sum of |x| by channel; [N, 0] unless channels are kept."""
+    magnitude: torch.Tensor
+    """[N, d] float64: the same of the output."""
 
     @classmethod
-    def unseen(cls, n: int) -> LayerRecord:
-        nan = torch.full((n, 9), torch.nan, dtype=torch.float64)
+    def unseen(cls, n: int, channels: int) -> LayerRecord:
+        nan = torch.full((n, 9 + 2 * channels), torch.nan, dtype=torch.float64)
         counts = torch.zeros(n, 4, dtype=torch.int64)
-        return cls(nan[:, :8], counts[:, :3], nan[:, 8], counts[:, 3])
+        sums, ratio, before, after = nan.split((8, 1, channels, channels), dim=1)
+        return cls(sums, counts[:, :3], ratio[:, 0], counts[:, 3], before, after)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A layer's record of some sequences on its way to the host: [B, 8 + 3 + 2] float64."""
+    """A layer's record of some sequences on its way to the host: [B, 8 + 3 + 2], then channels, float64."""
 
     layer: int
     rows: slice
@@ -90,13 +95,24 @@ class PairStatistics:
 
     Everything comes from :func:`prunecomp.ops.layer_stats`: each state is read once as an output and once as the next
     layer's input, in one call. What lies below a cut stays valid when a layer is removed. With several workers each
-    sees its own sequences, and :meth:`finish` gives all of them everything.
+    sees its own sequences, and :meth:`finish` gives all of them everything. ``first`` is where the windows stand in a
+    larger set; with ``channels`` the magnitudes of every channel are kept, for ratios across several layers.
     """
 
-    def __init__(self, windows: Windows, workers: Workers, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        workers: Workers,
+        backend: str | None = None,
+        *,
+        first: int = 0,
+        channels: bool = False,
+    ) -> None:
         self._windows = windows
         self._workers = workers
         self._backend = backend
+        self._first = first
+        self._channels = channels
         self._local: dict[int, LayerRecord] = {}
         self._layers: dict[int, LayerRecord] = {}
         self._pending: list[_Seen] = []
@@ -113,7 +129,8 @@ class PairStatistics:
         self._previous, self._device = (y, stats.magnitude), y.device
         # The magnitudes by channel end here: one number a sequence is all that is needed of them.
         ratio, dead = mean_ratio(before, stats.magnitude)
-        packed = torch.cat([stats.sums, stats.counts, ratio.unsqueeze(1), dead.unsqueeze(1)], dim=1)
+        columns = [stats.sums, stats.counts, ratio.unsqueeze(1), dead.unsqueeze(1)]
+        packed = torch.cat(columns + ([before, stats.magnitude] if self._channels else []), dim=1)
         self._pending.append(_Seen(layer, batch.rows, _sent_to_host(packed)))
 
     def drain(self) -> None:
@@ -141,11 +158,14 @@ class PairStatistics:
         for seen in self._pending[:count]:
             record = self._local.get(seen.layer)
             if record is None:
-                record = self._local[seen.layer] = LayerRecord.unseen(self._workers.share)
+                channels = (seen.packed.shape[1] - 13) // 2
+                record = self._local[seen.layer] = LayerRecord.unseen(self._workers.share, channels)
             rows = seen.rows
-            sums, counts, ratio, dead = seen.packed.split((8, 3, 1, 1), dim=1)
+            d = record.magnitude.shape[1]
+            sums, counts, ratio, dead, before, after = seen.packed.split((8, 3, 1, 1, d, d), dim=1)
             record.sums[rows], record.counts[rows] = sums, counts.long()
             record.ratio[rows], record.dead_channels[rows] = ratio[:, 0], dead[:, 0].long()
+            record.input_magnitude[rows], record.magnitude[rows] = before, after
             self._check(seen.layer, rows, record.counts[rows, -1])
         del self._pending[:count]
 
@@ -156,29 +176,23 @@ class PairStatistics:
             lengths = self._windows.lengths
             length = self._windows.seqlen if lengths is None else int(lengths[sequence])
             raise NumericalError(
-                f"layer {layer}, sequence {sequence}: {count} of {length} tokens have an activation that is not "
-                "finite. Look at the layer's weights, or run with --dtype float32 or bfloat16."
+                f"layer {layer}, sequence {self._first + sequence}: {count} of {length} tokens have an activation that "
+                "is not finite. Look at the layer's weights, or run with --dtype float32 or bfloat16."
             )
 
     def record(self, layer: int) -> LayerRecord:
         """What is known of a layer, over all sequences."""
         return self._layers[layer]
 
-    def stats(self, layer: int) -> LayerStats:
-        """A layer's sums over the tokens of each sequence, without the magnitudes by channel."""
-        record = self._layers[layer]
-        none = record.sums.new_zeros(0, 0)
-        return LayerStats(record.sums, record.counts, none, none)
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[N] int64: tokens of each sequence."""
+        if self._windows.lengths is not None:
+            return self._windows.lengths
+        return torch.full((self._windows.count,), self._windows.seqlen)
 
-    def mean_cosine(self, layer: int) -> float:
-        """Mean over all tokens of cos(x_l, x_{l+1})."""
-        cosine = self.stats(layer).cosine
-        return float(cosine.sum() / self._windows.num_tokens)
-
-    def mean_angle(self, layer: int) -> float:
-        """Mean over all tokens of acos(cos(x_l, x_{l+1})) / pi."""
-        return float(self.stats(layer).angular.sum() / self._windows.num_tokens)
-
-    def zero_rows(self, layer: int) -> int:
-        """Tokens at which the layer's input or output is the zero vector."""
-        return int(self.stats(layer).zero_rows.sum())
+    def fork(self) -> PairStatistics:
+        """The same, to go its own way: records are shared, and never written to once complete."""
+        twin = PairStatistics(self._windows, self._workers, self._backend, first=self._first, channels=self._channels)
+        twin._layers = dict(self._layers)
+        return twin

@@ -6,10 +6,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet, ref
 
 import torch
 
@@ -150,6 +151,15 @@ def check_disk(folder: Path, nbytes: int) -> None:
         raise OutputError(f"--disk {folder}: {free:,} bytes free, one boundary of states needs {nbytes:,}")
 
 
+@dataclass(eq=False)
+class _Kept:
+    """A boundary in its tier, and the stores that hold it: a fork holds what its parent does."""
+
+    boundary: Boundary
+    tier: Tier
+    holders: WeakSet[StateStore] = field(default_factory=WeakSet)
+
+
 class StateStore:
     """States by the original layer they enter.
 
@@ -173,44 +183,67 @@ class StateStore:
         self._capacity = dict(capacity)
         self._carry = carry
         self._disk = disk
-        self._tiers: dict[int, Tier] = {}
-        self._boundaries: dict[int, Boundary] = {}
+        self._wanted: dict[int, Tier] = {}
+        self._stored: dict[int, _Kept] = {}
+        self._lent: list[ref[_Kept]] = []  # dropped here, and held by a fork or a parent: memory is not free yet
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._spare: list[MemoryBoundary] = []
+
+    def fork(self) -> StateStore:
+        """Another store that begins with the same states, without a copy, and goes its own way from there.
+
+        What either of them drops stays with the other, and counts against its budget until both have let go.
+        """
+        twin = StateStore(self.shape, self._device, self._capacity, carry=self._carry, disk=self._disk)
+        twin._copies, twin._spare, twin._lent = self._copies, self._spare, list(self._lent)
+        twin._stored = {layer: kept for layer, kept in self._stored.items() if layer != CARRY}
+        twin._wanted = {layer: self._wanted[layer] for layer in twin._stored}
+        for kept in twin._stored.values():
+            kept.holders.add(twin)
+        return twin
 
     @property
     def budget(self) -> int:
         """Boundaries that may be kept at once."""
-        return sum(self._capacity.values())
+        return sum(max(count, 0) for count in self._free().values()) + len(self._stored.keys() - {CARRY})
 
     @property
     def kept(self) -> frozenset[int]:
         """Layers whose input is stored."""
-        return frozenset(self._boundaries) - {CARRY}
+        return frozenset(self._stored) - {CARRY}
+
+    def _free(self) -> dict[Tier, int]:
+        """Boundaries for which each tier has room beside those that are stored."""
+        self._lent = [lent for lent in self._lent if lent() is not None]
+        used = [kept.tier for layer, kept in self._stored.items() if layer != CARRY]
+        used += [kept.tier for lent in self._lent if (kept := lent()) is not None]
+        return {tier: count - used.count(tier) for tier, count in self._capacity.items()}
 
     def retain(self, layers: Sequence[int]) -> None:
         """Forget all boundaries but ``layers``, and give those not stored yet a place, the first the fastest one."""
         for layer in self.kept - set(layers):
             self.drop(layer)
-        self._tiers = {layer: tier for layer, tier in self._tiers.items() if layer in self._boundaries}
-        free = {tier: count - list(self._tiers.values()).count(tier) for tier, count in self._capacity.items()}
+        self._wanted = {layer: tier for layer, tier in self._wanted.items() if layer in self._stored}
+        free = self._free()
         for layer in layers:
-            if layer not in self._tiers:
+            if layer not in self._wanted:
                 tier = next(tier for tier in Tier if free.get(tier, 0) > 0)
                 free[tier] -= 1
-                self._tiers[layer] = tier
+                self._wanted[layer] = tier
 
     def wants(self, layer: int) -> bool:
         """Whether the state entering ``layer`` is to be kept."""
-        return layer in self._tiers
+        return layer in self._wanted
 
     def put(self, layer: int, batch: Batch, stream: torch.Tensor) -> None:
-        if layer not in self._boundaries:
-            self._boundaries[layer] = self._open(self._carry if layer == CARRY else self._tiers[layer])
-        self._boundaries[layer].put(batch, stream)
+        if layer not in self._stored:
+            tier = self._carry if layer == CARRY else self._wanted[layer]
+            self._stored[layer] = _Kept(self._open(tier), tier)
+            self._stored[layer].holders.add(self)
+        self._stored[layer].boundary.put(batch, stream)
 
     def get(self, layer: int, batch: Batch) -> torch.Tensor:
-        return self._boundaries[layer].get(batch)
+        return self._stored[layer].boundary.get(batch)
 
     def _open(self, tier: Tier) -> Boundary:
         if tier is Tier.disk:
@@ -222,10 +255,15 @@ class StateStore:
         return DeviceBoundary()
 
     def drop(self, layer: int) -> None:
-        boundary = self._boundaries.pop(layer, None)
-        if isinstance(boundary, MemoryBoundary):
-            self._spare.append(boundary)  # its pages are there already
-        self._tiers.pop(layer, None)
+        kept = self._stored.pop(layer, None)
+        self._wanted.pop(layer, None)
+        if kept is None:
+            return
+        kept.holders.discard(self)
+        if kept.holders:
+            self._lent.append(ref(kept))
+        elif isinstance(kept.boundary, MemoryBoundary):
+            self._spare.append(kept.boundary)  # its pages are there already
 
     def drop_all(self, layers: Iterable[int]) -> None:
         for layer in layers:
@@ -233,8 +271,9 @@ class StateStore:
 
     def move(self, layer: int, successor: int | None) -> None:
         """After ``layer`` is removed, what entered it enters ``successor``: bit for bit the same states."""
-        boundary, tier = self._boundaries.pop(layer, None), self._tiers.pop(layer, None)
-        if successor is not None:
-            self.drop(successor)
-            if boundary is not None and tier is not None:
-                self._boundaries[successor], self._tiers[successor] = boundary, tier
+        if successor is None:
+            return self.drop(layer)
+        kept, tier = self._stored.pop(layer, None), self._wanted.pop(layer, None)
+        self.drop(successor)
+        if kept is not None and tier is not None:
+            self._stored[successor], self._wanted[successor] = kept, tier

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -12,7 +12,7 @@ from prunecomp.engine.progress import Advance
 from prunecomp.engine.sinks import Sink
 from prunecomp.engine.states import CARRY, StateShape, StateStore
 from prunecomp.model.decoder import Decoder, apply_seam
-from prunecomp.model.stack import LayerStack
+from prunecomp.model.stack import LayerStack, Overlay
 
 Finish = Callable[[Batch, torch.Tensor], None]
 """``finish(batch, stream)`` sees what leaves the last layer, [B, S, d], one micro-batch at a time."""
@@ -26,18 +26,18 @@ class Sweeper:
         self.windows = windows
         self.placement = placement
         self.batches = windows.batches(placement.micro_batch, packed=decoder.packs)
-        self._window_forwards = 0
+        self.window_forwards = 0
+        """Passes of one window through one layer, so far."""
+
+    def count(self, window_forwards: int) -> None:
+        """Add what was run."""
+        self.window_forwards += window_forwards
 
     @property
     def state_shape(self) -> StateShape:
         """Of the stream at one boundary."""
         rows = sum(batch.tokens.numel() for batch in self.batches)
         return StateShape(rows, self.decoder.hidden_size, self.decoder.dtype)
-
-    @property
-    def layer_forwards(self) -> int:
-        """Passes of all windows through one layer, so far."""
-        return self._window_forwards // self.windows.count
 
     def sweep(
         self,
@@ -63,14 +63,14 @@ class Sweeper:
             leaves_at = None if above is None else (above[0] if states.wants(above[0]) else CARRY)
             for batch in self.batches:
                 stream = self.decoder.enter(batch)[0] if entry is None else states.get(entry, batch)
-                stream = self._run(group, seams, batch, stream, states, sinks)
+                stream = self._run(group, seams, stack.overlays, batch, stream, states, sinks)
                 if leaves_at is not None:
                     states.put(leaves_at, batch, stream)
                 elif finish is not None:
                     finish(batch, stream)
                 for sink in sinks:
                     sink.drain()
-                self._window_forwards += batch.count * len(group)
+                self.count(batch.count * len(group))
                 if advance is not None:
                     advance(batch.count * len(group))
             entry = leaves_at
@@ -82,6 +82,7 @@ class Sweeper:
         self,
         group: Sequence[int],
         seams: dict[int, float],
+        overlays: Mapping[int, Overlay],
         batch: Batch,
         stream: torch.Tensor,
         states: StateStore,
@@ -90,7 +91,7 @@ class Sweeper:
         arguments = self.decoder.arguments(batch)
         for layer, following in zip(group, [*group[1:], None], strict=True):
             x = apply_seam(stream, seams[layer])
-            y = self.decoder.call(layer, x, arguments)
+            y = self.decoder.call(layer, x, arguments, overlays.get(layer))
             for sink in sinks:
                 sink.update(layer, batch, x, y)
             stream = y

@@ -4,14 +4,19 @@ from prunecomp.metrics.base import Evidence, Metric
 from prunecomp.metrics.block_influence import AngularDistance, BlockInfluence
 from prunecomp.metrics.controls import Given, Last, Random, check_order
 from prunecomp.metrics.magnitude import Magnitude
+from prunecomp.registry import Registry
 
-METRICS: dict[str, type[Metric]] = {
-    "bi": BlockInfluence,
-    "angular": AngularDistance,
-    "magnitude": Magnitude,
-    "random": Random,
-    "last": Last,
-    "given": Given,
-}
+METRICS: Registry[type[Metric]] = Registry(
+    "--metric",
+    "prunecomp.metrics",
+    {
+        "bi": BlockInfluence,
+        "angular": AngularDistance,
+        "magnitude": Magnitude,
+        "random": Random,
+        "last": Last,
+        "given": Given,
+    },
+)
 
 __all__ = ["METRICS", "BlockInfluence", "Evidence", "Metric", "check_order"]

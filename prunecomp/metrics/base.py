@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from prunecomp.engine.sinks import PairStatistics
+import torch
+
+from prunecomp.engine.run import Part, Run
+from prunecomp.engine.statistics import Statistics
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
@@ -15,19 +17,74 @@ from prunecomp.model.stack import LayerStack
 class Evidence:
     """Everything known when a round is scored."""
 
-    stack: LayerStack
-    statistics: PairStatistics
-    decoder: Decoder
+    run: Run
+    """Its statistics are up to date for the parts in ``run.current``."""
+    candidates: Sequence[int]
+    """Survivors that may go, by original index, from below."""
+    span: int = 1
+    """How many neighbours go together."""
     seed: int = 0
     given: Sequence[int] = ()
     """The order in which the user wants layers removed, for the metric ``given``."""
+    parity: str | None = None
+    """``official``: reproduce the published code, its faults included."""
+    lookahead: Callable[[tuple[int, ...]], float] | None = None
+    """With ``--lookahead``: the scale that would take the place of a block."""
+
+    @property
+    def stack(self) -> LayerStack:
+        return self.run.stack
+
+    @property
+    def statistics(self) -> Statistics:
+        return self.run.statistics
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.run.decoder
+
+    def block(self, first: int) -> tuple[int, ...]:
+        """The neighbouring survivors that a score under ``first`` is for."""
+        p = self.stack.position(first)
+        return self.stack.alive[p : p + self.span]
+
+    def starts(self) -> list[int]:
+        """Survivors from which a whole block can be counted upwards."""
+        return list(self.stack.alive[: len(self.stack.alive) - self.span + 1])
 
 
-class Metric(Protocol):
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        """One number for each surviving layer, by original index; the lowest is the least needed."""
-        ...
+class Metric:
+    """A number for each survivor, or for each block of neighbours under its lowest; the lowest number goes first.
+
+    Other packages derive from this and name their class under the entry-point group ``prunecomp.metrics``. One object
+    serves one run, round after round.
+    """
+
+    spans = False
+    """Whether blocks of more than one layer can be scored."""
+    one_block = False
+    """Whether, without ``--span``, all layers go as one block."""
+    looks_ahead = False
+    """Whether ``--lookahead`` means anything."""
+    ends_early = False
+    """Whether ``--confidence`` means anything: scores are sums over sequences."""
+
+    def needs_gram(self, span: int) -> bool:
+        """Whether the engine is to take the Gram matrix of all states."""
+        return False
 
     def barriers(self, num_layers: int) -> set[int]:
         """Layers that are no candidates unless the user names the candidates himself."""
-        ...
+        return set()
+
+    def observe(self, evidence: Evidence, part: Part) -> None:
+        """Called when a part of the calibration set has been brought up to date, before :meth:`score`."""
+
+    def score(self, evidence: Evidence) -> dict[int, float]:
+        """By original index of the (lowest) layer, for as many survivors as it can tell."""
+        raise NotImplementedError
+
+    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
+        """The layers scored and, sequence by sequence over ``run.current``, the sums whose totals rank them the same:
+        [N, layers] float64. For metrics that can end early."""
+        raise NotImplementedError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunecomp.errors import OptionError
-from prunecomp.metrics.base import Evidence
+from prunecomp.metrics.base import Evidence, Metric
 
 
 def check_order(given: Sequence[int], num_layers: int) -> list[int]:
@@ -18,28 +18,22 @@ def check_order(given: Sequence[int], num_layers: int) -> list[int]:
     return order
 
 
-class Random:
+class Random(Metric):
     """A random order, drawn from the run's seed."""
 
     def score(self, evidence: Evidence) -> dict[int, float]:
         places = np.random.default_rng(evidence.seed).permutation(evidence.stack.num_layers)
         return {layer: float(places[layer]) for layer in evidence.stack.alive}
 
-    def barriers(self, num_layers: int) -> set[int]:
-        return set()
 
-
-class Last:
+class Last(Metric):
     """The topmost layer first."""
 
     def score(self, evidence: Evidence) -> dict[int, float]:
         return {layer: float(evidence.stack.num_layers - 1 - layer) for layer in evidence.stack.alive}
 
-    def barriers(self, num_layers: int) -> set[int]:
-        return set()
 
-
-class Given:
+class Given(Metric):
     """The layers that the user lists, in that order; the others after them, from below."""
 
     def score(self, evidence: Evidence) -> dict[int, float]:
@@ -47,6 +41,3 @@ class Given:
         return {
             layer: float(order.index(layer) if layer in order else len(order) + layer) for layer in evidence.stack.alive
         }
-
-    def barriers(self, num_layers: int) -> set[int]:
-        return set()

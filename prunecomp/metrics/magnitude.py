@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from prunecomp.metrics.base import Evidence
+from prunecomp.metrics.base import Evidence, Metric
 from prunecomp.ops import weight_norms
 
 
-class Magnitude:
+class Magnitude(Metric):
     """Sum of |w| over a layer's weight matrices and norm gains (Mag+; Prune&Comp, section 5), on the original weights.
 
     The official code scores the weights that its own compensation has scaled, so that its picks march upwards; here

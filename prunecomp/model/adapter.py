@@ -25,6 +25,8 @@ class Family:
     final_norm: str = "model.norm"
     head: str = "lm_head"
     writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    mlp_writer: str | None = "mlp.down_proj"
+    """The linear map that ends the MLP and adds to the stream as it is, or None where something stands in between."""
     readers: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     layer_lists: tuple[str, ...] = ("layer_types",)
     """Config fields that hold one entry a layer and are cut with the layers."""

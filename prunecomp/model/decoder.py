@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -12,8 +12,9 @@ from torch import nn
 from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family
 from prunecomp.model.families import families
-from prunecomp.model.stack import LayerStack
+from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.model.streaming import LayerWeights, ResidentWeights
+from prunecomp.model.weights import TensorSource
 
 
 class _Recorder(nn.Module):
@@ -59,10 +60,12 @@ class Decoder:
     ----------
     model : a transformers ``...ForCausalLM`` of a known family; it is used as it is, on the device it is on.
     weights : who brings the layers' weights; by default they are all in place.
+    source : the checkpoint that the model was read from, whose tensors may be of a finer dtype.
     """
 
-    def __init__(self, model: Any, weights: LayerWeights | None = None) -> None:
+    def __init__(self, model: Any, weights: LayerWeights | None = None, source: TensorSource | None = None) -> None:
         self.model = model
+        self._source = source
         self.weights: LayerWeights = ResidentWeights() if weights is None else weights
         self.config = model.config
         self.family: Family = families.find(self.config.model_type)
@@ -148,9 +151,24 @@ class Decoder:
         known = self._arguments.get((tokens.shape[0], tokens.shape[1])) if positions is None else None
         return self.enter(batch)[1] if known is None else known
 
-    def call(self, layer: int, stream: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        """Run one original layer on a stream [B, S, d]; the stream that leaves it has the same shape and dtype."""
-        return self._call(self.layers[layer], stream, arguments[layer])
+    def call(
+        self, layer: int, stream: torch.Tensor, arguments: LayerArguments, overlay: Overlay | None = None
+    ) -> torch.Tensor:
+        """Run one original layer on a stream [B, S, d]; the stream that leaves it has the same shape and dtype.
+
+        The weights of an ``overlay`` stand in for the layer's own for the length of the call.
+        """
+        if overlay is None:
+            return self._call(self.layers[layer], stream, arguments[layer])
+        with standing_in(self.layers[layer], overlay.on(stream.device, self.dtype)):
+            return self._call(self.layers[layer], stream, arguments[layer])
+
+    def stored(self, name: str) -> torch.Tensor:
+        """A parameter as its checkpoint holds it, on the CPU; not to be written to."""
+        if self._source is not None:
+            return self._source.read(name)
+        parameter: torch.Tensor = self.model.get_parameter(name)
+        return parameter.detach().cpu()
 
     def compile(self) -> None:
         """Run layers through ``torch.compile``: one graph serves all that are alike, since weights are its inputs."""
@@ -165,7 +183,7 @@ class Decoder:
         """Tokens [B, S] through the surviving layers and seams: the stream before the final norm, [B, S, d]."""
         stream, arguments = self.enter(tokens)
         for (layer,), seam in zip(self.weights.walk([(layer,) for layer in stack.alive]), stack.seams, strict=True):
-            stream = self.call(layer, apply_seam(stream, seam), arguments)
+            stream = self.call(layer, apply_seam(stream, seam), arguments, stack.overlays.get(layer))
         return stream
 
     def writer_tensors(self, layer: int) -> list[str]:
@@ -175,6 +193,22 @@ class Decoder:
             for writer in self.family.writers
             for name, _ in self.layers[layer].get_submodule(writer).named_parameters(recurse=False)
         ]
+
+
+@contextmanager
+def standing_in(layer: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """``layer`` with some of its parameters, by name, replaced by tensors; its own come back afterwards."""
+    places = []
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        module = layer.get_submodule(owner)
+        places.append((module, leaf, module._parameters[leaf]))
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    try:
+        yield
+    finally:
+        for module, leaf, parameter in places:
+            module._parameters[leaf] = parameter
 
 
 def call_layer(layer: nn.Module, stream: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:

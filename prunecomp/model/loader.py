@@ -194,9 +194,10 @@ def load_decoder(
     model: Any = build_skeleton(config, target, choose_attention(attention, place, target))
     if group_size is None:
         fill_skeleton(model, checkpoint, target, place)
-        return Decoder(model)
+        return Decoder(model, source=checkpoint)
     family = families.find(config.model_type)
     fill_skeleton(model, checkpoint, target, place, leave=family.layers)
     layers = list(model.get_submodule(family.layers).children())
     prefixes = [f"{family.layers}.{number}" for number in range(len(layers))]
-    return Decoder(model, StreamedWeights(layers, prefixes, checkpoint, target, place, group_size))
+    weights = StreamedWeights(layers, prefixes, checkpoint, target, place, group_size)
+    return Decoder(model, weights, checkpoint)

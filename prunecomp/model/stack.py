@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from prunecomp.errors import OptionError
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """Weights that stand in for some of one layer's own, by their names within the layer.
+
+    Float32 or float64 on the CPU, as an export folds them; the layer's own tensors stay as they are.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    _ready: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The same, to compute with; made once."""
+        if (device, dtype) not in self._ready:
+            self._ready[device, dtype] = {name: tensor.to(device, dtype) for name, tensor in self.tensors.items()}
+        return self._ready[device, dtype]
 
 
 @dataclass(frozen=True)
@@ -18,6 +38,8 @@ class LayerStack:
     num_layers: int
     alive: tuple[int, ...]
     seams: tuple[float, ...]
+    overlays: Mapping[int, Overlay] = field(default_factory=dict)
+    """By original layer, for the few whose weights a compensation has replaced."""
 
     @classmethod
     def dense(cls, num_layers: int) -> LayerStack:
@@ -45,7 +67,24 @@ class LayerStack:
         merged = seams.pop(p) * scale
         if p < len(seams):
             seams[p] *= merged
-        return LayerStack(self.num_layers, self.alive[:p] + self.alive[p + 1 :], tuple(seams))
+        overlays = {index: overlay for index, overlay in self.overlays.items() if index != layer}
+        return LayerStack(self.num_layers, self.alive[:p] + self.alive[p + 1 :], tuple(seams), overlays)
+
+    def remove_block(self, block: Sequence[int], scale: float = 1.0) -> LayerStack:
+        """The stack without neighbouring survivors, one seam of ``scale`` in their place."""
+        stack = self
+        for number, layer in enumerate(block):
+            stack = stack.remove(layer, scale if number == 0 else 1.0)
+        return stack
+
+    def with_overlay(self, layer: int, overlay: Overlay) -> LayerStack:
+        """The stack with a survivor's weights replaced."""
+        self.position(layer)
+        return replace(self, overlays={**self.overlays, layer: overlay})
+
+    def below(self, position: int) -> LayerStack:
+        """The first ``position`` survivors alone."""
+        return replace(self, alive=self.alive[:position], seams=self.seams[:position])
 
     def seam_product_below(self) -> tuple[float, ...]:
         """For each survivor the product of all seams from the bottom up to and including its own."""

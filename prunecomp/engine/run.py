@@ -1,0 +1,249 @@
+"""A pruned model over a set of windows: what is known of it, what is kept of it, and how it is brought up to date."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from prunecomp.data.windows import Batch, Windows
+from prunecomp.engine.gram import GramTaker
+from prunecomp.engine.losses import batch_losses
+from prunecomp.engine.parallel import Workers
+from prunecomp.engine.placement import Placement, micro_batch
+from prunecomp.engine.progress import Progress, silent
+from prunecomp.engine.retention import choose_boundaries, removal_odds
+from prunecomp.engine.sinks import PairStatistics
+from prunecomp.engine.states import StateStore
+from prunecomp.engine.statistics import Gram, Statistics
+from prunecomp.engine.sweep import Finish, Sweeper
+from prunecomp.errors import OptionError
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.stack import LayerStack, Overlay
+
+WORK_UNIT = "layers x windows"
+
+
+class Part:
+    """Some of a run's windows, which are brought up to date together; with several processes, this one's share."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        windows: Windows,
+        first: int,
+        placement: Placement,
+        *,
+        share: int,
+        measured: bool,
+        channels: bool,
+        backend: str | None,
+    ) -> None:
+        self.all_windows = windows
+        self.first = first
+        """Where they stand among the windows of the run."""
+        self.workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen))
+        self.windows = windows.take(self.workers.rows)
+        self.sweeper = Sweeper(decoder, self.windows, placement)
+        self.states = StateStore(
+            self.sweeper.state_shape,
+            decoder.device,
+            {tier: count * share for tier, count in placement.capacity.items()},
+            carry=placement.carry,
+            disk=placement.disk_folder,
+        )
+        self.statistics = (
+            PairStatistics(windows, self.workers, backend, first=first, channels=channels) if measured else None
+        )
+        self.gram: Gram | None = None
+        self.stale_from: int | None = 0
+        """The lowest position whose statistics are out of date."""
+
+    def fork(self) -> Part:
+        """The same at this moment, to go its own way."""
+        twin = copy.copy(self)
+        twin.sweeper = copy.copy(self.sweeper)
+        twin.sweeper.window_forwards = 0
+        twin.states = self.states.fork()
+        twin.statistics = None if self.statistics is None else self.statistics.fork()
+        return twin
+
+
+class Run:
+    """A model under work: its surviving layers and seams, and over some windows the states and statistics that hold.
+
+    The weights of ``decoder`` are read and never written. :meth:`bring` runs only what lies above the lowest change
+    since the last time, from the nearest state kept below it; without ``cache`` it runs everything, to the same bits.
+
+    Parameters
+    ----------
+    placement : what is kept where.
+    candidates : the layers that may go; states are kept with an eye to them.
+    parts : into how many parts the windows are cut, each brought up to date on its own.
+    measured : whether statistics of every layer are taken; without, the run is good for losses alone.
+    spans : also take what reaches across several layers: the Gram matrix of all states, magnitudes by channel. All
+        states of a part are then kept at once; where memory does not hold those of all windows there are more parts,
+        whose states are dropped in turn.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        windows: Windows,
+        placement: Placement,
+        *,
+        stack: LayerStack | None = None,
+        candidates: Sequence[int] | None = None,
+        parts: int = 1,
+        measured: bool = True,
+        spans: bool = False,
+        cache: bool = True,
+        backend: str | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.decoder = decoder
+        self.windows = windows
+        self.placement = placement
+        self.stack = LayerStack.dense(decoder.num_layers) if stack is None else stack
+        self.candidates = range(decoder.num_layers) if candidates is None else candidates
+        self.scores: dict[int, float] = {}
+        """The last scores, from which it is guessed what goes next."""
+        self.progress = progress
+        self.backend = backend
+        self._cache = cache
+        self._spans = spans
+        boundaries, room = len(self.stack.alive) - 1, placement.kept_boundaries
+        turns = -(-boundaries // max(room, 1)) if spans else 1
+        if turns > windows.count or (turns > 1 and room == 0):
+            raise OptionError(
+                f"blocks of layers are scored from all {boundaries} states of a window at once, and memory is left for "
+                f"{room} of the whole set: give --disk DIR, more --host-memory or --device-memory, or fewer --samples"
+            )
+        self._in_turn = turns > 1
+        parts = max(parts, turns)
+        bounds = [windows.count * i // parts for i in range(parts + 1)]
+        self.parts = [
+            Part(
+                decoder, windows.take(slice(low, high)), low, placement,
+                share=turns, measured=measured, channels=spans, backend=backend,
+            )
+            for low, high in pairwise(bounds)
+        ]  # fmt: skip
+
+    def fork(self) -> Run:
+        """The same run at this moment, to go its own way; states and statistics are shared, and counted forwards begin
+        at zero."""
+        twin = copy.copy(self)
+        twin.parts = [part.fork() for part in self.parts]
+        twin.scores = dict(self.scores)
+        return twin
+
+    @property
+    def layer_forwards(self) -> float:
+        """Passes of all windows through one layer, so far; a whole number but where parts were left out."""
+        passes = sum(part.sweeper.window_forwards for part in self.parts)
+        forwards = passes / sum(part.windows.count for part in self.parts)
+        return int(forwards) if forwards.is_integer() else forwards
+
+    @property
+    def current(self) -> list[Part]:
+        """The parts that are up to date."""
+        return [part for part in self.parts if part.stale_from is None]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the parts that are up to date."""
+        parts = self.current
+        measured = [part.statistics for part in parts if part.statistics is not None]
+        return Statistics(measured, self.stack.alive, self.stack.seams, [part.gram for part in parts])
+
+    def bring(self, part: Part, *, keep: bool = True) -> None:
+        """Bring a part's statistics up to date. ``keep`` off promises that no state of it will be wanted again."""
+        if part.stale_from is None:
+            return
+        if not self._spans:
+            self._sweep(part, part.stale_from, keep, None, "scoring")
+        else:
+            taker = GramTaker(self.decoder, self.stack, part.states, part.workers, self.backend)
+            self._sweep(part, min(part.stale_from, len(self.stack.alive) - 1), keep, taker.finish, "scoring")
+            part.gram = taker.result()
+            if self._in_turn:
+                part.states.retain([])
+        part.stale_from = None
+
+    def loss(self, *, keep: bool = True) -> float:
+        """Next-token cross entropy of the model in nats, over all predicted tokens of all windows.
+
+        Where windows have one length, the mean over tokens is the mean over windows of the official code.
+        """
+        total = sum(float(self.losses(part, keep=keep).sum()) for part in self.parts)
+        return total / (self.windows.num_tokens - self.windows.count)
+
+    def losses(self, part: Part, *, keep: bool = True) -> torch.Tensor:
+        """The sum over each window of a part, of all processes: [N] float64."""
+        mine = torch.zeros(part.windows.count, dtype=torch.float64)
+
+        def finish(batch: Batch, stream: torch.Tensor) -> None:
+            mine[batch.rows] = batch_losses(self.decoder, batch, stream)
+
+        top = len(self.stack.alive) - 1
+        self._sweep(part, top if part.stale_from is None else min(part.stale_from, top), keep, finish, "loss")
+        part.stale_from = None
+        return part.workers.gather(mine)
+
+    def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, what: str) -> None:
+        alive = self.stack.alive
+        start = self.nearest_state(part, position) if self._cache else 0
+        if self._spans and start > 0:  # all states below are read too, so all must be there
+            start = next((p - 1 for p in range(1, start) if alive[p] not in part.states.kept), start)
+        if start >= len(alive):
+            return  # the cut was at the top: nothing above it is left to run
+        self._choose_states(part, start, keep and self._cache)
+        sinks = [] if part.statistics is None else [part.statistics]
+        with self.decoder.evaluating():
+            with self.progress(what, (len(alive) - start) * part.windows.count, WORK_UNIT) as advance:
+                part.sweeper.sweep(self.stack, start, part.states, sinks, advance, finish)
+
+    def nearest_state(self, part: Part, position: int) -> int:
+        """The highest position up to ``position`` whose state is kept; 0, the embedding, always is."""
+        alive, kept = self.stack.alive, part.states.kept
+        if position == len(alive):
+            return position
+        return max((p for p in range(1, position + 1) if alive[p] in kept), default=0)
+
+    def _choose_states(self, part: Part, start: int, keep: bool) -> None:
+        """Have the store keep what makes the next round cheapest, among what it has and what this sweep will pass."""
+        alive, kept, budget = self.stack.alive, part.states.kept, part.states.budget
+        odds = removal_odds(self.scores, [layer for layer in self.candidates if layer in alive])
+        passed = [p for p in range(1, len(alive)) if p > start or (p <= start and alive[p] in kept)]
+        by_position = [odds.get(layer, 0.0) for layer in alive]
+        if self._spans:
+            return part.states.retain(alive[1:])
+        chosen = choose_boundaries(by_position, passed, budget) if keep else []
+        if start > 0 and start not in chosen:  # this sweep itself sets out from there
+            chosen = [start, *choose_boundaries(by_position, passed, budget - 1 if keep else 0)]
+        part.states.retain([alive[p] for p in sorted(chosen, key=lambda p: -by_position[p])])
+
+    def remove(self, block: Sequence[int], scale: float = 1.0) -> None:
+        """Remove neighbouring survivors, one seam in their place; states below them stay as they are."""
+        p = self.stack.position(block[0])
+        self.stack = self.stack.remove_block(block, scale)
+        successor = self.stack.alive[p] if p < len(self.stack.alive) else None
+        for part in self.parts:
+            part.states.drop_all(block[1:])
+            part.states.move(block[0], successor)
+            self._changed(part, p)
+
+    def replace(self, layer: int, overlay: Overlay) -> None:
+        """Have other weights stand in for some of a survivor's own; what it and the layers above it gave is void."""
+        p = self.stack.position(layer)
+        self.stack = self.stack.with_overlay(layer, overlay)
+        for part in self.parts:
+            self._changed(part, p)
+
+    def _changed(self, part: Part, position: int) -> None:
+        part.states.drop_all(self.stack.alive[position + 1 :])
+        part.stale_from = position if part.stale_from is None else min(part.stale_from, position)
+        part.gram = None

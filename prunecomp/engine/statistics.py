@@ -1,0 +1,112 @@
+"""What was counted, read together: over the parts of a calibration set, and across one layer or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from prunecomp.engine.sinks import LayerRecord, PairStatistics, mean_ratio
+from prunecomp.ops import LayerStats
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What happens to N sequences on their way through one layer or several neighbours: x enters, y leaves.
+
+    All [N]; sums are over the tokens of a sequence.
+    """
+
+    ratio: torch.Tensor
+    """float64: mean over channels of the ratio of magnitudes, y over x."""
+    dead_channels: torch.Tensor
+    """int64: channels left out of it, because x has nothing there."""
+    input_norm: torch.Tensor
+    norm: torch.Tensor
+    input_square: torch.Tensor
+    dot: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Sums over the tokens of each of N sequences for all pairs of the M = survivors + 1 boundaries of a model.
+
+    Boundary p < M - 1 is what enters the survivor at position p, before its seam; the last is what leaves the model.
+    """
+
+    cosine: torch.Tensor
+    """[N, M, M] float64."""
+    angular: torch.Tensor
+    """[N, M, M] float64: acos of the cosine, over pi."""
+    dot: torch.Tensor
+    """[N, M, M] float64."""
+
+
+class Statistics:
+    """The statistics of one or more parts of a calibration set, each complete for the same model.
+
+    ``alive`` and ``seams`` are that model's; ``grams`` are there if somebody asked for them.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[PairStatistics],
+        alive: Sequence[int],
+        seams: Sequence[float],
+        grams: Sequence[Gram | None] = (),
+    ) -> None:
+        self._parts = list(parts)
+        self._alive, self._seams = list(alive), list(seams)
+        self._grams = [gram for gram in grams if gram is not None]
+        self.tokens = torch.cat([part.tokens for part in self._parts]) if self._parts else torch.zeros(0)
+        """[N] int64: tokens of each sequence."""
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens.sum())
+
+    def record(self, layer: int) -> LayerRecord:
+        """What is known of a layer, over all sequences."""
+        if len(self._parts) == 1:
+            return self._parts[0].record(layer)
+        records = [vars(part.record(layer)) for part in self._parts]
+        return LayerRecord(**{name: torch.cat([record[name] for record in records]) for name in records[0]})
+
+    def stats(self, layer: int) -> LayerStats:
+        """A layer's sums over the tokens of each sequence, without the magnitudes by channel."""
+        record = self.record(layer)
+        none = record.sums.new_zeros(0, 0)
+        return LayerStats(record.sums, record.counts, none, none)
+
+    def mean_cosine(self, layer: int) -> float:
+        """Mean over all tokens of cos(x_l, x_{l+1})."""
+        return float(self.stats(layer).cosine.sum() / self.num_tokens)
+
+    def mean_angle(self, layer: int) -> float:
+        """Mean over all tokens of acos(cos(x_l, x_{l+1})) / pi."""
+        return float(self.stats(layer).angular.sum() / self.num_tokens)
+
+    def zero_rows(self, layer: int) -> int:
+        """Tokens at which the layer's input or output is the zero vector."""
+        return int(self.stats(layer).zero_rows.sum())
+
+    @property
+    def gram(self) -> Gram:
+        """Of all sequences; raises :class:`LookupError` where none was taken."""
+        if not self._grams:
+            raise LookupError("no Gram matrix was taken: the metric has to ask for it")
+        fields = (torch.cat([getattr(gram, name) for gram in self._grams]) for name in ("cosine", "angular", "dot"))
+        return Gram(*fields)
+
+    def crossing(self, block: Sequence[int]) -> Crossing:
+        """From what enters the lowest of the neighbouring survivors ``block``, seam included, to what leaves the
+        highest. Across several layers this needs channels and the Gram matrix to have been kept."""
+        below, above = self.record(block[0]), self.record(block[-1])
+        low, high = self.stats(block[0]), self.stats(block[-1])
+        ratio, dead, dot = below.ratio, below.dead_channels, low.dot
+        if len(block) > 1:
+            ratio, dead = mean_ratio(below.input_magnitude, above.magnitude)
+            p = self._alive.index(block[0])
+            dot = self.gram.dot[:, p, p + len(block)] * self._seams[p]
+        return Crossing(ratio, dead, low.input_norm, high.norm, low.input_square, dot)
