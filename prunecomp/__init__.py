@@ -2,6 +2,7 @@
 
 from prunecomp import errors
 from prunecomp.api import evaluate, prune, score
+from prunecomp.compare import Arm, Comparison, compare
 from prunecomp.model.adapter import Family
 from prunecomp.model.families import families
 from prunecomp.plan import RunPlan, plan
@@ -9,12 +10,15 @@ from prunecomp.pruner import Pruner
 from prunecomp.result import PruneResult, RoundRecord, ScoreResult
 
 __all__ = [
+    "Arm",
+    "Comparison",
     "Family",
     "PruneResult",
     "Pruner",
     "RoundRecord",
     "RunPlan",
     "ScoreResult",
+    "compare",
     "errors",
     "evaluate",
     "families",

@@ -12,7 +12,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
-from prunecomp.engine.placement import Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
@@ -85,7 +85,10 @@ def prune(
     lookahead : with ``metric="ppl"``, judge each candidate with its own compensation in place.
     confidence : end a round as soon as its choice is settled at this confidence, as in 0.999, without looking at the
         sequences that are left; they are shuffled first.
-    parity : ``"official"`` reproduces the published code where it departs from the paper.
+    parity : ``"official"`` reproduces the choices of the published code where it departs from the paper, its faults
+        included: see the metrics ``bi``, ``span`` and ``magnitude``. With ``dtype="auto"`` a checkpoint then runs in
+        float16, whatever it is stored in. Not reproduced: that code rounds the weights that it scales to float16 in
+        every round, and takes the gradients of Taylor+ in float32 on ten sequences of another text.
     fold : ``up`` or ``down``, the form in which :meth:`PruneResult.save` and ``apply`` put seams into weights.
     tokenizer : for text with a model object; a model folder brings its own.
     compile : ``auto``, ``on`` or ``off``: torch.compile of the layers; ``auto`` where the work pays for the compiling.
@@ -108,8 +111,9 @@ def prune(
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
     subject = open_subject(
-        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
-    )
+        model, dtype=options.compute_dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle,
+        attention=attn,
+    )  # fmt: skip
     chosen = choose_candidates(
         subject.num_layers, layers, options.keep, options.candidates, METRICS[metric]().barriers(subject.num_layers)
     )
@@ -119,7 +123,8 @@ def prune(
     eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
         Workers.current(some.count)  # too few for the processes is told before any work
-    placement = place_run(subject, windows, device_memory, host_memory, disk)
+    demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
+    placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
     log = (
         None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
@@ -228,19 +233,26 @@ def score(
     disk: str | Path | None = None,
     progress: Progress = silent,
 ) -> ScoreResult:
-    """One round and no change: each layer's score, and the scale that its removal would leave behind."""
+    """One round and no change: each layer's score, and the scale that its removal would leave behind.
+
+    With ``span``, each block of so many neighbours has its score and scale, under its lowest layer.
+    """
     started = time.perf_counter()
     options = PruneOptions(
-        layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
+        layers=span or 1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
         metric=metric, compensation=compensation, given=list(given), span=span, lookahead=lookahead, parity=parity,
         attn=attn, compile=compile, backend=requested(backend),
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
     subject = open_subject(
-        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
-    )
+        model, dtype=options.compute_dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle,
+        attention=attn,
+    )  # fmt: skip
+    if options.layers > subject.num_layers:
+        raise OptionError(f"--span {span}: the model has {subject.num_layers} layers")
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
-    placement = place_run(subject, windows, device_memory, host_memory, disk)
+    demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
+    placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
     seen, held_out = arrange(windows, options)
     pruner = Pruner(
@@ -250,7 +262,10 @@ def score(
     )  # fmt: skip
     scores = pruner.score(keep=False)
     scales = {layer: pruner.scale_of(*pruner.blocks[layer]) for layer in scores}
-    return ScoreResult(metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started)
+    return ScoreResult(
+        metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started,
+        similarity=pruner.statistics.similarity,
+    )  # fmt: skip
 
 
 def evaluate(
@@ -301,6 +316,7 @@ def place_run(
     device_memory: int | None,
     host_memory: int | None,
     disk: str | Path | None,
+    demand: Demand | None = None,
 ) -> Placement:
     """The placement of a run over ``windows`` within limits in bytes; no weights are loaded."""
     folder = None if disk is None else Path(disk)
@@ -316,6 +332,7 @@ def place_run(
         subject.device,
         resident=subject.resident,
         processes=world_size(),
+        demand=demand,
     )
 
 

@@ -67,7 +67,7 @@ class Journal:
         held = cls._read(path) if path.exists() else None
         if held is None or not held.rounds:
             journal = cls(path, identity)
-            journal._remove_weights()
+            _remove_weights(path)
             journal._write()
             return journal
         if not resume:
@@ -75,10 +75,10 @@ class Journal:
                 f"{path} is the journal of a run that was not finished: go on with it by --resume, or remove it"
             )
         journal = cls(path, identity, held.rounds, held.overlays, held._digests)
-        differences = _differences(held.identity, journal.identity)
-        if differences:
+        differing = differences(held.identity, journal.identity)
+        if differing:
             raise JournalError(
-                f"{path} is of another run: " + "; ".join(differences) + ". Give the same model, data and options, or "
+                f"{path} is of another run: " + "; ".join(differing) + ". Give the same model, data and options, or "
                 "remove it to start again"
             )
         return journal
@@ -86,12 +86,12 @@ class Journal:
     def followed(self, identity: dict[str, Any]) -> Journal:
         """The same for a process that does not write. Raises :class:`JournalError` if it runs on something else."""
         follower = Journal(self.path, identity, self.rounds, self.overlays, writes=False)
-        differences = [
+        differing = [
             line for key in ("model", "calibration", "options")
-            for line in _differences(self.identity.get(key), follower.identity.get(key), key)
+            for line in differences(self.identity.get(key), follower.identity.get(key), key)
         ]  # fmt: skip
-        if differences:
-            raise JournalError("this process does not run what the first one runs: " + "; ".join(differences))
+        if differing:
+            raise JournalError("this process does not run what the first one runs: " + "; ".join(differing))
         return follower
 
     @classmethod
@@ -125,12 +125,7 @@ class Journal:
     def remove(self) -> None:
         """The run is complete and its result safe."""
         if self._writes:
-            self.path.unlink(missing_ok=True)
-            self._remove_weights()
-
-    def _remove_weights(self) -> None:
-        for path in self.path.parent.glob(f"{self.path.stem}.*{WEIGHTS}*"):
-            path.unlink()
+            remove_journal(self.path)
 
     def _write(self) -> None:
         rounds = [asdict(r) for r in self.rounds]
@@ -140,24 +135,45 @@ class Journal:
 
     def _put(self, path: Path, data: bytes) -> None:
         """Have ``path`` hold ``data``, or what it held before."""
-        beside = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(beside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            write_whole(path, data)
         except OSError as error:
             raise JournalError(f"{path} cannot be written ({error})") from error
 
 
+def partial(path: Path) -> Path:
+    """What :func:`write_whole` fills beside ``path``; a kill can leave it there."""
+    return path.with_name(path.name + ".partial")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Have ``path`` hold ``data``, on disk when this returns, or what it held before, whenever the process ends."""
+    beside = partial(path)
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 WEIGHTS = ".safetensors"
+
+
+def remove_journal(path: Path) -> None:
+    """Remove a journal and the weights beside it: its run is complete."""
+    path.unlink(missing_ok=True)
+    _remove_weights(path)
+
+
+def _remove_weights(path: Path) -> None:
+    for weights in path.parent.glob(f"{path.stem}.*{WEIGHTS}*"):
+        weights.unlink()
 
 
 def _weights_path(path: Path, number: int) -> Path:
@@ -184,11 +200,12 @@ def _digest(run: Any) -> str:
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
-def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:
+def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
+    """Where two identities differ, one sentence each."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         return [
             line
             for key in sorted(set(earlier) | set(now))
-            for line in _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for line in differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if earlier == now else [f"{name} was {json.dumps(earlier)} and is {json.dumps(now)}"]

@@ -19,6 +19,8 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.result import RoundRecord
 
+NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or without --one-shot"
+
 
 class Pruner:
     """A model being pruned: what survives, the statistics that are valid, and the states below each cut.
@@ -61,6 +63,7 @@ class Pruner:
         self.decoder = decoder
         self.metric = METRICS[metric]()
         self._compensate = COMPENSATIONS[compensation]
+        self._reads_states = self.metric.reads_states or bool(getattr(self._compensate, "reads_states", False))
         self._candidates = list(range(decoder.num_layers) if candidates is None else candidates)
         self._span, self._seed, self._given = span, seed, tuple(given)
         self._lookahead, self._confidence, self._parity = lookahead, confidence, parity
@@ -68,11 +71,14 @@ class Pruner:
             memory = available_memory(decoder.device)
             shape = model_shape(decoder.model, decoder.family, decoder.dtype)
             placement = place(
-                shape, windows.count, windows.seqlen, memory, decoder.device, resident=True, processes=world_size()
-            )
+                shape, windows.count, windows.seqlen, memory, decoder.device, resident=True, processes=world_size(),
+                demand=self.metric.demand(shape, span),
+            )  # fmt: skip
         self.placement = placement
         self.run = Run(
-            decoder, windows, placement, candidates=self._candidates, spans=self.metric.needs_gram(span), cache=cache,
+            decoder, windows, placement, candidates=self._candidates, cache=cache,
+            spans=self.metric.needs_gram(span, parity),
+            along_tokens=self.metric.needs_cosines_along_tokens(parity), backward=self.metric.backward,
             parts=1 if confidence is None else min(LOOKS, windows.count), backend=backend, progress=progress,
         )  # fmt: skip
         self.statistics = self.run.statistics
@@ -116,7 +122,7 @@ class Pruner:
         """
         evidence = self.evidence(most)
         for part in self.run.parts:
-            self.run.bring(part, keep=keep)
+            self.run.bring(part, keep=keep or self._reads_states)
             self.metric.observe(evidence, part)
             if self._confidence is not None and self._decided(evidence):
                 break
@@ -195,11 +201,17 @@ def lowest(scores: Mapping[int, float], among: Iterable[int]) -> int:
 
 
 def choose(pruner: Pruner, left: Iterable[int]) -> tuple[int, ...] | None:
-    """The block with the lowest of the last scores, of those all of whose layers are there and may go; None if there is
-    no such block."""
-    free = set(left) & set(pruner.stack.alive)
-    whole = [first for first, block in pruner.blocks.items() if set(block) <= free]
-    return pruner.blocks[lowest(pruner.run.scores, whole)] if whole else None
+    """:func:`choose_block` among the last scores."""
+    return choose_block(pruner.run.scores, pruner.blocks, set(left) & set(pruner.stack.alive))
+
+
+def choose_block(
+    scores: Mapping[int, float], blocks: Mapping[int, tuple[int, ...]], free: set[int]
+) -> tuple[int, ...] | None:
+    """The block with the lowest score of those all of whose layers are ``free``, there and allowed to go; None if there
+    is no such block."""
+    whole = [first for first, block in blocks.items() if set(block) <= free]
+    return blocks[lowest(scores, whole)] if whole else None
 
 
 def run_rounds(
@@ -235,7 +247,7 @@ def run_rounds(
             block = choose(pruner, left)
             most -= 1
             if block is None and (one_shot or most == 0):
-                raise OptionError("no block of --span layers is left that may go: remove fewer, or without --one-shot")
+                raise OptionError(NO_BLOCK)
         left = [layer for layer in left if layer not in block]
         gone |= set(block)
         scores = pruner.run.scores

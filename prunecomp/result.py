@@ -65,6 +65,11 @@ class PruneOptions:
             raise OptionError(f"--span {self.span}: give at least 1")
         if size > 1 and not metric.spans:
             raise OptionError(f"--span {size}: --metric {self.metric} scores single layers; choose bi, span or angular")
+        if self.one_shot and size > 1 and self.layers % size:
+            raise OptionError(
+                f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
+                "multiple of it"
+            )
         if self.lookahead and not metric.looks_ahead:
             raise OptionError(f"--lookahead: --metric {self.metric} runs no candidate; choose ppl")
         if self.confidence is not None:
@@ -78,6 +83,13 @@ class PruneOptions:
                 )
             if self.lookahead:
                 raise OptionError("--confidence: a --lookahead needs every sequence for its scales; leave out one")
+            if self.parity is not None:
+                raise OptionError("--confidence: --parity official has every sequence looked at; leave out one")
+
+    @property
+    def compute_dtype(self) -> str:
+        """The published code runs every checkpoint in float16."""
+        return "float16" if self.parity == "official" and self.dtype == "auto" else self.dtype
 
     def block_size(self, metrics: Mapping[str, type[Metric]]) -> int:
         """How many neighbours go together."""
@@ -119,6 +131,9 @@ class ScoreResult:
     calibration_digest: str
     layer_forwards: float
     seconds: float
+    similarity: list[list[float]] | None = None
+    """Mean cosine over all tokens of every pair of the L + 1 states of a token, from what enters the first layer to
+    what leaves the last; there if blocks of layers were scored."""
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

@@ -24,6 +24,7 @@ ORDER = [
     {"pruner", "journal"},
     {"plan"},
     {"api"},
+    {"compare"},
     {"report"},
     {"cli"},
     {"__main__"},

@@ -260,7 +260,8 @@ finite = st.floats(allow_nan=False)
 records = st.builds(
     RoundRecord, layer=st.integers(0, 200), score=finite, scale=finite,
     scores=st.dictionaries(st.integers(0, 200), finite), layer_forwards=st.integers(0), zero_rows=st.integers(0),
-    dead_channels=st.integers(0), seconds=finite,
+    dead_channels=st.integers(0), seconds=finite, block=st.lists(st.integers(0, 200), min_size=1, max_size=3),
+    sequences=st.integers(1), chosen=st.none() | st.text(), losses=st.dictionaries(st.text(), finite),
 )  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def test_a_damaged_journal_is_never_believed(
     tmp_path_factory: pytest.TempPathFactory, where: float, bit: int, cut: bool
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal.json"
-    made = RoundRecord(3, 0.1, 1.25, {3: 0.1, 4: 5e-324}, 7, 0, 0, 0.5)
+    made = RoundRecord(3, 0.1, 1.25, {3: 0.1, 4: 5e-324}, 7, 0, 0, 0.5, [3], 8)
     Journal.open(path, {"of": "a run"}, resume=False).append(made)
     data = bytearray(path.read_bytes())
     at = int(where * len(data))

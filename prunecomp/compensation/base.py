@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from prunecomp.engine.run import Run
@@ -37,6 +37,20 @@ class Seam:
     chosen: str | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
     """Nats a token on the windows that decided, by what was compared."""
+
+
+Estimate = Callable[[Cut], Seam]
+
+
+def wants(*, states: bool = False, held_out: bool = False) -> Callable[[Estimate], Estimate]:
+    """Marks a compensation that sets out from the states that a pass keeps, or compares on windows held out for it."""
+
+    def mark(estimate: Estimate) -> Estimate:
+        for name, value in (("reads_states", states), ("held_out", held_out)):
+            setattr(estimate, name, value)
+        return estimate
+
+    return mark
 
 
 def put_in_place(run: Run, block: tuple[int, ...], seam: Seam) -> None:

@@ -171,10 +171,13 @@ def draw_documents(source: DocumentSource, samples: int, seqlen: int, seed: int)
 
 
 def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
-    """Non-overlapping windows from the first token on; a remainder is dropped (the usual perplexity protocol)."""
+    """Non-overlapping windows from the first token on, as many as the source says or all; a remainder is dropped (the
+    usual perplexity protocol)."""
     if source.tokens.ndim == 2:
-        return draw_windows(source, source.tokens.shape[0], seqlen, seed=0)
+        return draw_windows(source, source.tokens.shape[0], seqlen, seed=0).take(slice(source.windows))
     count = len(source.tokens) // seqlen
+    if source.windows is not None:
+        count = min(count, source.windows)
     if count == 0:
         raise DataError(
             f"{source.name} gives {len(source.tokens)} tokens, too short for one window of {seqlen}: "

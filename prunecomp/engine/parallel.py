@@ -116,6 +116,25 @@ def least(*values: int) -> tuple[int, ...]:
     return tuple(each.amin(dim=0).tolist())
 
 
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, added in the order of their ranks: the same bits for every one of them.
+
+    Raises :class:`DistributedError` when another process is gone.
+    """
+    if world_size() == 1:
+        return tensor
+    mine = tensor.cpu()
+    received = [torch.empty_like(mine) for _ in range(world_size())]
+    try:
+        distributed.all_gather(received, mine)
+    except RuntimeError as error:
+        raise lost(rank(), error) from error
+    added = received[0]
+    for part in received[1:]:
+        added += part
+    return added.to(tensor.device)
+
+
 def processes_here() -> int:
     """Processes of the job on this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1

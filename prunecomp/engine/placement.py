@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,12 @@ MARGIN = 0.1
 def micro_batch(count: int, seqlen: int) -> int:
     """Windows run together. Part of the run's identity: another micro-batch may round differently."""
     return max(1, min(count, TOKENS_A_MICRO_BATCH // seqlen))
+
+
+def largest_share(count: int, seqlen: int, processes: int) -> int:
+    """Windows of the process that has most, of so many windows in all."""
+    batch = micro_batch(count, seqlen)
+    return min(count, -(-count // (processes * batch)) * batch)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,16 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """What a metric takes beside a forward pass."""
+
+    nbytes: Callable[[int], int] = lambda num_tokens: 0
+    """On the device, while a micro-batch of so many tokens is scored."""
+    boundaries: int = 0
+    """Room for all windows at so many more boundaries than the model has."""
+
+
+@dataclass(frozen=True)
 class Placement:
     """What :func:`place` decided."""
 
@@ -126,21 +142,22 @@ def place(
     *,
     resident: bool = False,
     processes: int = 1,
+    demand: Demand | None = None,
 ) -> Placement:
     """Decide groups, micro-batch and tiers for ``count`` windows of ``seqlen`` tokens, shared out to ``processes``.
 
     Weights stay on the device if they leave room for one micro-batch; otherwise two slots of one group each stream
     them, and a group is one layer: a larger one would save no transfer. What memory is left keeps boundaries, the
-    device first. ``resident`` is for models that the caller holds. Raises :class:`OptionError` where two layers and one
-    micro-batch of one window do not fit.
+    device first. ``resident`` is for models that the caller holds, ``demand`` for metrics that take more. Raises
+    :class:`OptionError` where two layers and one micro-batch of one window do not fit.
     """
     batch = micro_batch(count, seqlen)
-    share = min(count, -(-count // (processes * batch)) * batch)  # of the process that has most
-    boundary = share * seqlen * shape.hidden_size * shape.itemsize
+    boundary = largest_share(count, seqlen, processes) * seqlen * shape.hidden_size * shape.itemsize
     stream = 2 * shape.hidden_size * shape.itemsize  # a layer's input, before and after its seam
+    demand = demand or Demand()
 
     def working(windows: int) -> int:
-        return shape.activation_nbytes(windows * seqlen) + windows * seqlen * stream
+        return shape.activation_nbytes(windows * seqlen) + windows * seqlen * stream + demand.nbytes(windows * seqlen)
 
     weights = shape.outer_nbytes + shape.num_layers * shape.layer_nbytes
     group_size: int | None = None
@@ -174,7 +191,7 @@ def place(
         if device.type == "cuda":
             used[Tier.host] += 2 * shape.layer_nbytes
     capacity: dict[Tier, int] = {}
-    wanted = shape.num_layers - 1  # the embedding is its own boundary
+    wanted = shape.num_layers - 1 + demand.boundaries  # the embedding is its own boundary
     for tier in Tier:
         capacity[tier] = min(wanted, max(free[tier], 0) // boundary)
         wanted -= capacity[tier]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 
 def removal_odds(scores: Mapping[int, float], candidates: Sequence[int]) -> dict[int, float]:
@@ -77,3 +78,35 @@ def choose_boundaries(odds: Sequence[float], available: Sequence[int], budget: i
         i = best[k][i][1]
         k -= 1
     return sorted(chosen)
+
+
+def reversal(base: int, lowest: int, top: int, slots: int) -> list[int]:
+    """Which positions to store, at most ``slots`` (1 or more), on the way from ``base`` up to ``top``, when all from
+    ``top`` down to ``lowest`` are then wanted one after the other, and one that is done with makes room for another.
+
+    ``base`` is stored beside them. What lies between two stored positions is run again when its turn comes: with s
+    slots at most once for some s * s / 2 positions, and never more often than it has to be (binomial checkpointing:
+    Griewank and Walther, ACM TOMS 26, 2000).
+    """
+    if lowest > base and lowest < top and slots > 1:  # what is below the lowest is passed once, and not come back to
+        return [lowest, *reversal(lowest, lowest, top, slots - 1)]
+    positions = []
+    while base < top:
+        _, step = _reversed(top - base, slots)
+        base, slots = base + step, slots - 1
+        positions.append(base)
+    return positions
+
+
+@cache
+def _reversed(steps: int, slots: int) -> tuple[int, int]:
+    """The fewest layer-forwards that bring ``steps`` states by one after the other, the highest first, and how far up
+    the first one to be stored lies."""
+    if slots >= steps:
+        return steps, 1
+    if slots == 1:
+        return steps * (steps + 1) // 2, steps
+    return min(
+        (step + _reversed(steps - step, slots - 1)[0] + _reversed(step - 1, slots)[0], step)
+        for step in range(1, steps + 1)
+    )

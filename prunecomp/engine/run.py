@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -11,14 +11,14 @@ import torch
 from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.gram import GramTaker
 from prunecomp.engine.losses import batch_losses
-from prunecomp.engine.parallel import Workers
-from prunecomp.engine.placement import Placement, micro_batch
+from prunecomp.engine.parallel import Workers, world_size
+from prunecomp.engine.placement import Placement, largest_share, micro_batch
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.engine.retention import choose_boundaries, removal_odds
+from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
 from prunecomp.engine.sinks import PairStatistics
-from prunecomp.engine.states import StateStore
+from prunecomp.engine.states import StateStore, Tier
 from prunecomp.engine.statistics import Gram, Statistics
-from prunecomp.engine.sweep import Finish, Sweeper
+from prunecomp.engine.sweep import Finish, Sweeper, Tally
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
@@ -36,7 +36,7 @@ class Part:
         first: int,
         placement: Placement,
         *,
-        share: int,
+        capacity: Mapping[Tier, int],
         measured: bool,
         channels: bool,
         backend: str | None,
@@ -50,7 +50,7 @@ class Part:
         self.states = StateStore(
             self.sweeper.state_shape,
             decoder.device,
-            {tier: count * share for tier, count in placement.capacity.items()},
+            capacity,
             carry=placement.carry,
             disk=placement.disk_folder,
         )
@@ -61,13 +61,13 @@ class Part:
         self.stale_from: int | None = 0
         """The lowest position whose statistics are out of date."""
 
-    def fork(self) -> Part:
+    def fork(self, *, channels: bool | None = None) -> Part:
         """The same at this moment, to go its own way."""
         twin = copy.copy(self)
         twin.sweeper = copy.copy(self.sweeper)
-        twin.sweeper.window_forwards = 0
+        twin.sweeper.tally = Tally()
         twin.states = self.states.fork()
-        twin.statistics = None if self.statistics is None else self.statistics.fork()
+        twin.statistics = None if self.statistics is None else self.statistics.fork(channels=channels)
         return twin
 
 
@@ -86,6 +86,8 @@ class Run:
     spans : also take what reaches across several layers: the Gram matrix of all states, magnitudes by channel. All
         states of a part are then kept at once; where memory does not hold those of all windows there are more parts,
         whose states are dropped in turn.
+    along_tokens : with ``spans``, also the cosines along tokens that the official code takes.
+    backward : gradients will be asked for (:mod:`prunecomp.engine.backward`), and states are kept for them.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class Run:
         parts: int = 1,
         measured: bool = True,
         spans: bool = False,
+        along_tokens: bool = False,
+        backward: bool = False,
         cache: bool = True,
         backend: str | None = None,
         progress: Progress = silent,
@@ -113,39 +117,56 @@ class Run:
         self.progress = progress
         self.backend = backend
         self._cache = cache
-        self._spans = spans
-        boundaries, room = len(self.stack.alive) - 1, placement.kept_boundaries
-        turns = -(-boundaries // max(room, 1)) if spans else 1
-        if turns > windows.count or (turns > 1 and room == 0):
-            raise OptionError(
-                f"blocks of layers are scored from all {boundaries} states of a window at once, and memory is left for "
-                f"{room} of the whole set: give --disk DIR, more --host-memory or --device-memory, or fewer --samples"
-            )
+        self._spans, self._along_tokens, self._backward = spans, along_tokens, backward
+        turns, capacity = (
+            take_turns(len(self.stack.alive) - 1, windows, placement) if spans else (1, placement.capacity)
+        )
         self._in_turn = turns > 1
+        if backward:
+            check_room(placement.kept_boundaries)
         parts = max(parts, turns)
         bounds = [windows.count * i // parts for i in range(parts + 1)]
         self.parts = [
             Part(
                 decoder, windows.take(slice(low, high)), low, placement,
-                share=turns, measured=measured, channels=spans, backend=backend,
+                capacity=capacity, measured=measured, channels=spans, backend=backend,
             )
             for low, high in pairwise(bounds)
         ]  # fmt: skip
 
-    def fork(self) -> Run:
+    def fork(self, *, spans: bool | None = None, backward: bool | None = None) -> Run:
         """The same run at this moment, to go its own way; states and statistics are shared, and counted forwards begin
-        at zero."""
+        at zero. What is asked of it from here on may be less: see ``spans`` and ``backward`` of the class."""
         twin = copy.copy(self)
-        twin.parts = [part.fork() for part in self.parts]
+        twin._spans = self._spans if spans is None or self._in_turn else spans
+        twin._backward = self._backward if backward is None else backward
+        twin.parts = [part.fork(channels=twin._spans) for part in self.parts]
         twin.scores = dict(self.scores)
+        return twin
+
+    def forget(self) -> None:
+        """Let go of all states; what is wanted of them is run again."""
+        for part in self.parts:
+            part.states.clear()
+
+    def trial(self) -> Run:
+        """A fork to try something on: what it runs counts as run by this one, and it keeps no states of its own."""
+        twin = self.fork()
+        for mine, its in zip(self.parts, twin.parts, strict=True):
+            its.sweeper.tally = mine.sweeper.tally
         return twin
 
     @property
     def layer_forwards(self) -> float:
         """Passes of all windows through one layer, so far; a whole number but where parts were left out."""
-        passes = sum(part.sweeper.window_forwards for part in self.parts)
+        passes = sum(part.sweeper.tally.window_forwards for part in self.parts)
         forwards = passes / sum(part.windows.count for part in self.parts)
         return int(forwards) if forwards.is_integer() else forwards
+
+    @property
+    def caches(self) -> bool:
+        """Whether anything is kept from one time to the next."""
+        return self._cache
 
     @property
     def current(self) -> list[Part]:
@@ -161,25 +182,30 @@ class Run:
 
     def bring(self, part: Part, *, keep: bool = True) -> None:
         """Bring a part's statistics up to date. ``keep`` off promises that no state of it will be wanted again."""
-        if part.stale_from is None:
-            return
         if not self._spans:
-            self._sweep(part, part.stale_from, keep, None, "scoring")
-        else:
-            taker = GramTaker(self.decoder, self.stack, part.states, part.workers, self.backend)
-            self._sweep(part, min(part.stale_from, len(self.stack.alive) - 1), keep, taker.finish, "scoring")
+            if part.stale_from is not None:
+                self._sweep(part, part.stale_from, keep, None, scoring=True)
+        elif part.gram is None:
+            top = len(self.stack.alive) - 1
+            taker = GramTaker(
+                self.decoder, self.stack, part.states, part.workers, self.backend, along_tokens=self._along_tokens
+            )
+            position = top if part.stale_from is None else min(part.stale_from, top)
+            self._sweep(part, position, keep, taker.finish, scoring=True)
             part.gram = taker.result()
             if self._in_turn:
-                part.states.retain([])
+                part.states.clear()
         part.stale_from = None
 
-    def loss(self, *, keep: bool = True) -> float:
-        """Next-token cross entropy of the model in nats, over all predicted tokens of all windows.
+    def loss(self, *, keep: bool = True, over: Sequence[int] | None = None) -> float:
+        """Next-token cross entropy of the model in nats, over all predicted tokens of all windows, or of the parts
+        numbered in ``over``.
 
         Where windows have one length, the mean over tokens is the mean over windows of the official code.
         """
-        total = sum(float(self.losses(part, keep=keep).sum()) for part in self.parts)
-        return total / (self.windows.num_tokens - self.windows.count)
+        parts = self.parts if over is None else [self.parts[number] for number in over]
+        total = sum(float(self.losses(part, keep=keep).sum()) for part in parts)
+        return total / sum(part.all_windows.num_tokens - part.all_windows.count for part in parts)
 
     def losses(self, part: Part, *, keep: bool = True) -> torch.Tensor:
         """The sum over each window of a part, of all processes: [N] float64."""
@@ -189,21 +215,26 @@ class Run:
             mine[batch.rows] = batch_losses(self.decoder, batch, stream)
 
         top = len(self.stack.alive) - 1
-        self._sweep(part, top if part.stale_from is None else min(part.stale_from, top), keep, finish, "loss")
+        self._sweep(part, top if part.stale_from is None else min(part.stale_from, top), keep, finish, scoring=False)
         part.stale_from = None
         return part.workers.gather(mine)
 
-    def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, what: str) -> None:
+    def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, *, scoring: bool) -> None:
         alive = self.stack.alive
         start = self.nearest_state(part, position) if self._cache else 0
-        if self._spans and start > 0:  # all states below are read too, so all must be there
+        if scoring and self._spans and start > 0:  # all states below are read too, so all must be there
             start = next((p - 1 for p in range(1, start) if alive[p] not in part.states.kept), start)
         if start >= len(alive):
             return  # the cut was at the top: nothing above it is left to run
-        self._choose_states(part, start, keep and self._cache)
+        if scoring and (self._spans or self._backward):
+            self._hold_states(part, start)
+        else:
+            self._choose_states(part, start, keep and self._cache)
         sinks = [] if part.statistics is None else [part.statistics]
         with self.decoder.evaluating():
-            with self.progress(what, (len(alive) - start) * part.windows.count, WORK_UNIT) as advance:
+            with self.progress(
+                "scoring" if scoring else "loss", (len(alive) - start) * part.windows.count, WORK_UNIT
+            ) as advance:
                 part.sweeper.sweep(self.stack, start, part.states, sinks, advance, finish)
 
     def nearest_state(self, part: Part, position: int) -> int:
@@ -215,16 +246,29 @@ class Run:
 
     def _choose_states(self, part: Part, start: int, keep: bool) -> None:
         """Have the store keep what makes the next round cheapest, among what it has and what this sweep will pass."""
-        alive, kept, budget = self.stack.alive, part.states.kept, part.states.budget
+        alive, kept = self.stack.alive, part.states.kept
+        shared = part.states.shared if keep else frozenset()  # they cost nothing as long as somebody else holds them
+        budget = part.states.budget - len(shared)
         odds = removal_odds(self.scores, [layer for layer in self.candidates if layer in alive])
-        passed = [p for p in range(1, len(alive)) if p > start or (p <= start and alive[p] in kept)]
+        passed = [p for p in range(1, len(alive)) if p > start or alive[p] in kept - shared]
         by_position = [odds.get(layer, 0.0) for layer in alive]
+        chosen = choose_boundaries(by_position, passed, budget) if keep else []
+        if start > 0 and start not in chosen and alive[start] not in shared:  # this sweep itself sets out from there
+            chosen = [start, *choose_boundaries(by_position, passed, budget - 1 if keep else 0)]
+        part.states.retain([*shared, *(alive[p] for p in sorted(chosen, key=lambda p: -by_position[p]))])
+
+    def _hold_states(self, part: Part, start: int) -> None:
+        """Have the store keep what is read when the sweep is over: every state, or what gradients set out from."""
+        alive, kept = self.stack.alive, part.states.kept
         if self._spans:
             return part.states.retain(alive[1:])
-        chosen = choose_boundaries(by_position, passed, budget) if keep else []
+        check_room(part.states.budget)
+        lowest = min((p for p, layer in enumerate(alive) if layer in self.candidates), default=0)
+        wanted = reversal(0, lowest, len(alive) - 1, part.states.budget - 1)  # one place is the gradient's
+        chosen = [p for p in wanted if p > start or alive[p] in kept]
         if start > 0 and start not in chosen:  # this sweep itself sets out from there
-            chosen = [start, *choose_boundaries(by_position, passed, budget - 1 if keep else 0)]
-        part.states.retain([alive[p] for p in sorted(chosen, key=lambda p: -by_position[p])])
+            chosen.append(start)
+        part.states.retain([alive[p] for p in chosen])
 
     def remove(self, block: Sequence[int], scale: float = 1.0) -> None:
         """Remove neighbouring survivors, one seam in their place; states below them stay as they are."""
@@ -247,3 +291,32 @@ class Run:
         part.states.drop_all(self.stack.alive[position + 1 :])
         part.stale_from = position if part.stale_from is None else min(part.stale_from, position)
         part.gram = None
+
+
+def check_room(boundaries: int) -> None:
+    """Raise :class:`OptionError` where a gradient and the state it is handed down to have no room together."""
+    if boundaries < 2:
+        raise OptionError(
+            "gradients need room for two boundaries of all windows at once, and memory is left for "
+            f"{boundaries}: give --disk DIR, more --host-memory or --device-memory, or fewer --samples"
+        )
+
+
+def take_turns(boundaries: int, windows: Windows, placement: Placement) -> tuple[int, dict[Tier, int]]:
+    """Into how many parts windows must be cut for all ``boundaries`` of a part to be kept at once, in what room the
+    placement leaves for some boundaries of all windows; and how many of a part each tier holds.
+
+    Raises :class:`OptionError` where not even the least part fits.
+    """
+    processes = world_size()
+    whole = largest_share(windows.count, windows.seqlen, processes)
+    for turns in range(1, windows.count // processes + 1):
+        share = largest_share(-(-windows.count // turns), windows.seqlen, processes)
+        capacity = {tier: count * whole // share for tier, count in placement.capacity.items()}
+        if sum(capacity.values()) >= boundaries:
+            return turns, capacity
+    raise OptionError(
+        f"blocks of layers are scored from all {boundaries} states of a window at once, and memory is left for "
+        f"{placement.kept_boundaries} of the whole set: give --disk DIR, more --host-memory or --device-memory, or "
+        "fewer --samples"
+    )

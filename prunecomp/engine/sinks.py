@@ -191,8 +191,12 @@ class PairStatistics:
             return self._windows.lengths
         return torch.full((self._windows.count,), self._windows.seqlen)
 
-    def fork(self) -> PairStatistics:
-        """The same, to go its own way: records are shared, and never written to once complete."""
-        twin = PairStatistics(self._windows, self._workers, self._backend, first=self._first, channels=self._channels)
+    def fork(self, *, channels: bool | None = None) -> PairStatistics:
+        """The same, to go its own way: records are shared, and never written to once complete. ``channels`` says
+        whether magnitudes are kept of what it will see, if not as before."""
+        twin = PairStatistics(
+            self._windows, self._workers, self._backend, first=self._first,
+            channels=self._channels if channels is None else channels,
+        )  # fmt: skip
         twin._layers = dict(self._layers)
         return twin

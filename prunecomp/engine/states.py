@@ -205,12 +205,22 @@ class StateStore:
     @property
     def budget(self) -> int:
         """Boundaries that may be kept at once."""
-        return sum(max(count, 0) for count in self._free().values()) + len(self._stored.keys() - {CARRY})
+        return self.room + len(self._stored.keys() - {CARRY})
 
     @property
     def kept(self) -> frozenset[int]:
         """Layers whose input is stored."""
         return frozenset(self._stored) - {CARRY}
+
+    @property
+    def shared(self) -> frozenset[int]:
+        """Those of them that a fork or a parent holds too: to drop them here makes no room."""
+        return frozenset(layer for layer, kept in self._stored.items() if layer != CARRY and len(kept.holders) > 1)
+
+    @property
+    def room(self) -> int:
+        """Boundaries that have a place beside all that are stored."""
+        return sum(max(count, 0) for count in self._free().values())
 
     def _free(self) -> dict[Tier, int]:
         """Boundaries for which each tier has room beside those that are stored."""
@@ -220,14 +230,19 @@ class StateStore:
         return {tier: count - used.count(tier) for tier, count in self._capacity.items()}
 
     def retain(self, layers: Sequence[int]) -> None:
-        """Forget all boundaries but ``layers``, and give those not stored yet a place, the first the fastest one."""
+        """Forget all boundaries but ``layers``, and give those not stored yet a place, the first the fastest one.
+
+        What is dropped here and held by a fork or a parent makes no room: those that find no place are not kept.
+        """
         for layer in self.kept - set(layers):
             self.drop(layer)
         self._wanted = {layer: tier for layer, tier in self._wanted.items() if layer in self._stored}
         free = self._free()
         for layer in layers:
             if layer not in self._wanted:
-                tier = next(tier for tier in Tier if free.get(tier, 0) > 0)
+                tier = next((tier for tier in Tier if free.get(tier, 0) > 0), None)
+                if tier is None:
+                    return
                 free[tier] -= 1
                 self._wanted[layer] = tier
 
@@ -264,6 +279,11 @@ class StateStore:
             self._lent.append(ref(kept))
         elif isinstance(kept.boundary, MemoryBoundary):
             self._spare.append(kept.boundary)  # its pages are there already
+
+    def clear(self) -> None:
+        """Forget everything, and give the memory back that was held for what comes next."""
+        self.retain([])
+        self._spare.clear()
 
     def drop_all(self, layers: Iterable[int]) -> None:
         for layer in layers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -41,6 +43,9 @@ class Gram:
     """[N, M, M] float64: acos of the cosine, over pi."""
     dot: torch.Tensor
     """[N, M, M] float64."""
+    along_tokens: torch.Tensor | None = None
+    """[N, M, M] float64, where asked for: no sum over tokens, but the mean over channels of the cosine of the two
+    sequences of S values of a channel."""
 
 
 class Statistics:
@@ -91,22 +96,34 @@ class Statistics:
         """Tokens at which the layer's input or output is the zero vector."""
         return int(self.stats(layer).zero_rows.sum())
 
-    @property
+    @cached_property
     def gram(self) -> Gram:
         """Of all sequences; raises :class:`LookupError` where none was taken."""
         if not self._grams:
             raise LookupError("no Gram matrix was taken: the metric has to ask for it")
-        fields = (torch.cat([getattr(gram, name) for gram in self._grams]) for name in ("cosine", "angular", "dot"))
-        return Gram(*fields)
+        each = [vars(gram) for gram in self._grams]
+        return Gram(**{k: torch.cat([one[k] for one in each]) for k, first in each[0].items() if first is not None})
+
+    @property
+    def similarity(self) -> list[list[float]] | None:
+        """Mean over all tokens of the cosine of each pair of boundaries, M x M; None where no Gram matrix was taken."""
+        if not self._grams:
+            return None
+        mean: list[list[float]] = (self.gram.cosine.sum(dim=0) / self.num_tokens).tolist()
+        return mean
 
     def crossing(self, block: Sequence[int]) -> Crossing:
         """From what enters the lowest of the neighbouring survivors ``block``, seam included, to what leaves the
-        highest. Across several layers this needs channels and the Gram matrix to have been kept."""
+        highest. Across several layers this needs channels and the Gram matrix to have been kept.
+
+        Seams between the layers of the block stay on the stream when its layers go, so x is taken with them.
+        """
         below, above = self.record(block[0]), self.record(block[-1])
         low, high = self.stats(block[0]), self.stats(block[-1])
-        ratio, dead, dot = below.ratio, below.dead_channels, low.dot
-        if len(block) > 1:
-            ratio, dead = mean_ratio(below.input_magnitude, above.magnitude)
-            p = self._alive.index(block[0])
-            dot = self.gram.dot[:, p, p + len(block)] * self._seams[p]
-        return Crossing(ratio, dead, low.input_norm, high.norm, low.input_square, dot)
+        if len(block) == 1:
+            return Crossing(below.ratio, below.dead_channels, low.input_norm, low.norm, low.input_square, low.dot)
+        p, q = self._alive.index(block[0]), self._alive.index(block[-1]) + 1
+        within = math.prod(self._seams[p + 1 : q])
+        ratio, dead = mean_ratio(below.input_magnitude * within, above.magnitude)
+        dot = self.gram.dot[:, p, q] * self._seams[p] * within
+        return Crossing(ratio, dead, low.input_norm * within, high.norm, low.input_square * within**2, dot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +19,14 @@ Finish = Callable[[Batch, torch.Tensor], None]
 """``finish(batch, stream)`` sees what leaves the last layer, [B, S, d], one micro-batch at a time."""
 
 
+@dataclass
+class Tally:
+    """What was run on whose account."""
+
+    window_forwards: int = 0
+    """Passes of one window through one layer."""
+
+
 class Sweeper:
     """Runs stretches of a pruned model over windows and counts what it ran."""
 
@@ -26,12 +35,11 @@ class Sweeper:
         self.windows = windows
         self.placement = placement
         self.batches = windows.batches(placement.micro_batch, packed=decoder.packs)
-        self.window_forwards = 0
-        """Passes of one window through one layer, so far."""
+        self.tally = Tally()
 
     def count(self, window_forwards: int) -> None:
-        """Add what was run."""
-        self.window_forwards += window_forwards
+        """Add what was run: passes of one window through one layer."""
+        self.tally.window_forwards += window_forwards
 
     @property
     def state_shape(self) -> StateShape:

@@ -4,6 +4,9 @@ from prunecomp.metrics.base import Evidence, Metric
 from prunecomp.metrics.block_influence import AngularDistance, BlockInfluence
 from prunecomp.metrics.controls import Given, Last, Random, check_order
 from prunecomp.metrics.magnitude import Magnitude
+from prunecomp.metrics.perplexity import LeaveOneOut
+from prunecomp.metrics.span import SpanCosine
+from prunecomp.metrics.taylor import Taylor
 from prunecomp.registry import Registry
 
 METRICS: Registry[type[Metric]] = Registry(
@@ -11,7 +14,10 @@ METRICS: Registry[type[Metric]] = Registry(
     "prunecomp.metrics",
     {
         "bi": BlockInfluence,
+        "span": SpanCosine,
         "angular": AngularDistance,
+        "ppl": LeaveOneOut,
+        "taylor": Taylor,
         "magnitude": Magnitude,
         "random": Random,
         "last": Last,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prunecomp.engine.placement import Demand, ModelShape
 from prunecomp.engine.run import Part, Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.model.decoder import Decoder
@@ -68,10 +69,22 @@ class Metric:
     """Whether ``--lookahead`` means anything."""
     ends_early = False
     """Whether ``--confidence`` means anything: scores are sums over sequences."""
+    reads_states = False
+    """Whether scoring sets out from the states that the pass keeps, so that they are kept in a last round too."""
+    backward = False
+    """Whether scores come from gradients, for which the engine is to keep states."""
 
-    def needs_gram(self, span: int) -> bool:
+    def needs_gram(self, span: int, parity: str | None = None) -> bool:
         """Whether the engine is to take the Gram matrix of all states."""
         return False
+
+    def needs_cosines_along_tokens(self, parity: str | None) -> bool:
+        """Whether it is also to take the cosines that the official code takes; see :mod:`prunecomp.engine.gram`."""
+        return False
+
+    def demand(self, shape: ModelShape, span: int) -> Demand:
+        """What scoring takes beside a forward pass."""
+        return Demand()
 
     def barriers(self, num_layers: int) -> set[int]:
         """Layers that are no candidates unless the user names the candidates himself."""

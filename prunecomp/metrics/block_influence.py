@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from prunecomp.engine.gram import gram_demand
+from prunecomp.engine.placement import Demand, ModelShape
+from prunecomp.engine.statistics import Statistics
 from prunecomp.metrics.base import Evidence, Metric
 
 
@@ -13,27 +16,41 @@ class _Turn(Metric):
     spans = True
     ends_early = True
 
-    def needs_gram(self, span: int) -> bool:
+    def needs_gram(self, span: int, parity: str | None = None) -> bool:
         return span > 1
 
-    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
-        starts = evidence.starts()
-        return starts, torch.stack([self.turned(evidence, first) for first in starts], dim=1)
+    def demand(self, shape: ModelShape, span: int) -> Demand:
+        return gram_demand(shape) if span > 1 else Demand()
 
-    def turned(self, evidence: Evidence, first: int) -> torch.Tensor:
+    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
+        starts, statistics = evidence.starts(), evidence.statistics
+        return starts, torch.stack([self.turned(statistics, evidence, first) for first in starts], dim=1)
+
+    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
         """[N] float64, over the tokens of each sequence: the less, the sooner the block may go."""
         raise NotImplementedError
 
 
 class BlockInfluence(_Turn):
-    """Mean over tokens of ``1 - cos(x_i, x_{i+n})`` (ShortGPT, arXiv 2403.03853, eq. 1; Prune&Comp, section 3)."""
+    """Mean over tokens of ``1 - cos(x_i, x_{i+n})`` (ShortGPT, arXiv 2403.03853, eq. 1; Prune&Comp, section 3).
+
+    ``parity="official"`` scores on the first half of the sequences alone, as the published CosSim_BI does with 128 of
+    its 256; scales are estimated on all of them.
+    """
 
     def score(self, evidence: Evidence) -> dict[int, float]:
-        tokens = evidence.statistics.num_tokens
-        return {first: 1.0 + float(self.turned(evidence, first).sum() / tokens) for first in evidence.starts()}
+        statistics = evidence.statistics
+        counted = slice(None)
+        if evidence.parity == "official":
+            counted = slice(max(1, len(statistics.tokens) // 2))
+        tokens = int(statistics.tokens[counted].sum())
+        return {
+            first: 1.0 + float(self.turned(statistics, evidence, first)[counted].sum() / tokens)
+            for first in evidence.starts()
+        }
 
-    def turned(self, evidence: Evidence, first: int) -> torch.Tensor:
-        statistics, n = evidence.statistics, evidence.span
+    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
+        n = evidence.span
         if n == 1:
             return -statistics.stats(first).cosine
         p = evidence.stack.position(first)
@@ -44,11 +61,14 @@ class AngularDistance(_Turn):
     """Mean over tokens of ``acos(cos(x_i, x_{i+n})) / pi`` (Gromov et al., arXiv 2403.17887, eq. 7)."""
 
     def score(self, evidence: Evidence) -> dict[int, float]:
-        tokens = evidence.statistics.num_tokens
-        return {first: float(self.turned(evidence, first).sum() / tokens) for first in evidence.starts()}
+        statistics = evidence.statistics
+        return {
+            first: float(self.turned(statistics, evidence, first).sum() / statistics.num_tokens)
+            for first in evidence.starts()
+        }
 
-    def turned(self, evidence: Evidence, first: int) -> torch.Tensor:
-        statistics, n = evidence.statistics, evidence.span
+    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
+        n = evidence.span
         if n == 1:
             return statistics.stats(first).angular
         p = evidence.stack.position(first)

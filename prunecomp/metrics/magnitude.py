@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -14,27 +16,51 @@ class Magnitude(Metric):
 
     The official code scores the weights that its own compensation has scaled, so that its picks march upwards; here
     weights are never touched, and a layer's score is the same in every round. Each layer is read once.
+
+    ``parity="official"`` scores the scaled weights all the same, without a weight being touched: the paper's fold
+    multiplies what writes to the stream below each cut, so the writers' part of a layer's sum is multiplied by all
+    seams above the layer.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[int, float] = {}
+        self._sums: dict[int, tuple[float, float]] = {}
 
     def score(self, evidence: Evidence) -> dict[int, float]:
+        decoder, stack = evidence.decoder, evidence.stack
         if not self._sums:
-            decoder = evidence.decoder
             for (layer,) in decoder.weights.walk([(layer,) for layer in range(decoder.num_layers)]):
-                self._sums[layer] = layer_magnitude(decoder.layers[layer])
-        return {layer: self._sums[layer] for layer in evidence.stack.alive}
+                self._sums[layer] = layer_magnitude(decoder.layers[layer], decoder.family.writers)
+        official = evidence.parity == "official"
+        scales = stack.seam_product_above() if official else [1.0] * len(stack.alive)
+        scores = {}
+        for layer, scale in zip(stack.alive, scales, strict=True):
+            others, writers = self._sums[layer]
+            scores[layer] = others + writers * scale
+        return scores
 
     def barriers(self, num_layers: int) -> set[int]:
         """Candidates are 4..L-3, as in the paper's Mag+ and Taylor+."""
-        return {layer for layer in range(num_layers) if not 4 <= layer <= num_layers - 3}
+        return ends(num_layers)
 
 
-def layer_magnitude(layer: nn.Module) -> float:
-    """Biases do not count."""
+def ends(num_layers: int) -> set[int]:
+    """The lowest four layers and the highest two."""
+    return {layer for layer in range(num_layers) if not 4 <= layer <= num_layers - 3}
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter of a layer counts: matrices and norm gains do, biases do not."""
+    return name.endswith("weight")
+
+
+def layer_magnitude(layer: nn.Module, writers: Collection[str]) -> tuple[float, float]:
+    """The sum of |w| over what reads and computes, and over the weights of the ``writers``, by their paths."""
     with torch.no_grad():
-        sums = [
-            weight_norms(parameter, (1,)) for name, parameter in layer.named_parameters() if name.endswith("weight")
-        ]
-        return float(torch.stack(sums).sum())
+        sums = {
+            name: float(weight_norms(parameter, (1,)))
+            for name, parameter in layer.named_parameters()
+            if is_weight(name)
+        }
+    written = sum(value for name, value in sums.items() if name.rpartition(".")[0] in writers)
+    others = sum(value for name, value in sums.items() if name.rpartition(".")[0] not in writers)
+    return others, written

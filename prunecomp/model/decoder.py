@@ -170,6 +170,20 @@ class Decoder:
         parameter: torch.Tensor = self.model.get_parameter(name)
         return parameter.detach().cpu()
 
+    @contextmanager
+    def watching(self, module: nn.Module, see: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+        """Have ``see(input, output)`` called whenever ``module``, a linear map inside a layer, runs.
+
+        Layers run uncompiled for as long: a graph would have to be made anew for the hook.
+        """
+        call, self._call = self._call, call_layer
+        handle = module.register_forward_hook(lambda _, inputs, output: see(inputs[0], output))
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._call = call
+
     def compile(self) -> None:
         """Run layers through ``torch.compile``: one graph serves all that are alike, since weights are its inputs."""
         self._call = torch.compile(call_layer)
@@ -211,7 +225,7 @@ def standing_in(layer: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterat
             module._parameters[leaf] = parameter
 
 
-def call_layer(layer: nn.Module, stream: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+def call_layer(layer: Callable[..., Any], stream: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
     """One decoder layer. transformers 5 returns a tensor, other versions and remote code a tuple that opens with it."""
     output = layer(stream, **arguments)
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output

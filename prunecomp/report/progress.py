@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,14 +28,22 @@ class RateColumn(TextColumn):
 
 
 class RichProgress:
-    """Progress of a run on the error stream; a bar appears once a stage has run for two seconds."""
+    """Progress of a run on the error stream; a bar appears once a stage has run for two seconds.
+
+    A stage within a stage has its bar below the other's.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._bars: Progress | None = None
 
     @contextmanager
     def __call__(self, description: str, total: int, unit: str) -> Iterator[Advance]:
-        bar = Progress(
+        if self._bars is not None:
+            with self._inner(self._bars, description, total, unit) as advance:
+                yield advance
+            return
+        self._bars = bars = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -45,13 +54,27 @@ class RichProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        task = bar.add_task(description, total=total, unit=unit)
-        timer = threading.Timer(DELAY_SECONDS, bar.start)
+        task = bars.add_task(description, total=total, unit=unit)
+        timer = threading.Timer(DELAY_SECONDS, bars.start)
         timer.daemon = True
         timer.start()
         try:
-            yield lambda steps: bar.advance(task, steps)
+            yield lambda steps: bars.advance(task, steps)
         finally:
+            self._bars = None
             timer.cancel()
-            if bar.live.is_started:
-                bar.stop()
+            if bars.live.is_started:
+                bars.stop()
+
+    @contextmanager
+    def _inner(self, bars: Progress, description: str, total: int, unit: str) -> Iterator[Advance]:
+        task = bars.add_task(description, total=total, unit=unit, visible=False)
+        started = time.monotonic()
+
+        def advance(steps: int) -> None:
+            bars.update(task, advance=steps, visible=time.monotonic() - started > DELAY_SECONDS)
+
+        try:
+            yield advance
+        finally:
+            bars.remove_task(task)

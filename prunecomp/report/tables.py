@@ -18,12 +18,25 @@ def decimal(nbytes: float) -> str:
 
 def rounds_table(result: PruneResult) -> Table:
     # A table folds its title to its own width: what may be long, a path or a name, does not go there.
-    table = Table(title=f"{len(result.rounds)} of {result.stack.num_layers} layers removed")
-    for heading in ("round", "layer", result.options.metric, "scale", "layer-forwards", "seconds"):
+    table = Table(title=f"{len(result.removed)} of {result.stack.num_layers} layers removed")
+    columns: dict[str, list[str]] = {
+        "round": [str(number) for number in range(1, len(result.rounds) + 1)],
+        "layer": [", ".join(map(str, r.block)) for r in result.rounds],
+        result.options.metric: [f"{r.score:.5f}" for r in result.rounds],
+        "scale": [f"{r.scale:.5f}" for r in result.rounds],
+        "chosen": [r.chosen or "" for r in result.rounds],
+        "sequences": [str(r.sequences) for r in result.rounds],
+        "layer-forwards": [f"{r.layer_forwards:g}" for r in result.rounds],
+        "seconds": [f"{r.seconds:.2f}" for r in result.rounds],
+    }
+    if not any(columns["chosen"]):
+        del columns["chosen"]
+    if result.options.confidence is None:
+        del columns["sequences"]
+    for heading in columns:
         table.add_column(heading, justify="right")
-    for number, r in enumerate(result.rounds, start=1):
-        cells = (number, r.layer, f"{r.score:.5f}", f"{r.scale:.5f}", r.layer_forwards, f"{r.seconds:.2f}")
-        table.add_row(*map(str, cells))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 

@@ -1,0 +1,182 @@
+"""Commands that score and remove layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import prunecomp
+from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
+from prunecomp.cli.options import (
+    EXIT_CODES,
+    AllowPickle,
+    Attention,
+    Backend,
+    Calibration,
+    Compensation,
+    Compile,
+    Confidence,
+    Device,
+    DeviceMemory,
+    Disk,
+    Documents,
+    Dtype,
+    DtypeOption,
+    Fold,
+    Given,
+    HostMemory,
+    Json,
+    Lookahead,
+    Metric,
+    Model,
+    Parity,
+    Samples,
+    Seed,
+    Seqlen,
+    Span,
+    parse_layers,
+    parse_order,
+    parse_size,
+)
+from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
+from prunecomp.engine.parallel import from_leader, process_group
+from prunecomp.engine.progress import silent
+from prunecomp.journal import journal_path, remove_journal
+from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
+from prunecomp.result import RECORD
+
+
+def only_the_journal_is_left(out: Path) -> bool:
+    """Whether a run was killed when its checkpoint was whole and its journal not yet removed."""
+    return journal_path(out).is_file() and (out / RECORD).is_file()
+
+
+def report_written(out: Path, as_json: bool) -> None:
+    remove_journal(journal_path(out))
+    if as_json:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        print_json({key: value for key, value in record.items() if key != "fold_proofs"})
+    else:
+        Console(soft_wrap=True).print(f"{out} was whole when the run was killed: nothing is left to do")
+
+
+@app.command(
+    epilog="Example: prunecomp prune examples/reference_model --layers 6 --calibration calibration.txt "
+    "--eval evaluation.txt --out pruned. " + EXIT_CODES
+)
+@reporting
+def prune(
+    model: Model,
+    layers: Annotated[int, typer.Option(min=1, help="how many layers to remove", show_default=False)],
+    calibration: Calibration,
+    out: Annotated[Path, typer.Option(help="new folder for the pruned checkpoint", show_default=False)],
+    samples: Samples = 128,
+    seqlen: Seqlen = None,
+    seed: Seed = 0,
+    documents: Documents = False,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = "auto",
+    metric: Metric = "bi",
+    compensation: Compensation = "scale",
+    one_shot: Annotated[bool, typer.Option("--one-shot", help="rank once instead of after each removal")] = False,
+    keep: Annotated[str | None, typer.Option(help="layers that must stay, as in 0-3,31", show_default=False)] = None,
+    candidates: Annotated[str | None, typer.Option(help="layers that alone may go", show_default=False)] = None,
+    given: Given = None,
+    span: Span = None,
+    lookahead: Lookahead = False,
+    confidence: Confidence = None,
+    parity: Parity = None,
+    fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
+    eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
+    max_shard_size: Annotated[float, typer.Option(min=0.001, help="GB a file of the export")] = DEFAULT_SHARD_BYTES
+    / 1e9,
+    attn: Attention = "auto",
+    compile: Compile = "auto",
+    backend: Backend = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    disk: Disk = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the journal of an interrupted run")] = False,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Remove layers, compensate, and write an ordinary Hugging Face checkpoint."""
+    with process_group(device) as job:
+        # The first process alone looks and writes: others may be on machines that do not see the folder.
+        if from_leader(lambda: resume and only_the_journal_is_left(out)):
+            if job.leads:
+                report_written(out, as_json)
+            return
+        from_leader(lambda: check_output(out))
+        progress = progress_on_stderr() if job.leads else silent
+        result = prunecomp.prune(
+            model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+            dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, one_shot=one_shot,
+            keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
+            given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
+            fold=fold.value, eval=eval, allow_pickle=allow_pickle, attn=attn, compile=compile, backend=backend,
+            device_memory=parse_size("--device-memory", device_memory),
+            host_memory=parse_size("--host-memory", host_memory), disk=disk, journal=journal_path(out), resume=resume,
+            progress=progress,
+        )  # fmt: skip
+        if job.leads:
+            result.save(out, shard_bytes=int(max_shard_size * 1e9), progress=progress)
+    if not job.leads:
+        return
+    if as_json:
+        print_json(result.record())
+        return
+    console = Console()
+    console.print(rounds_table(result))
+    table = perplexity_table(result)
+    if table is not None:
+        console.print(table)
+    console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)
+
+
+@app.command(epilog="Example: prunecomp score examples/reference_model --calibration calibration.txt. " + EXIT_CODES)
+@reporting
+def score(
+    model: Model,
+    calibration: Calibration,
+    samples: Samples = 128,
+    seqlen: Seqlen = None,
+    seed: Seed = 0,
+    documents: Documents = False,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = "auto",
+    metric: Metric = "bi",
+    compensation: Compensation = "scale",
+    given: Given = None,
+    span: Span = None,
+    lookahead: Lookahead = False,
+    parity: Parity = None,
+    attn: Attention = "auto",
+    compile: Compile = "auto",
+    backend: Backend = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    disk: Disk = None,
+    allow_pickle: AllowPickle = False,
+    as_json: Json = False,
+) -> None:
+    """Score every layer once, and change nothing."""
+    with process_group(device) as job:
+        result = prunecomp.score(
+            model, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype.value,
+            device=job.device, metric=metric, compensation=compensation, given=parse_order("--given", given), span=span,
+            lookahead=lookahead, parity=parity, allow_pickle=allow_pickle, attn=attn, compile=compile, backend=backend,
+            device_memory=parse_size("--device-memory", device_memory),
+            host_memory=parse_size("--host-memory", host_memory), disk=disk,
+            progress=progress_on_stderr() if job.leads else silent,
+        )  # fmt: skip
+    if not job.leads:
+        return
+    if as_json:
+        print_json(result.record())
+    else:
+        Console().print(scores_table(result))

@@ -1,0 +1,83 @@
+"""Arms on their way through the tree of pruned models, and what is run for them there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from prunecomp.compare.arms import Arm
+from prunecomp.compare.ledger import Arrangement, Step
+from prunecomp.engine.run import Run
+from prunecomp.engine.statistics import Statistics
+from prunecomp.metrics import Metric
+
+Block = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A metric's scores of a model, and the neighbours that each is for."""
+
+    scores: dict[int, float]
+    blocks: dict[int, Block]
+
+
+@dataclass(eq=False)
+class Leg:
+    """An arm on its way; a metric that takes all layers in one block sets out anew for each number of them."""
+
+    arm: Arm
+    metric: Metric
+    arrangement: Arrangement
+    candidates: list[int]
+    span: int
+    stops: list[int]
+    """After how many removals to measure, ascending; at the last one it ends."""
+    removed: list[int] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    ranking: Ranking | None = None
+    """One-shot: of the dense model, and its statistics beside it."""
+    statistics: Statistics | None = None
+    steps: set[Step] = field(default_factory=set)
+    """All that it needed."""
+
+    @property
+    def going(self) -> bool:
+        return len(self.removed) < self.stops[-1]
+
+    @property
+    def needs_gram(self) -> bool:
+        return self.metric.needs_gram(self.span, self.arm.parity)
+
+
+@dataclass
+class Runs:
+    """A model over all windows that somebody asks about."""
+
+    calibration: dict[Arrangement, Run]
+    held_out: Run | None
+    texts: dict[str, Run]
+
+    def all(self) -> list[Run]:
+        held_out = [] if self.held_out is None else [self.held_out]
+        return [*self.calibration.values(), *held_out, *self.texts.values()]
+
+    @property
+    def window_forwards(self) -> int:
+        """Of all processes."""
+        return sum(round(run.layer_forwards * run.windows.count) for run in self.all())
+
+    def fork(self, legs: Sequence[Leg]) -> Runs:
+        """For some of the arms: what none of them will ask for is left out."""
+        forks = {}
+        for arrangement in dict.fromkeys(leg.arrangement for leg in legs if leg.going):
+            scored = [leg for leg in legs if leg.arrangement == arrangement and leg.going and not leg.arm.one_shot]
+            forks[arrangement] = self.calibration[arrangement].fork(
+                spans=any(leg.needs_gram for leg in scored), backward=any(leg.metric.backward for leg in scored)
+            )
+        held_out = self.held_out if any(arrangement.holds_out for arrangement in forks) else None
+        return Runs(
+            forks,
+            None if held_out is None else held_out.fork(),
+            {name: run.fork() for name, run in self.texts.items()},
+        )

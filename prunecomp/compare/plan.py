@@ -1,0 +1,152 @@
+"""From what is asked for to runs and legs: which windows and which memory each arm gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunecomp.api import arrange, place_run
+from prunecomp.compare.arms import Arm
+from prunecomp.compare.ledger import Arrangement
+from prunecomp.compare.legs import Leg, Runs
+from prunecomp.compare.room import branching_demand, share_out
+from prunecomp.compare.tree import Explorer
+from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.windows import Windows
+from prunecomp.engine.parallel import world_size
+from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Progress
+from prunecomp.engine.run import Run
+from prunecomp.errors import OptionError
+from prunecomp.metrics import METRICS, check_order
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.loader import choose_attention
+from prunecomp.ops.backends import choose
+from prunecomp.pruner import choose_candidates
+from prunecomp.result import PruneOptions
+from prunecomp.subject import Subject
+
+
+def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
+    """What :func:`prunecomp.prune` would be called with."""
+    return replace(
+        common, layers=layers, metric=arm.metric, compensation=arm.compensation, one_shot=arm.one_shot,
+        parity=arm.parity,
+    )  # fmt: skip
+
+
+def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
+    """Raise :class:`OptionError` for names that are not known, and for arms that cannot be compared."""
+    for arm in arms:
+        options_of(common, arm, 1).check(METRICS, COMPENSATIONS)
+    if len({arm.parity for arm in arms}) > 1:
+        raise OptionError("arms with and without --parity official run in different dtypes: compare them separately")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, on what. ``counts`` is after how many removals arms are measured, ascending."""
+
+    subject: Subject
+    common: PruneOptions
+    windows: Windows
+    texts: dict[str, Windows]
+    arms: list[Arm]
+    counts: list[int]
+
+    def candidates(self, arm: Arm) -> list[int]:
+        """The layers that the arm may remove. Raises :class:`OptionError` where they are too few."""
+        num_layers = self.subject.num_layers
+        barriers = METRICS[arm.metric]().barriers(num_layers)
+        try:
+            if arm.metric == "given":
+                check_order(self.common.given, num_layers)
+            return choose_candidates(num_layers, self.counts[-1], self.common.keep, self.common.candidates, barriers)
+        except OptionError as error:
+            raise OptionError(f"{arm.name}: {error}") from error
+
+    def place(self, device_memory: int | None, host_memory: int | None, disk: str | Path | None) -> Placement:
+        """The placement of the whole, its room in boundaries of the calibration windows."""
+        shape = self.subject.shape()
+        demands = [leg.metric.demand(shape, leg.span) for leg in self.legs(self.arms)]
+        demand = branching_demand(
+            demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
+            runs=len({leg.arrangement for leg in self.legs(self.arms)}) + 1,
+        )  # fmt: skip
+        return place_run(self.subject, self.windows, device_memory, host_memory, disk, demand)
+
+    def legs(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Leg]:
+        """The arms at their start. ``in_turn``: those that score blocks do so in parts of the windows."""
+        metrics = {arm.metric: METRICS[arm.metric]() for arm in arms}
+        legs = []
+        for arm in arms:
+            metric = metrics[arm.metric]
+            ways = [(count, [count]) for count in self.counts] if metric.one_block else [(1, self.counts)]
+            holds_out = bool(getattr(COMPENSATIONS[arm.compensation], "held_out", False))
+            for span, stops in ways:
+                apart = in_turn and metric.needs_gram(span, arm.parity)
+                legs.append(Leg(arm, metric, Arrangement(holds_out, apart), self.candidates(arm), span, stops))
+        return legs
+
+    def explorer(
+        self,
+        arms: Sequence[Arm],
+        decoder: Decoder,
+        placement: Placement,
+        progress: Progress,
+        on_measured: Callable[[Explorer], None],
+    ) -> Explorer:
+        """Ready to take ``arms`` from the dense model on."""
+        rooms, legs = self._shared(placement, self.legs(arms))
+        if not rooms[0].kept_boundaries >= decoder.num_layers - 1:
+            rooms, legs = self._shared(placement, self.legs(arms, in_turn=True))
+        return Explorer(
+            self._runs(decoder, legs, *rooms, progress), legs, seed=self.common.seed, given=self.common.given,
+            progress=progress, on_measured=on_measured,
+        )  # fmt: skip
+
+    def _shared(self, placement: Placement, legs: list[Leg]) -> tuple[tuple[Placement, Placement], list[Leg]]:
+        runs = len({leg.arrangement for leg in legs})
+        texts = list(self.texts.values())
+        return share_out(placement, self.subject.num_layers, self.windows, texts, runs, world_size()), legs
+
+    def _runs(
+        self, decoder: Decoder, legs: Sequence[Leg], placement: Placement, of_texts: Placement, progress: Progress
+    ) -> Runs:
+        """The dense model over all windows."""
+        candidates = sorted({layer for leg in legs for layer in leg.candidates})
+        runs = Runs({}, None, {})
+        for arrangement in dict.fromkeys(leg.arrangement for leg in legs):
+            sharing = [leg for leg in legs if leg.arrangement == arrangement]
+            seen, held_out = arrange(self.windows, options_of(self.common, sharing[0].arm, self.counts[-1]))
+            runs.calibration[arrangement] = Run(
+                decoder, seen, placement, candidates=candidates, spans=any(leg.needs_gram for leg in sharing),
+                along_tokens=any(leg.metric.needs_cosines_along_tokens(leg.arm.parity) for leg in sharing),
+                backward=any(leg.metric.backward for leg in sharing), backend=self.common.backend, progress=progress,
+            )  # fmt: skip
+            if held_out is not None:
+                runs.held_out = Run(
+                    decoder, held_out, placement, candidates=candidates, measured=False, progress=progress
+                )
+        for name, windows in self.texts.items():
+            runs.texts[name] = Run(decoder, windows, of_texts, candidates=candidates, measured=False, progress=progress)
+        return runs
+
+    def identity(self, placement: Placement, compiled: bool) -> dict[str, Any]:
+        """All that the numbers depend on beside the arms and how many layers they remove."""
+        subject, left_out = self.subject, ("layers", "metric", "compensation", "one_shot", "parity", "fold", "device")
+        decisive = {name: value for name, value in asdict(self.common).items() if name not in left_out}
+        decisive["dtype"] = str(subject.dtype).removeprefix("torch.")
+        decisive["attn"] = choose_attention(self.common.attn, subject.device, subject.dtype)
+        decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, self.common.backend).backend
+        return {
+            "model": subject.fingerprint(),
+            "calibration": self.windows.digest,
+            "texts": {name: windows.digest for name, windows in self.texts.items()},
+            "micro_batch": placement.micro_batch,
+            "compiled": compiled,
+            "device_type": subject.device.type,
+            "options": decisive,
+        }

@@ -1,0 +1,128 @@
+"""What a comparison gives: plain, frozen values that go to JSON and come back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prunecomp.compare.arms import Arm
+from prunecomp.data.windows import Windows
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows that something was calibrated or measured on."""
+
+    name: str
+    source: str
+    windows: int
+    seqlen: int
+    digest: str
+
+    @classmethod
+    def of(cls, name: str, windows: Windows) -> Text:
+        return cls(name, windows.source, windows.count, windows.seqlen, windows.digest)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An arm after so many layers were removed."""
+
+    arm: Arm
+    layers: int
+    removed: list[int]
+    """Original indices, in the order of removal."""
+    scales: list[float]
+    """What each removal left behind."""
+    perplexity: dict[str, float]
+    """By text."""
+    layer_forwards: float
+    """Passes of the calibration set through one layer that its choices needed."""
+    seconds: float
+    """That scores and compensations took on the way, the perplexities left out."""
+
+
+@dataclass(frozen=True)
+class ArmWork:
+    """All that an arm needed, whether or not another arm needed it too."""
+
+    arm: Arm
+    layer_forwards: float
+    """Passes of the calibration set through one layer."""
+    seconds: float
+    """That scores and compensations took; perplexities left out."""
+    window_forwards: int
+    """Passes of one window through one layer: calibration, held-out and evaluation windows alike."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of :func:`prunecomp.compare`, complete or so far."""
+
+    model: str
+    num_layers: int
+    layers: list[int]
+    """After how many removals there are measurements."""
+    calibration: Text
+    texts: list[Text]
+    dense: dict[str, float]
+    """Perplexity of the model as it is, by text."""
+    measurements: list[Measurement] = field(default_factory=list)
+    work: list[ArmWork] = field(default_factory=list)
+    window_forwards: int = 0
+    """Passes of one window through one layer that were run: what several arms need was run once."""
+    seconds: float = 0.0
+    sittings: int = 1
+    """In how many goes it was run: after an interruption, what unfinished arms had run is run again."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """All that the numbers depend on beside the arms."""
+    options: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Those that were measured, in the order in which they were asked for."""
+        return [one.arm for one in self.work]
+
+    @property
+    def window_forwards_separately(self) -> int:
+        """What all arms one by one would have run."""
+        return sum(one.window_forwards for one in self.work)
+
+    @property
+    def saving(self) -> float | None:
+        """How many times as much that would have been; None after an interruption, where the two do not compare."""
+        return self.window_forwards_separately / self.window_forwards if self.sittings == 1 else None
+
+    def measurement(self, arm: Arm, layers: int) -> Measurement | None:
+        return next((m for m in self.measurements if m.arm == arm and m.layers == layers), None)
+
+    def complete(self, arm: Arm, layers: list[int]) -> bool:
+        """Whether the arm is measured after each of so many removals."""
+        return all(self.measurement(arm, count) is not None for count in layers)
+
+    def record(self) -> dict[str, Any]:
+        """The comparison as plain data, as ``comparison.json`` holds it."""
+        return {
+            **asdict(self),
+            "window_forwards_separately": self.window_forwards_separately,
+            "saving": self.saving,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Comparison:
+        """What :meth:`record` gave, back from JSON. Raises :class:`KeyError` or :class:`TypeError` for other data."""
+        content = {key: record[key] for key in cls.__dataclass_fields__}
+
+        def with_arm(entry: dict[str, Any]) -> dict[str, Any]:
+            return {**entry, "arm": Arm(**entry["arm"])}
+
+        return cls(
+            **{
+                **content,
+                "calibration": Text(**content["calibration"]),
+                "texts": [Text(**text) for text in content["texts"]],
+                "measurements": [Measurement(**with_arm(entry)) for entry in content["measurements"]],
+                "work": [ArmWork(**with_arm(entry)) for entry in content["work"]],
+            }
+        )

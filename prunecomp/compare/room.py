@@ -1,0 +1,55 @@
+"""How the memory for states is shared among the runs of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prunecomp.data.windows import Windows
+from prunecomp.engine.placement import Demand, Placement, largest_share
+from prunecomp.engine.states import Tier
+
+
+def branching_demand(
+    demands: Sequence[Demand], num_layers: int, depth: int, calibration: Windows, others: Sequence[Windows], runs: int
+) -> Demand:
+    """What scoring takes beside a forward pass, for all arms and with room for the walk: ``runs`` runs over the
+    calibration windows, and the ``others``, each with the boundaries of every model on the way down to ``depth``
+    removals, if memory has them."""
+    wanted = depth * num_layers + max(demand.boundaries for demand in demands)
+    all_runs = runs + sum(_relative(windows, calibration) for windows in others)
+    return Demand(
+        lambda num_tokens: max(demand.nbytes(num_tokens) for demand in demands), boundaries=int(wanted * all_runs)
+    )
+
+
+def share_out(
+    placement: Placement, num_layers: int, calibration: Windows, texts: Sequence[Windows], runs: int, processes: int
+) -> tuple[Placement, Placement]:
+    """Placements for runs over the calibration windows and over texts, which differ in how many boundaries of their own
+    windows they may keep.
+
+    What ``placement`` has for boundaries of the calibration windows is cut into equal numbers of boundaries of all
+    ``runs`` runs over them, held-out windows included, and of all ``texts``.
+
+    Where not even one model's boundaries could then be kept, texts keep none, and are run from the embedding each time.
+    """
+    sizes = [_share_tokens(windows, processes) for windows in (calibration, *texts)]
+    capacity = dict(placement.capacity)
+    if placement.group_size is not None:  # the boundary between two groups may be a text's, and larger
+        missing = -(-(max(sizes) - sizes[0]) // sizes[0])
+        capacity[placement.carry] = max(0, capacity.get(placement.carry, 0) - missing)
+    total = runs * sizes[0] + sum(sizes[1:])
+    joint = {tier: count * sizes[0] // total for tier, count in capacity.items()}
+    if sum(joint.values()) >= num_layers - 1:
+        return replace(placement, capacity=joint), replace(placement, capacity=joint)
+    alone = {tier: count // runs for tier, count in capacity.items()}
+    return replace(placement, capacity=alone), replace(placement, capacity=dict.fromkeys(Tier, 0))
+
+
+def _share_tokens(windows: Windows, processes: int) -> int:
+    return largest_share(windows.count, windows.seqlen, processes) * windows.seqlen
+
+
+def _relative(windows: Windows, calibration: Windows) -> float:
+    return max(1.0, windows.count * windows.seqlen / (calibration.count * calibration.seqlen))

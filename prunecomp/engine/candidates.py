@@ -1,0 +1,215 @@
+"""The loss of every candidate's absence, in one sweep: the weights of a layer are visited once, for all candidates.
+
+The main stream runs once. Each candidate branches off where its layer is left out, and from there a stream of its own
+goes through the layers above: half of the layer-forwards of as many models run whole. Every stream is called by itself,
+in the shape of a micro-batch, so that a loss has the bits that the pruned model's own has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from prunecomp.data.windows import Batch
+from prunecomp.engine.losses import batch_losses
+from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Advance
+from prunecomp.engine.retention import removal_odds
+from prunecomp.engine.run import WORK_UNIT, Part, Run
+from prunecomp.engine.states import StateStore, Tier
+from prunecomp.model.decoder import apply_seam
+from prunecomp.model.stack import LayerStack
+
+MAIN = -1
+"""The main stream's name among the candidates', which are called after the layer that they leave out."""
+
+
+def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], streams: KeptStreams | None) -> torch.Tensor:
+    """Sums over each window's tokens of the next-token loss of every candidate: [N, candidates] float64.
+
+    ``without`` has for each candidate, from below, the stack that its removal leaves. Main states are read where
+    ``run`` keeps them, and run from the nearest one below where not. ``streams`` are those of the last round, and take
+    those of this one. Where weights are streamed, layers are walked once for each block of micro-batches: as many as
+    have their candidate streams fit in half of the room for states, and one at least.
+    """
+    sweep = _Sweep(run, part, without, streams)
+    losses = torch.zeros(part.windows.count, len(without), dtype=torch.float64)
+    with run.decoder.evaluating(), run.progress("candidates", sweep.work, WORK_UNIT) as advance:
+        for block in sweep.blocks():
+            for batch, layer, loss in sweep.run(block, advance):
+                losses[batch.rows, sweep.column[layer]] = loss
+    return part.workers.gather(losses)
+
+
+@dataclass
+class KeptStreams:
+    """Candidate streams at one boundary, kept from round to round: a cut above it leaves them as they are."""
+
+    store: StateStore
+    below: dict[int, LayerStack] = field(default_factory=dict)
+    """For each candidate kept, the part of its pruned model that its stream has run through."""
+
+    @classmethod
+    def beside(cls, part: Part, run: Run) -> KeptStreams:
+        """In the room that the placement has beyond one boundary for each layer."""
+        shape, placement = part.states.shape, run.placement
+        room = spare(placement, run.decoder.num_layers - 1)
+        return cls(StateStore(shape, run.decoder.device, room, disk=placement.disk_folder))
+
+    def valid(self, layer: int, stack: LayerStack) -> int | None:
+        """At which position of ``stack`` the stream kept for a candidate enters; None if it no longer holds."""
+        held = self.below.get(layer)
+        if held is None or layer not in self.store.kept:
+            return None
+        reached = stack.below(len(held.alive))
+        same = (reached.alive, reached.seams) == (held.alive, held.seams)
+        overlays = all(stack.overlays.get(index) is held.overlays.get(index) for index in held.alive)
+        return len(held.alive) if same and overlays else None
+
+    def choose(self, run: Run, candidates: Sequence[int], least: int) -> int | None:
+        """The position, ``least`` or higher, at which to keep the streams of all candidates below it, so that the
+        next round is expected to save most; None where there is nothing to save.
+
+        A cut at or above position k saves what lies between each candidate and k.
+        """
+        alive = run.stack.alive
+        odds = removal_odds(run.scores, candidates)
+        chances = [odds.get(layer, 0.0) for layer in alive]
+        savings: dict[int, float] = {}
+        for k in range(max(least, 2), len(alive)):
+            below = [p for p in range(k) if alive[p] in candidates]
+            if len(below) <= self.store.budget:
+                savings[k] = sum(chances[k:]) * sum(k - 1 - p for p in below)
+        best = max(savings, key=lambda k: savings[k], default=None)
+        return None if best is None or savings[best] <= 0 else best
+
+
+def spare(placement: Placement, boundaries: int) -> dict[Tier, int]:
+    """Room for boundaries beside so many, which take the fastest tiers."""
+    room = {}
+    for tier in Tier:
+        count = placement.capacity.get(tier, 0)
+        taken = min(count, boundaries)
+        room[tier], boundaries = count - taken, boundaries - taken
+    return room
+
+
+class _Sweep:
+    """One round's streams. Positions are those of the whole model: a candidate's own layer counts, and is passed by."""
+
+    def __init__(self, run: Run, part: Part, without: Mapping[int, LayerStack], kept: KeptStreams | None) -> None:
+        self.of, self.part, self.without, self.kept = run, part, without, kept
+        self.alive = run.stack.alive
+        self.column = {layer: number for number, layer in enumerate(without)}
+        self.position = {layer: run.stack.position(layer) for layer in without}
+        self.seams = {name: dict(zip(stack.alive, stack.seams, strict=True)) for name, stack in without.items()}
+        self.seams[MAIN] = dict(zip(self.alive, run.stack.seams, strict=True))
+        reached = {layer: None if kept is None else kept.valid(layer, stack) for layer, stack in without.items()}
+        self.resumed = {layer: position + 1 for layer, position in reached.items() if position is not None}
+        self.enters = {**self.position, **self.resumed}
+        """Where each candidate's stream begins: where it leaves the main one, or where it was kept."""
+        branches = {p for layer, p in self.position.items() if layer not in self.resumed}
+        # What leaves these positions' layers is wanted of the main stream, and not kept.
+        self.main_runs = {q for p in branches for q in range(run.nearest_state(part, p), p)}
+        self.main_wanted = branches | self.main_runs
+        self.start = min([*self.main_wanted, *self.resumed.values()], default=len(self.alive))
+        self.keep_at, self.to_keep = self._choose()
+
+    def _choose(self) -> tuple[int | None, list[int]]:
+        if self.kept is None:
+            return None, []
+        self.kept.store.retain(list(self.resumed))
+        least = max(self.resumed.values(), default=0)
+        chosen = self.kept.choose(self.of, list(self.without), least)
+        if chosen is None or chosen == least:
+            return None, []
+        return chosen, [layer for layer, p in self.position.items() if p < chosen]
+
+    @property
+    def work(self) -> int:
+        """Layers x windows that will be run."""
+        above = sum(len(self.alive) - max(self.enters[layer], p + 1) for layer, p in self.position.items())
+        return (above + len(self.main_runs)) * self.part.windows.count
+
+    def blocks(self) -> Iterator[list[Batch]]:
+        """Micro-batches that go through the layers together."""
+        batches = self.part.sweeper.batches
+        if self.of.placement.group_size is None:
+            yield from ([batch] for batch in batches)
+            return
+        room = max(1, self.of.placement.kept_boundaries // 2) * self.part.states.shape.num_tokens
+        block: list[Batch] = []
+        for batch in batches:
+            tokens = sum(some.tokens.numel() for some in [*block, batch])
+            if block and tokens * (len(self.without) + 1) > room:
+                yield block
+                block = []
+            block.append(batch)
+        yield block
+
+    def run(self, block: list[Batch], advance: Advance) -> Iterator[tuple[Batch, int, torch.Tensor]]:
+        """Run a block to the top; yields each candidate's losses, [B] float64."""
+        decoder = self.of.decoder
+        shelf = _Shelf(decoder.device, away=len(block) > 1)
+        p = self.start
+        for group in decoder.weights.walk(self.of.placement.groups(self.alive[self.start :])):
+            for batch in block:
+                arguments = decoder.arguments(batch)
+                for number, layer in enumerate(group, start=p):
+                    passing = self._passing(number, batch, shelf)
+                    for name in passing:
+                        x = apply_seam(shelf.get(name, batch), self.seams[name][layer])
+                        shelf.put(name, batch, decoder.call(layer, x, arguments, self.of.stack.overlays.get(layer)))
+                    self.part.sweeper.count(batch.count * len(passing))
+                    advance(batch.count * len(passing))
+            p += len(group)
+        for batch in block:
+            self._passing(len(self.alive), batch, shelf)
+            for layer in self.without:
+                yield batch, layer, batch_losses(decoder, batch, shelf.get(layer, batch))
+                shelf.drop(layer, batch)
+
+    def _passing(self, p: int, batch: Batch, shelf: _Shelf) -> list[int]:
+        """Put on the shelf what enters position ``p`` from elsewhere than the layer below, and say which streams go
+        through its layer."""
+        if p in self.main_wanted and p == 0:
+            shelf.put(MAIN, batch, self.of.decoder.enter(batch)[0])
+        elif p in self.main_wanted and self.alive[p] in self.part.states.kept:
+            shelf.put(MAIN, batch, self.part.states.get(self.alive[p], batch))
+        for name, at in self.enters.items():
+            if at == p and name in self.resumed:
+                assert self.kept is not None
+                shelf.put(name, batch, self.kept.store.get(name, batch))
+            elif at == p:
+                shelf.put(name, batch, shelf.get(MAIN, batch))
+        if p == self.keep_at and self.kept is not None:
+            if batch.first_token == 0:
+                self.kept.store.retain(self.to_keep)
+                self.kept.below = {name: self.without[name].below(p - 1) for name in self.to_keep}
+            for name in self.to_keep:
+                self.kept.store.put(name, batch, shelf.get(name, batch))
+        passing = [name for name, q in self.position.items() if q < p and self.enters[name] <= p]
+        if p in self.main_runs:
+            return [*passing, MAIN]
+        shelf.drop(MAIN, batch)
+        return passing
+
+
+class _Shelf:
+    """Streams between two layers, before the seam that follows; in host memory where a device would have to hold those
+    of several micro-batches."""
+
+    def __init__(self, device: torch.device, *, away: bool) -> None:
+        self._device, self._away = device, away
+        self._streams: dict[tuple[int, int], torch.Tensor] = {}
+
+    def put(self, name: int, batch: Batch, stream: torch.Tensor) -> None:
+        self._streams[name, batch.first_token] = stream.cpu() if self._away else stream
+
+    def get(self, name: int, batch: Batch) -> torch.Tensor:
+        return self._streams[name, batch.first_token].to(self._device)
+
+    def drop(self, name: int, batch: Batch) -> None:
+        self._streams.pop((name, batch.first_token), None)

@@ -1,0 +1,238 @@
+"""A comparison as tables, files and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from prunecomp.compare import Arm, ArmWork, Comparison
+from prunecomp.errors import JournalError, OptionError, OutputError
+from prunecomp.journal import partial, write_whole
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+except ImportError:
+    INSTALLED = False
+else:
+    INSTALLED = True
+
+NEEDS_MATPLOTLIB = "matplotlib is not installed: pip install 'prunecomp[report]'"
+RECORD, ROWS, TABLES = "comparison.json", "comparison.csv", "comparison.md"
+PARTIAL = partial(Path(RECORD)).name
+"""All that is there where a comparison was killed as it wrote for the first time."""
+
+MARKERS = "osD^vPX*<>ph"
+DASHES = ("-", "--", ":", "-.")
+
+
+def save_record(result: Comparison, folder: Path) -> None:
+    """Write what is there so far to ``comparison.json``, whole or not at all. Raises :class:`OutputError`."""
+    path = folder / RECORD
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(result.record(), indent=1) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+
+
+def load_record(folder: Path) -> Comparison:
+    """What :func:`save_record` wrote. Raises :class:`JournalError` where it cannot be read."""
+    path = folder / RECORD
+    try:
+        return Comparison.from_record(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
+
+
+def save_tables(result: Comparison, folder: Path) -> list[Path]:
+    """Write ``comparison.csv``, a row for each arm, number of layers and text, and ``comparison.md``. Raises
+    :class:`OutputError`."""
+    contents = {ROWS: csv_text(result), TABLES: markdown(result)}
+    try:
+        for name, text in contents.items():
+            write_whole(folder / name, text.encode())
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error}") from error
+    return [folder / name for name in contents]
+
+
+def csv_text(result: Comparison) -> str:
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(
+        ["metric", "compensation", "mode", "parity", "layers", "text", "perplexity", "removed", "scales",
+         "layer_forwards", "seconds"]
+    )  # fmt: skip
+    for text, value in result.dense.items():
+        rows.writerow(["dense", "", "", "", 0, text, value, "", "", "", ""])
+    for one in result.measurements:
+        arm = one.arm
+        how = [arm.metric, arm.compensation, "one-shot" if arm.one_shot else "iterative", arm.parity or ""]
+        went = [" ".join(map(str, one.removed)), " ".join(map(str, one.scales))]
+        for text, value in one.perplexity.items():
+            rows.writerow([*how, one.layers, text, value, *went, one.layer_forwards, one.seconds])
+    return out.getvalue()
+
+
+def table_of(result: Comparison, text: str) -> list[tuple[str, list[float | None]]]:
+    """Perplexities on a text, a row for the dense model and each arm, a column for each number of layers."""
+    rows: list[tuple[str, list[float | None]]] = [("dense", [result.dense[text]] * len(result.layers))]
+    for arm in result.arms:
+        found = [result.measurement(arm, count) for count in result.layers]
+        rows.append((arm.name, [None if one is None else one.perplexity[text] for one in found]))
+    return rows
+
+
+def formatted(rows: Sequence[tuple[str, list[float | None]]], bold: str) -> list[list[str]]:
+    """Cells as text; the best arm of each column between ``bold`` marks, the first row, the dense model, apart."""
+    columns = list(zip(*(values for _, values in rows[1:]), strict=True))
+    best = [min((value for value in column if value is not None), default=None) for column in columns]
+    cells = []
+    for number, (name, values) in enumerate(rows):
+        marked = [name]
+        for value, least in zip(values, best if number else [None] * len(values), strict=True):
+            shown = "" if value is None else f"{value:,.2f}"
+            marked.append(bold.format(shown) if value is not None and value == least else shown)
+        cells.append(marked)
+    return cells
+
+
+def work_rows(result: Comparison) -> list[list[str]]:
+    return [[one.arm.name, f"{one.layer_forwards:g}", f"{one.seconds:,.1f}"] for one in result.work]
+
+
+WORK_COLUMNS = ["arm", "layer-forwards", "seconds to choose"]
+
+
+def saving(result: Comparison) -> str:
+    run = f"{result.window_forwards:,} passes of a window through a layer in {result.seconds:,.1f} s"
+    if result.saving is None:
+        return f"{run}, in {result.sittings} sittings."
+    separately = f"{result.window_forwards_separately:,}, {result.saving:.2f} times as many"
+    return f"{run}; arms one by one would have taken {separately}."
+
+
+def markdown(result: Comparison) -> str:
+    """One table for each text, then the work."""
+    lines: list[str] = []
+    for text in result.texts:
+        lines += [f"## {text.name}", "", f"Perplexity over {text.windows} windows of {text.seqlen} tokens.", ""]
+        lines += markdown_table(
+            ["arm", *(f"N = {n}" for n in result.layers)], formatted(table_of(result, text.name), "**{}**")
+        )
+        lines.append("")
+    lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(headings)} |",
+        "| --- |" + " ---: |" * (len(headings) - 1),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def comparison_tables(result: Comparison) -> list[Table]:
+    """The same for a terminal."""
+    tables = []
+    for text in result.texts:
+        # A table folds its title to its own width: names of texts may be long, so they stand in the first column.
+        table = Table(title=f"perplexity, {text.windows} x {text.seqlen} tokens")
+        table.add_column(Text(text.name), overflow="fold")
+        for count in result.layers:
+            table.add_column(f"N = {count}", justify="right")
+        for row in formatted(table_of(result, text.name), "[bold]{}[/bold]"):
+            table.add_row(*row)
+        tables.append(table)
+    work = Table(title="what each arm needed")
+    for heading in WORK_COLUMNS:
+        work.add_column(heading, justify="left" if heading == "arm" else "right")
+    for row in work_rows(result):
+        work.add_row(*row)
+    return [*tables, work]
+
+
+def save_plots(result: Comparison, folder: Path) -> list[Path]:
+    """Draw perplexities, layer-forwards and seconds into PNG files. Raises :class:`OptionError` without matplotlib."""
+    if not INSTALLED:
+        raise OptionError(NEEDS_MATPLOTLIB)
+    drawn = {
+        "perplexity.png": perplexity_figure(result),
+        "layer_forwards.png": work_figure(result, "layer_forwards", "passes of the calibration set through a layer"),
+        "seconds.png": work_figure(result, "seconds", "seconds for scores and compensations"),
+    }
+    try:
+        for name, figure in drawn.items():
+            figure.savefig(folder / name, dpi=150)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error}") from error
+    return [folder / name for name in drawn]
+
+
+def perplexity_figure(result: Comparison) -> Any:
+    """Perplexity against layers removed, one picture a text; arms differ by marker, dash and colour alike."""
+    figure = new_figure(width=5.2 * len(result.texts) + 2.6, height=max(4.4, 1.0 + 0.2 * len(result.arms)))
+    pictures = figure.subplots(1, len(result.texts), squeeze=False)[0]
+    for axes, text in zip(pictures, result.texts, strict=True):
+        for number, arm in enumerate(result.arms):
+            draw_arm(axes, result, arm, text.name, number)
+        dense = result.dense[text.name]
+        axes.axhline(dense, color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="dense")
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        narrow = high < 10 * low  # less than a decade: powers of ten would leave the axis bare
+        axes.yaxis.set_major_locator(MaxNLocator(8) if narrow else LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_title(text.name)
+        axes.set_xlabel(f"layers removed, of {result.num_layers}")
+        axes.set_ylabel("perplexity")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(linewidth=0.3)
+    figure.legend(*pictures[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    return figure
+
+
+def draw_arm(axes: Axes, result: Comparison, arm: Arm, text: str, number: int) -> None:
+    points = {0: result.dense[text]}
+    points |= {one.layers: one.perplexity[text] for one in result.measurements if one.arm == arm}
+    axes.plot(
+        list(points),
+        [value if math.isfinite(value) else math.nan for value in points.values()],
+        label=arm.name,
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle=DASHES[(number + number // len(MARKERS)) % len(DASHES)],
+        linewidth=1.2,
+        markersize=5,
+        markerfacecolor="none",
+    )
+
+
+def work_figure(result: Comparison, name: str, label: str) -> Any:
+    """One bar an arm, in the order of the tables."""
+    figure = new_figure(width=7.0, height=1.2 + 0.3 * len(result.work))
+    axes = figure.subplots()
+    work: list[ArmWork] = list(reversed(result.work))  # bars are drawn from below
+    bars = axes.barh([one.arm.name for one in work], [getattr(one, name) for one in work], color="0.7", edgecolor="0")
+    axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize="small")
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+    return figure
+
+
+def new_figure(width: float, height: float) -> Any:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    return figure
