@@ -11,55 +11,51 @@ import argparse
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import prunecomp
+from prunecomp.compare import Arm, Comparison
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 ABLATIONS = {
-    "one-shot": (True, "none"),
-    "one-shot + compensation": (True, "scale"),
-    "iterative": (False, "none"),
-    "iterative + compensation (Prune&Comp)": (False, "scale"),
+    "one-shot": Arm("bi", "none", one_shot=True),
+    "one-shot + compensation": Arm("bi", "scale", one_shot=True),
+    "iterative": Arm("bi", "none"),
+    "iterative + compensation (Prune&Comp)": Arm("bi", "scale"),
 }
+TEXT = "evaluation"
 
 
-def measure(layers: int, one_shot: bool, compensation: str) -> dict[str, object]:
-    result = prunecomp.prune(
-        MODEL,
-        layers,
-        MODEL / "calibration.txt",
-        one_shot=one_shot,
-        compensation=compensation,
-        eval=MODEL / "evaluation.txt",
-    )
-    assert result.perplexity is not None
+def row(result: Comparison, arm: Arm, layers: int) -> dict[str, Any]:
+    measured = result.measurement(arm, layers)
+    assert measured is not None
     return {
         "layers": layers,
-        "one_shot": one_shot,
-        "compensation": compensation,
-        "removed": result.removed,
-        "scales": result.scales,
-        "dense": result.perplexity["dense"],
-        "pruned": result.perplexity["pruned"],
-        "layer_forwards": result.layer_forwards,
-        "seconds": round(result.seconds, 2),
+        "one_shot": arm.one_shot,
+        "compensation": arm.compensation,
+        "removed": measured.removed,
+        "scales": measured.scales,
+        "dense": result.dense[TEXT],
+        "pruned": measured.perplexity[TEXT],
+        "layer_forwards": measured.layer_forwards,
+        "seconds": round(measured.seconds, 2),
     }
 
 
-def markdown(rows: list[dict[str, object]], counts: list[int]) -> str:
+def markdown(rows: list[dict[str, Any]], counts: list[int]) -> str:
     lines = [
         "| ablation | " + " | ".join(f"N = {n}" for n in counts) + " |",
         "| --- |" + " ---: |" * len(counts),
         f"| dense | {' | '.join(format(rows[0]['dense'], '.2f') for _ in counts)} |",
     ]
-    for name, (one_shot, compensation) in ABLATIONS.items():
+    for name, arm in ABLATIONS.items():
         cells = [
             format(row["pruned"], ".2f")
             for n in counts
             for row in rows
-            if (row["layers"], row["one_shot"], row["compensation"]) == (n, one_shot, compensation)
+            if (row["layers"], row["one_shot"], row["compensation"]) == (n, arm.one_shot, arm.compensation)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -70,14 +66,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    rows = []
-    for layers in options.layers:
-        for one_shot, compensation in ABLATIONS.values():
-            rows.append(measure(layers, one_shot, compensation))
-            print(rows[-1], flush=True)
-    machine = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result = prunecomp.compare(
+        MODEL,
+        options.layers,
+        MODEL / "calibration.txt",
+        preset="paper-table5",
+        eval={TEXT: MODEL / "evaluation.txt"},
+        on_measured=lambda so_far: print(f"{len(so_far.measurements)} measured", flush=True),
+    )
+    rows = [row(result, arm, layers) for layers in options.layers for arm in ABLATIONS.values()]
+    summary = {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": round(result.seconds, 2),
+        "window_forwards": result.window_forwards,
+        "window_forwards_separately": result.window_forwards_separately,
+    }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "ablations.json").write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+    (options.out / "ablations.json").write_text(json.dumps({**summary, "rows": rows}, indent=1) + "\n")
     (options.out / "ablations.md").write_text(markdown(rows, options.layers))
     print(markdown(rows, options.layers))
 

@@ -175,8 +175,8 @@ def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows |
     windows = windows.shuffled(options.seed)
     if not holds_out:
         return windows, None
-    count = max(1, windows.count // HELD_OUT)
-    if count == windows.count:
+    count = max(world_size(), windows.count // HELD_OUT)
+    if count >= windows.count:
         raise OptionError(f"--compensation {options.compensation} holds windows out: give at least two --samples")
     return windows.take(slice(0, windows.count - count)), windows.take(slice(windows.count - count, windows.count))
 

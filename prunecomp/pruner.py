@@ -79,7 +79,8 @@ class Pruner:
             decoder, windows, placement, candidates=self._candidates, cache=cache,
             spans=self.metric.needs_gram(span, parity),
             along_tokens=self.metric.needs_cosines_along_tokens(parity), backward=self.metric.backward,
-            parts=1 if confidence is None else min(LOOKS, windows.count), backend=backend, progress=progress,
+            parts=1 if confidence is None else max(1, min(LOOKS, windows.count // world_size())),
+            backend=backend, progress=progress,
         )  # fmt: skip
         self.statistics = self.run.statistics
         """Those of the last scores; a one-shot run goes on using them when layers are gone."""

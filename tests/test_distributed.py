@@ -72,6 +72,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     random = np.random.default_rng(SEED)
     for name, count in (("tokens", 7), ("held_out", 5)):  # micro-batches of two: the last is not full
         np.save(folder / f"{name}.npy", random.integers(0, 101, (count, 1400)))
+    np.save(folder / "many.npy", random.integers(0, 101, (32, 96)))
     np.save(folder / "few.npy", random.integers(0, 101, (2, 1400)))
     (folder / "forks").mkdir()
     bench = Bench(folder, Forks(folder / "forks"), {}, needed(model, torch.empty(7, 1400), -1))
@@ -137,6 +138,39 @@ def test_more_processes_than_micro_batches_differ_by_rounding_alone(bench: Bench
     ended = bench.forks.job(bench.command(out), 4)  # held_out has three micro-batches: its windows are dealt singly
     assert [e.code for e in ended] == [0] * 4, ended
     bench.equals_one_process(out, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--metric", "ppl", "--lookahead"),
+        ("--metric", "taylor", "--candidates", "1-6"),
+        ("--metric", "span", "--span", 2),
+        ("--metric", "angular", "--confidence", 0.9),
+        ("--compensation", "linear"),
+        ("--compensation", "auto"),
+        ("--compensation", "search"),
+    ],
+    ids=lambda options: options[1],
+)
+def test_every_metric_and_compensation_agrees_over_processes(
+    bench: Bench, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    records = []
+    for size in (1, 2):
+        out = tmp_path / f"{size}"
+        large = {bench.folder / "tokens.npy", bench.folder / "held_out.npy"}
+        command = [bench.folder / "many.npy" if a in large else a for a in bench.command(out)]
+        ended = bench.forks.job([*command, *options], size)
+        assert [e.code for e in ended] == [0] * size, ended
+        records.append(json.loads((out / "prunecomp.json").read_text()))
+    one, two = records
+    assert two["removed"] == one["removed"]
+    np.testing.assert_allclose(two["scales"], one["scales"], rtol=1e-6)
+    for ours, theirs in zip(two["rounds"], one["rounds"], strict=True):
+        assert [ours["chosen"], ours["sequences"]] == [theirs["chosen"], theirs["sequences"]]
+        np.testing.assert_allclose([*ours["scores"].values()], [*theirs["scores"].values()], rtol=1e-5)
+    assert two["perplexity"]["pruned"] == pytest.approx(one["perplexity"]["pruned"], rel=1e-5)
 
 
 @pytest.mark.parametrize("harm", [Harm("layer", 3), Harm("layer", 12), Harm("perplexity", 2, after=True)], ids=str)

@@ -39,7 +39,9 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {error}"))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.print("interrupted; no checkpoint was written. A prune goes on with the same command and --resume.")
+            console.print(
+                "interrupted; no checkpoint was written. prune and compare go on with the same command and --resume."
+            )
             raise typer.Exit(130) from None
 
     return run

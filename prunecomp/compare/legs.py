@@ -46,6 +46,12 @@ class Leg:
         return len(self.removed) < self.stops[-1]
 
     @property
+    def keeps_own(self) -> bool:
+        """Whether its metric goes on with what it keeps beside the states of a run's part, for as long as that part is
+        there."""
+        return self.going and not self.arm.one_shot and self.metric.reads_states
+
+    @property
     def needs_gram(self) -> bool:
         return self.metric.needs_gram(self.span, self.arm.parity)
 
@@ -67,17 +73,20 @@ class Runs:
         """Of all processes."""
         return sum(round(run.layer_forwards * run.windows.count) for run in self.all())
 
-    def fork(self, legs: Sequence[Leg]) -> Runs:
-        """For some of the arms: what none of them will ask for is left out."""
-        forks = {}
-        for arrangement in dict.fromkeys(leg.arrangement for leg in legs if leg.going):
-            scored = [leg for leg in legs if leg.arrangement == arrangement and leg.going and not leg.arm.one_shot]
-            forks[arrangement] = self.calibration[arrangement].fork(
-                spans=any(leg.needs_gram for leg in scored), backward=any(leg.metric.backward for leg in scored)
-            )
-        held_out = self.held_out if any(arrangement.holds_out for arrangement in forks) else None
+    def fork(self) -> Runs:
         return Runs(
-            forks,
-            None if held_out is None else held_out.fork(),
+            {arrangement: run.fork() for arrangement, run in self.calibration.items()},
+            None if self.held_out is None else self.held_out.fork(),
             {name: run.fork() for name, run in self.texts.items()},
         )
+
+    def narrow(self, legs: Sequence[Leg]) -> None:
+        """Let go of what none of the arms will ask for."""
+        going = [leg for leg in legs if leg.going]
+        arrangements = dict.fromkeys(leg.arrangement for leg in going)
+        self.calibration = {arrangement: self.calibration[arrangement] for arrangement in arrangements}
+        if not any(arrangement.holds_out for arrangement in arrangements):
+            self.held_out = None
+        for arrangement, run in self.calibration.items():
+            scored = [leg for leg in going if leg.arrangement == arrangement and not leg.arm.one_shot]
+            run.narrow(spans=any(leg.needs_gram for leg in scored), backward=any(leg.metric.backward for leg in scored))

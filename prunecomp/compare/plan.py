@@ -11,7 +11,7 @@ from prunecomp.api import arrange, place_run
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.ledger import Arrangement
 from prunecomp.compare.legs import Leg, Runs
-from prunecomp.compare.room import branching_demand, share_out
+from prunecomp.compare.room import beside_states, branching_demand, share_out
 from prunecomp.compare.tree import Explorer
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -121,8 +121,11 @@ class Plan:
         for arrangement in dict.fromkeys(leg.arrangement for leg in legs):
             sharing = [leg for leg in legs if leg.arrangement == arrangement]
             seen, held_out = arrange(self.windows, options_of(self.common, sharing[0].arm, self.counts[-1]))
+            # Metrics that read states keep some of their own.
+            own = any(leg.metric.reads_states for leg in sharing)
+            room = beside_states(placement, decoder.num_layers) if own else placement
             runs.calibration[arrangement] = Run(
-                decoder, seen, placement, candidates=candidates, spans=any(leg.needs_gram for leg in sharing),
+                decoder, seen, room, candidates=candidates, spans=any(leg.needs_gram for leg in sharing),
                 along_tokens=any(leg.metric.needs_cosines_along_tokens(leg.arm.parity) for leg in sharing),
                 backward=any(leg.metric.backward for leg in sharing), backend=self.common.backend, progress=progress,
             )  # fmt: skip

@@ -53,3 +53,14 @@ def _share_tokens(windows: Windows, processes: int) -> int:
 
 def _relative(windows: Windows, calibration: Windows) -> float:
     return max(1.0, windows.count * windows.seqlen / (calibration.count * calibration.seqlen))
+
+
+def beside_states(placement: Placement, num_layers: int) -> Placement:
+    """The placement of a run beside whose states a metric keeps as many again, in what room there is beyond one
+    boundary for each layer: both together have the capacity of ``placement``."""
+    capacity, least = {}, num_layers - 1
+    for tier in Tier:
+        count = placement.capacity.get(tier, 0)
+        taken = min(count, least)
+        capacity[tier], least = (count + taken) // 2, least - taken
+    return replace(placement, capacity=capacity)

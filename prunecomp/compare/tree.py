@@ -2,8 +2,8 @@
 
 Arms set out from the dense model together. At each model every metric that an arm asks for is scored once, every
 compensation estimated once, every text measured once; arms that remove the same layers and leave the same seam go on
-together, the others part. The walk is depth first. A model that parts into several hands each of them a fork of its
-runs: states below the cut are shared, never copied, and a model's states are let go of when its last branch is entered.
+together, the others part. The walk is depth first. Where arms part, each branch goes on with a fork of the model's
+runs, the last one with the runs themselves: states below a cut are shared, never copied.
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ class Explorer:
         branches: dict[Model, list[Move]] = {}
         for move in sorted(moves, key=lambda move: self._legs.index(move.leg)):
             branches.setdefault(self._successor(node, move)[0], []).append(move)
-        for number, together in enumerate(branches.values(), start=1):
-            self._visit(*self._branch(node, together, last=number == len(branches)))
+        # The last branch goes on with the node's own runs, and with what metrics keep beside them.
+        order = sorted(branches.values(), key=lambda together: any(move.leg.keeps_own for move in together))
+        for number, together in enumerate(order, start=1):
+            self._visit(*self._branch(node, together, last=number == len(order)))
         self.ledger.forget(node.replaced)
         self._path.pop()
 
@@ -131,9 +133,12 @@ class Explorer:
             move.leg.scales.append(move.seam.scale)
             self._advance(len(move.block))
         assert node.runs is not None
-        runs = node.runs.fork(legs)
+        runs = node.runs if last else node.runs.fork()
         if last:
             node.runs = None
+        elif any(leg.keeps_own for leg in legs):
+            node.runs = node.runs.fork()  # what a metric keeps beside a part goes with it: there is room for one only
+        runs.narrow(legs)
         for run in runs.all():
             put_in_place(run, first.block, first.seam)
         return Node(*self._successor(node, first), runs), legs
@@ -160,7 +165,7 @@ class Explorer:
         leg.steps.add(Step("bring", node.model, leg.arrangement))
         ranking = self._once(node, leg, step, lambda: self._scored(node, leg, span))
         if leg.arm.one_shot:
-            leg.ranking, leg.statistics = ranking, calibration(node, leg).statistics
+            leg.ranking, leg.statistics = ranking, calibration(node, leg).statistics.as_they_are()
         return ranking
 
     def _scored(self, node: Node, leg: Leg, span: int) -> Ranking:
@@ -214,6 +219,7 @@ class Explorer:
         with self.ledger.charged(Step("bring", node.model, leg.arrangement), node.runs, run):
             for part in run.parts:
                 run.bring(part)
+        run.rest()
 
     def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, float]:
         """Perplexity of the model on every text."""
@@ -223,6 +229,7 @@ class Explorer:
             step = Step("loss", node.model, what=(name,))
             for leg in legs:
                 loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+            run.rest()
             values[name] = to_perplexity(loss)
         return values
 

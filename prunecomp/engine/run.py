@@ -61,13 +61,13 @@ class Part:
         self.stale_from: int | None = 0
         """The lowest position whose statistics are out of date."""
 
-    def fork(self, *, channels: bool | None = None) -> Part:
+    def fork(self) -> Part:
         """The same at this moment, to go its own way."""
         twin = copy.copy(self)
         twin.sweeper = copy.copy(self.sweeper)
         twin.sweeper.tally = Tally()
         twin.states = self.states.fork()
-        twin.statistics = None if self.statistics is None else self.statistics.fork(channels=channels)
+        twin.statistics = None if self.statistics is None else self.statistics.fork()
         return twin
 
 
@@ -134,15 +134,27 @@ class Run:
             for low, high in pairwise(bounds)
         ]  # fmt: skip
 
-    def fork(self, *, spans: bool | None = None, backward: bool | None = None) -> Run:
+    def fork(self) -> Run:
         """The same run at this moment, to go its own way; states and statistics are shared, and counted forwards begin
-        at zero. What is asked of it from here on may be less: see ``spans`` and ``backward`` of the class."""
+        at zero."""
         twin = copy.copy(self)
-        twin._spans = self._spans if spans is None or self._in_turn else spans
-        twin._backward = self._backward if backward is None else backward
-        twin.parts = [part.fork(channels=twin._spans) for part in self.parts]
+        twin.parts = [part.fork() for part in self.parts]
         twin.scores = dict(self.scores)
         return twin
+
+    def narrow(self, *, spans: bool, backward: bool) -> None:
+        """Have less be asked of it from here on: no Gram matrices, or no gradients. What is known stays known."""
+        self._spans = self._spans and (spans or self._in_turn)
+        self._backward = self._backward and backward
+        for part in self.parts:
+            if part.statistics is not None:
+                part.statistics.channels = self._spans
+
+    def rest(self) -> None:
+        """Another run goes first: where weights are streamed, give back what holds the boundary between two groups."""
+        if self.placement.group_size is not None:
+            for part in self.parts:
+                part.states.rest()
 
     def forget(self) -> None:
         """Let go of all states; what is wanted of them is run again."""

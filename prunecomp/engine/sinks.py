@@ -112,7 +112,8 @@ class PairStatistics:
         self._workers = workers
         self._backend = backend
         self._first = first
-        self._channels = channels
+        self.channels = channels
+        """Whether magnitudes by channel are kept of what will be seen."""
         self._local: dict[int, LayerRecord] = {}
         self._layers: dict[int, LayerRecord] = {}
         self._pending: list[_Seen] = []
@@ -130,7 +131,7 @@ class PairStatistics:
         # The magnitudes by channel end here: one number a sequence is all that is needed of them.
         ratio, dead = mean_ratio(before, stats.magnitude)
         columns = [stats.sums, stats.counts, ratio.unsqueeze(1), dead.unsqueeze(1)]
-        packed = torch.cat(columns + ([before, stats.magnitude] if self._channels else []), dim=1)
+        packed = torch.cat(columns + ([before, stats.magnitude] if self.channels else []), dim=1)
         self._pending.append(_Seen(layer, batch.rows, _sent_to_host(packed)))
 
     def drain(self) -> None:
@@ -191,12 +192,8 @@ class PairStatistics:
             return self._windows.lengths
         return torch.full((self._windows.count,), self._windows.seqlen)
 
-    def fork(self, *, channels: bool | None = None) -> PairStatistics:
-        """The same, to go its own way: records are shared, and never written to once complete. ``channels`` says
-        whether magnitudes are kept of what it will see, if not as before."""
-        twin = PairStatistics(
-            self._windows, self._workers, self._backend, first=self._first,
-            channels=self._channels if channels is None else channels,
-        )  # fmt: skip
+    def fork(self) -> PairStatistics:
+        """The same, to go its own way: records are shared, and never written to once complete."""
+        twin = PairStatistics(self._windows, self._workers, self._backend, first=self._first, channels=self.channels)
         twin._layers = dict(self._layers)
         return twin

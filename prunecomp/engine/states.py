@@ -283,6 +283,10 @@ class StateStore:
     def clear(self) -> None:
         """Forget everything, and give the memory back that was held for what comes next."""
         self.retain([])
+        self.rest()
+
+    def rest(self) -> None:
+        """Give back the memory that was held for what comes next: others go first."""
         self._spare.clear()
 
     def drop_all(self, layers: Iterable[int]) -> None:

@@ -67,6 +67,10 @@ class Statistics:
         self.tokens = torch.cat([part.tokens for part in self._parts]) if self._parts else torch.zeros(0)
         """[N] int64: tokens of each sequence."""
 
+    def as_they_are(self) -> Statistics:
+        """The same, untouched by what the run that took them goes on to see."""
+        return Statistics([part.fork() for part in self._parts], self._alive, self._seams, self._grams)
+
     @property
     def num_tokens(self) -> int:
         return int(self.tokens.sum())

@@ -1,0 +1,132 @@
+"""The command ``compare``: what it prints and writes, alone, in several processes, and killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prunecomp.cli import app, comparing
+from prunecomp.compare import Arm, Comparison
+from tests.forks import Forks
+from tests.killing import Harm
+from tests.models import build, draw_tokens
+from tests.test_compare import choices
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
+def command(folder: Path, tokens: str, out: Path, *more: object) -> list[object]:
+    text = folder / f"{tokens}.npy"
+    return [
+        "compare", folder / "base", "--layers", "1,3", "--calibration", text, "--both-ways", "--eval", f"held={text}",
+        "--metrics", "bi,magnitude", "--out", out, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(11)
+    model = build("llama", num_hidden_layers=12)
+    calibration = draw_tokens(model, torch.Generator().manual_seed(12), windows=8)
+    model.save_pretrained(tmp_path / "base")
+    np.save(tmp_path / "short.npy", calibration.numpy())
+    np.save(tmp_path / "long.npy", calibration[:3].repeat(1, 60).numpy()[:, :1400])  # two windows to a micro-batch
+    return tmp_path
+
+
+def test_two_processes_give_what_one_gives_and_one_writes(folder: Path, forks: Forks) -> None:
+    one = forks.run(*command(folder, "long", folder / "one", "--json"))
+    assert one.code == 0, one.stderr
+    both = forks.job(command(folder, "long", folder / "two", "--json"), 2)
+    assert [each.code for each in both] == [0, 0], both
+    assert both[1].stdout == ""
+    results = [Comparison.from_record(json.loads(each.stdout)) for each in (one, both[0])]
+    assert choices(results[0]) == choices(results[1])
+    assert results[0].window_forwards == results[1].window_forwards
+
+
+def test_a_killed_comparison_leaves_a_record_and_goes_on(folder: Path, forks: Forks) -> None:
+    whole = forks.run(*command(folder, "short", folder / "whole", "--json"))
+    out = folder / "out"
+    killed = forks.run(*command(folder, "short", out), harm=Harm("journal-replaced", 4))
+    assert killed.code < 0
+    partial = Comparison.from_record(json.loads((out / "comparison.json").read_text()))
+    assert not all(partial.complete(arm, [1, 3]) for arm in partial.arms)
+    refused = forks.run(*command(folder, "short", out))
+    assert refused.code == 7
+    assert "exists and is not an empty folder" in refused.stderr
+    resumed = forks.run(*command(folder, "short", out, "--resume", "--json"))
+    assert resumed.code == 0, resumed.stderr
+    records = [Comparison.from_record(json.loads(each.stdout)) for each in (whole, resumed)]
+    assert choices(records[0]) == choices(records[1])
+    assert {path.name for path in out.iterdir()} == {
+        "comparison.json", "comparison.csv", "comparison.md", "perplexity.png", "layer_forwards.png", "seconds.png",
+    }  # fmt: skip
+
+
+def test_the_command_prints_the_record_that_it_writes(
+    reference_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((reference_model / "evaluation.txt").read_text()[:4000])
+    monkeypatch.setattr(comparing, "INSTALLED", False)
+    arguments = ["compare", reference_model, "--preset", "paper-table5", "--calibration", text, "--samples", 4,
+                 "--seqlen", 64, "--eval", text, "--eval", f"ptb-test={text}", "--eval", f"again={text}"]  # fmt: skip
+    ended = invoke(*arguments, "--compensations", "none", "--out", tmp_path / "out", "--json")
+    assert ended.exit_code == 0, ended.stderr
+    assert "no plots: matplotlib is not installed: pip install 'prunecomp[report]'" in ended.stderr
+    assert json.loads(ended.stdout) == json.loads((tmp_path / "out" / "comparison.json").read_text())
+    result = Comparison.from_record(json.loads(ended.stdout))
+    assert result.arms == [Arm("bi", "none", one_shot=True), Arm("bi", "none")]
+    assert [each.name for each in result.texts] == ["text", "ptb-test", "again"]
+    assert result.layers == [3]
+    shown = invoke(*arguments, "--metrics", "last", "--layers", "1-2", "--out", tmp_path / "shown")
+    assert shown.exit_code == 0, shown.stderr
+    assert "last + scale, one-shot" in shown.stdout
+    assert {path.name for path in (tmp_path / "shown").iterdir()} == {f"comparison.{s}" for s in ("json", "csv", "md")}
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--one-shot", "--both-ways"], 2, "give one of them"),
+        (["--metrics", "bi,,last"], 2, "write names with commas"),
+        (["--preset", "thesis"], 2, "choose paper-table5, paper"),
+        (["--resume"], 7, "exists and is not an empty folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    reference_model: Path, tmp_path: Path, more: list[str], code: int, message: str
+) -> None:
+    out = tmp_path / "out"
+    if code == 7:
+        out.mkdir()
+        (out / "something").write_text("")
+    text = reference_model / "evaluation.txt"
+    ended = invoke(
+        "compare", reference_model, "--layers", 1, "--calibration", text, "--eval", text, "--out", out, *more
+    )
+    assert ended.exit_code == code
+    assert message in " ".join(ended.stderr.split())
+
+
+def test_help_has_an_example() -> None:
+    shown = " ".join(invoke("compare", "--help").stdout.split())
+    assert "Example: prunecomp compare" in shown
+    assert "Exit codes" in shown
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
