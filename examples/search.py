@@ -91,8 +91,8 @@ def windows_of(text: Path, tokenizer: object, count: int, seqlen: int) -> torch.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4, help="layers to remove (default 4)")
-    parser.add_argument("--population", type=int, default=12, help="genomes a generation (default 12)")
-    parser.add_argument("--generations", type=int, default=8, help="rounds of mutation (default 8)")
+    parser.add_argument("--population", type=int, default=10, help="genomes a generation (default 10)")
+    parser.add_argument("--generations", type=int, default=6, help="rounds of mutation (default 6)")
     parser.add_argument("--samples", type=int, default=8, help="calibration windows (default 8)")
     parser.add_argument("--seqlen", type=int, default=128, help="tokens of a window (default 128)")
     parser.add_argument("--seed", type=int, default=0)
