@@ -2,15 +2,18 @@
 
 from prunecomp import errors
 from prunecomp.api import evaluate, prune, score
+from prunecomp.collect import Collected, collect
 from prunecomp.compare import Arm, Comparison, compare
 from prunecomp.model.adapter import Family
 from prunecomp.model.families import families
 from prunecomp.plan import RunPlan, plan
 from prunecomp.pruner import Pruner
 from prunecomp.result import PruneResult, RoundRecord, ScoreResult
+from prunecomp.stepwise import pruner_for
 
 __all__ = [
     "Arm",
+    "Collected",
     "Comparison",
     "Family",
     "PruneResult",
@@ -18,11 +21,13 @@ __all__ = [
     "RoundRecord",
     "RunPlan",
     "ScoreResult",
+    "collect",
     "compare",
     "errors",
     "evaluate",
     "families",
     "plan",
     "prune",
+    "pruner_for",
     "score",
 ]

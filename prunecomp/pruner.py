@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
-from prunecomp.data.windows import Windows
+from prunecomp.data.sources import read_source
+from prunecomp.data.windows import Windows, draw_windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, model_shape, place
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.engine.run import Run
+from prunecomp.engine.run import Run, Snapshot
 from prunecomp.engine.statistics import Statistics
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, Evidence
 from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
-from prunecomp.result import RoundRecord
+from prunecomp.result import Origin, PruneResult, RoundRecord
 
 NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or without --one-shot"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A removal, and what it takes to take it back."""
+
+    before: Snapshot
+    held_out_before: Snapshot | None
+    blocks: Mapping[int, tuple[int, ...]]
+    scored: LayerStack | None
+    record: RoundRecord
 
 
 class Pruner:
@@ -28,6 +42,9 @@ class Pruner:
     The weights of ``decoder`` are read and never written. ``score`` brings the statistics up to date by running only
     what lies above the lowest change since the last call, from the nearest state kept below it; without ``cache`` it
     runs everything, to the same bits.
+
+    For use step by step, from outside: :func:`prunecomp.pruner_for` makes one of a model object or a folder; then
+    :meth:`score`, :meth:`remove`, :meth:`undo`, :meth:`loss`, in any order, and :meth:`result`.
 
     Parameters
     ----------
@@ -38,6 +55,7 @@ class Pruner:
     lookahead : for the metric ``ppl``: each candidate is judged with its own compensation in place.
     confidence : end a round's pass as soon as the lowest score is separated from all others at this confidence.
     parity : ``official`` for the published code's scores, its faults included.
+    origin : where model and windows come from; :meth:`result` needs it.
     """
 
     def __init__(
@@ -59,8 +77,12 @@ class Pruner:
         parity: str | None = None,
         backend: str | None = None,
         progress: Progress = silent,
+        origin: Origin | None = None,
     ) -> None:
         self.decoder = decoder
+        self._origin, self._progress = origin, progress
+        self._steps: list[_Step] = []
+        self._scored: LayerStack | None = None  # what the last scores are of
         self.metric = METRICS[metric]()
         self._compensate = COMPENSATIONS[compensation]
         self._reads_states = self.metric.reads_states or bool(getattr(self._compensate, "reads_states", False))
@@ -104,6 +126,11 @@ class Pruner:
         """Passes of the calibration set through one layer, so far."""
         return self.run.layer_forwards
 
+    @property
+    def removed(self) -> list[int]:
+        """Original indices of the layers that :meth:`remove` took out, in the order of their removal."""
+        return [layer for step in self._steps for layer in step.record.block]
+
     def evidence(self, most: int | None = None) -> Evidence:
         """What the metric looks at; ``most`` layers may still go."""
         return Evidence(
@@ -131,6 +158,7 @@ class Pruner:
         self.sequences = len(self.statistics.tokens)
         self.run.scores = self.metric.score(evidence)
         self.blocks = {first: evidence.block(first) for first in self.run.scores}
+        self._scored = self.stack
         return self.run.scores
 
     def _decided(self, evidence: Evidence) -> bool:
@@ -142,12 +170,103 @@ class Pruner:
     def _estimate(self, block: tuple[int, ...], statistics: Statistics) -> Seam:
         return self._compensate(Cut(self.run, block, statistics, self.held_out))
 
-    def remove(self, *block: int) -> Seam:
+    def cut(self, *block: int) -> Seam:
         """Remove a surviving layer, or neighbours from below, and put the compensation, estimated from the last
-        statistics, in their place."""
+        scores' statistics, in their place: of the dense model in a one-shot run. There is no way back."""
         seam = self._estimate(block, self.statistics)
         self.put(block, seam)
         return seam
+
+    def remove(self, *block: int) -> Seam:
+        """Remove a surviving layer, or neighbours at once, and put the compensation in their place.
+
+        It is estimated on the model as it stands, whose statistics are brought up to date first where they are not.
+        Returns the seam: its ``scale``, and what else the compensation says of itself. :meth:`undo` takes it back.
+
+        Raises :class:`OptionError` for layers that are not there, are no neighbours, are more than ``span``, or are all
+        that is left; :class:`prunecomp.errors.NumericalError` where no scale can be estimated. The model is then as it
+        was.
+        """
+        started, spent = time.perf_counter(), self.layer_forwards
+        block = self.stack.neighbours(block)
+        if len(block) > self._span:
+            raise OptionError(
+                f"remove: {len(block)} layers at once need statistics across them: make the pruner with "
+                f"span={len(block)}, or remove them one by one"
+            )
+        for part in self.run.parts:
+            self.run.bring(part)
+        self.statistics = self.run.statistics
+        self.sequences = len(self.statistics.tokens)
+        before = self.run.snapshot()
+        held_out_before = None if self.held_out is None else self.held_out.snapshot()
+        fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
+        scores = dict(self.run.scores) if fresh else {}
+        scored, zero_rows = self._scored, self.zero_rows(block[0])
+        seam = self.cut(*block)
+        record = RoundRecord(
+            layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=scores,
+            layer_forwards=self.layer_forwards - spent, zero_rows=zero_rows, dead_channels=seam.dead_channels,
+            sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
+        self._steps.append(_Step(before, held_out_before, self.blocks, scored, record))
+        return seam
+
+    def undo(self) -> tuple[int, ...]:
+        """Take back the last :meth:`remove`, and return its layers: scores, statistics, scales and losses are bit for
+        bit what they were. States that are still right are kept, so that scoring again runs nothing, or, for metrics
+        and compensations that read states, what lies above the cut.
+
+        Raises :class:`OptionError` where nothing is left to take back.
+        """
+        if not self._steps:
+            raise OptionError("undo: no layer has been removed; call remove() first")
+        step = self._steps.pop()
+        self.run.restore(step.before, states=self._reads_states or self.metric.backward)
+        if self.held_out is not None and step.held_out_before is not None:
+            self.held_out.restore(step.held_out_before)
+        if self.metric.reads_states:
+            self.metric = type(self.metric)()  # what it has kept is of the model that was
+        self.blocks, self._scored = dict(step.blocks), step.scored
+        self.statistics = self.run.statistics
+        self.sequences = len(self.statistics.tokens)
+        return tuple(step.record.block)
+
+    def loss(self, windows: Any = None) -> float:
+        """Next-token loss of the model as it stands, in nats a token: on the calibration windows, of which only what
+        lies above the lowest change is run; or on ``windows``, token ids [N, S] (negative ids at the end of a row are
+        padding) or :class:`~prunecomp.data.windows.Windows`, which are run whole.
+
+        Raises :class:`prunecomp.errors.DataError` for windows that hold nothing to run.
+        """
+        if windows is None:
+            return self.run.loss()
+        if not isinstance(windows, Windows):
+            source = read_source(windows, None, self.decoder.model.config.vocab_size)
+            windows = draw_windows(source, source.tokens.shape[0], source.tokens.shape[-1], seed=0)
+        run = Run(self.decoder, windows, self.placement, stack=self.stack, measured=False, progress=self._progress)
+        return run.loss(keep=False)
+
+    def result(self, fold: str = "up") -> PruneResult:
+        """What was removed so far, to be saved or applied; the pruner can go on, and the result stays as it is.
+
+        Its options are those of the pruner, with the removals as ``given``; a removal has a score if its layers had
+        been scored just before. ``fold`` as in :func:`prunecomp.prune`. Raises :class:`OptionError` where nothing
+        was removed, or where the pruner was not made by :func:`prunecomp.pruner_for`.
+        """
+        if self._origin is None:
+            raise OptionError("result: a pruner made of a bare decoder knows no model to save; use pruner_for()")
+        if not self._steps:
+            raise OptionError("result: no layer has been removed; call remove() first")
+        rounds = [step.record for step in self._steps]
+        options = replace(self._origin.options, layers=len(self.removed), given=self.removed, fold=fold)
+        options.check(METRICS, COMPENSATIONS)
+        return PruneResult(
+            options=options, subject=self._origin.subject, stack=self.stack, rounds=rounds,
+            calibration=self._origin.calibration, evaluation=None, placement=self.placement, compiled=False,
+            layer_forwards=self.layer_forwards, perplexity=None, seconds=sum(r.seconds for r in rounds),
+        )  # fmt: skip
 
     def put(self, block: tuple[int, ...], seam: Seam) -> None:
         """Remove neighbouring survivors with a compensation that is already known."""
@@ -253,7 +372,7 @@ def run_rounds(
         gone |= set(block)
         scores = pruner.run.scores
         shown = {index: scores[index] for index in (block[0], *pruner.stack.alive) if index in scores}
-        seam = pruner.remove(*block)
+        seam = pruner.cut(*block)
         rounds.append(
             RoundRecord(
                 layer=block[0],

@@ -99,11 +99,21 @@ class PruneOptions:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a pruner's model and windows come from, for a :class:`PruneResult`."""
+
+    subject: Subject
+    options: PruneOptions
+    calibration: Windows
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One removal: ``scores`` by original layer index, as they were when it was decided."""
 
     layer: int
-    score: float
+    score: float | None
+    """None where the caller chose without having scored."""
     scale: float
     scores: dict[int, float]
     layer_forwards: float

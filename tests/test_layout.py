@@ -24,6 +24,7 @@ ORDER = [
     {"pruner", "journal"},
     {"plan"},
     {"api"},
+    {"collect", "stepwise"},
     {"compare"},
     {"report"},
     {"cli"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -69,6 +70,23 @@ class Part:
         twin.states = self.states.fork()
         twin.statistics = None if self.statistics is None else self.statistics.fork()
         return twin
+
+
+@dataclass(frozen=True)
+class _PartSnapshot:
+    statistics: PairStatistics | None
+    gram: Gram | None
+    stale_from: int | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What :meth:`Run.restore` needs to go back to a moment: everything but states, a few numbers a sequence and layer
+    (and with ``spans`` a few a channel)."""
+
+    stack: LayerStack
+    scores: Mapping[int, float]
+    parts: Sequence[_PartSnapshot]
 
 
 class Run:
@@ -291,6 +309,34 @@ class Run:
             part.states.drop_all(block[1:])
             part.states.move(block[0], successor)
             self._changed(part, p)
+
+    def snapshot(self) -> Snapshot:
+        """This moment, to come back to."""
+        parts = [
+            _PartSnapshot(None if part.statistics is None else part.statistics.fork(), part.gram, part.stale_from)
+            for part in self.parts
+        ]
+        return Snapshot(self.stack, dict(self.scores), parts)
+
+    def restore(self, snapshot: Snapshot, *, states: bool = False) -> None:
+        """Go back to a moment of this run: stack, scores and statistics are bit for bit what they were.
+
+        A state is still right where all below it is the same in both stacks, and is kept; the others go. ``states`` has
+        those that a pass keeps run again by the next :meth:`bring`, for whoever reads them beside the statistics.
+        """
+        before, self.stack = self.stack, snapshot.stack
+        same = before.common_prefix(self.stack)
+        entering = [stack.alive[same] if same < len(stack.alive) else None for stack in (before, self.stack)]
+        for part, then in zip(self.parts, snapshot.parts, strict=True):
+            part.states.drop_all(before.alive[same + 1 :])
+            if entering[0] is not None and entering[0] != entering[1]:  # what enters there is the same, under its name
+                part.states.move(entering[0], entering[1])
+            part.statistics = None if then.statistics is None else then.statistics.fork()
+            part.gram, part.stale_from = then.gram, then.stale_from
+            if states:
+                part.gram = None
+                part.stale_from = same if then.stale_from is None else min(same, then.stale_from)
+        self.scores = dict(snapshot.scores)
 
     def replace(self, layer: int, overlay: Overlay) -> None:
         """Have other weights stand in for some of a survivor's own; what it and the layers above it gave is void."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import torch
 
@@ -56,6 +57,21 @@ class LayerStack:
         except ValueError:
             raise OptionError(f"layer {layer} is not among the surviving layers {list(self.alive)}") from None
 
+    def neighbours(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """``layers`` from below, if they can be removed at once; raises :class:`OptionError` where one is gone, where
+        they are no neighbours, and where none would be left."""
+        missing = sorted(set(layers) - set(self.alive))
+        if not layers or missing:
+            named = f"layers {missing} are not there" if missing else "no layer was named"
+            raise OptionError(f"{named}; the surviving layers are {list(self.alive)}")
+        block = tuple(layer for layer in self.alive if layer in layers)
+        if len(block) == len(self.alive):
+            raise OptionError(f"{list(block)} are all the layers that are left; at least one must stay")
+        p = self.alive.index(block[0])
+        if block != self.alive[p : p + len(block)]:
+            raise OptionError(f"{list(block)} are not neighbours among {list(self.alive)}: remove them one by one")
+        return block
+
     def remove(self, layer: int, scale: float = 1.0) -> LayerStack:
         """The stack without ``layer``, its place taken by a seam of ``scale``.
 
@@ -81,6 +97,15 @@ class LayerStack:
         """The stack with a survivor's weights replaced."""
         self.position(layer)
         return replace(self, overlays={**self.overlays, layer: overlay})
+
+    def common_prefix(self, other: LayerStack) -> int:
+        """How many survivors from below are the same layers behind the same seams with the same weights: what enters
+        the survivor above them is the same, before its seam."""
+        mine, theirs = (
+            [(layer, seam, stack.overlays.get(layer)) for layer, seam in zip(stack.alive, stack.seams, strict=True)]
+            for stack in (self, other)
+        )
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))
 
     def below(self, position: int) -> LayerStack:
         """The first ``position`` survivors alone."""

@@ -22,7 +22,7 @@ def rounds_table(result: PruneResult) -> Table:
     columns: dict[str, list[str]] = {
         "round": [str(number) for number in range(1, len(result.rounds) + 1)],
         "layer": [", ".join(map(str, r.block)) for r in result.rounds],
-        result.options.metric: [f"{r.score:.5f}" for r in result.rounds],
+        result.options.metric: ["" if r.score is None else f"{r.score:.5f}" for r in result.rounds],
         "scale": [f"{r.scale:.5f}" for r in result.rounds],
         "chosen": [r.chosen or "" for r in result.rounds],
         "sequences": [str(r.sequences) for r in result.rounds],

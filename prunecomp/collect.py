@@ -1,0 +1,134 @@
+"""The statistics of a model alone, for tools that decide themselves: every pair of layer boundaries from one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunecomp.api import calibration_windows, load, place_run
+from prunecomp.engine.gram import gram_demand
+from prunecomp.engine.parallel import Workers
+from prunecomp.engine.progress import Progress, silent
+from prunecomp.engine.run import Run
+from prunecomp.engine.statistics import Statistics
+from prunecomp.subject import open_subject
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """Statistics of a model with L layers over N sequences. Boundary i is what enters layer i; boundary L is what
+    leaves the last layer, before the final norm. A span (i, j), i < j, is the layers i to j - 1."""
+
+    model: str
+    num_layers: int
+    cosine: np.ndarray
+    """[L+1, L+1] float64: mean over all tokens of cos(x_i, x_j); 0.5 for a token with a zero vector at either."""
+    angular: np.ndarray
+    """[L+1, L+1] float64: mean over all tokens of acos(cos(x_i, x_j)) / pi, from 0 to 1."""
+    norm: np.ndarray
+    """[L+1] float64: mean over all tokens of the L2 norm of x_i."""
+    scale: np.ndarray
+    """[L+1, L+1] float64, NaN unless i < j: the scale that takes the place of the span (Prune&Comp, section 4), the
+    mean over sequences and channels of the ratio of mean magnitudes, x_j over x_i."""
+    norm_ratio: np.ndarray
+    """[L+1, L+1] float64, NaN unless i < j: mean over sequences of the ratio of mean token norms, x_j over x_i."""
+    least_squares: np.ndarray
+    """[L+1, L+1] float64, NaN unless i < j: the a that minimises sum |x_j - a x_i|^2 over all tokens. Not positive
+    where the span turns the stream around."""
+    dead_channels: np.ndarray
+    """[L+1, L+1] int64, 0 unless i < j: (sequence, channel) pairs that ``scale`` leaves out, x_i being zero there."""
+    zero_rows: np.ndarray
+    """[L] int64: tokens at which the layer's input or output is the zero vector."""
+    sequences: int
+    tokens: int
+    calibration_digest: str
+    """SHA-256 of the windows: equal digests mean equal windows."""
+    streamed: bool
+    """Whether the weights came to the device a layer at a time."""
+    layer_forwards: float
+    """Passes of all windows through one layer that this took: L."""
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain data that JSON can hold: lists for arrays, None for NaN."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+def collect(
+    model: Any,
+    calibration: Any,
+    *,
+    samples: int = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    documents: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    tokenizer: Any = None,
+    allow_pickle: bool = False,
+    attn: str = "auto",
+    backend: str | None = None,
+    device_memory: int | None = None,
+    host_memory: int | None = None,
+    disk: str | Path | None = None,
+    progress: Progress = silent,
+) -> Collected:
+    """Cosines, angles, norms and scales of every span of layers, from one streaming pass; nothing is removed.
+
+    Model, calibration and options are those of :func:`prunecomp.prune`. All boundaries of a window are held at once:
+    with little memory the windows are taken a part at a time, and a model that does not fit is streamed. Raises a
+    subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
+    """
+    subject = open_subject(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
+    )
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    Workers.current(windows.count)  # too few for the processes is told before any work
+    placement = place_run(subject, windows, device_memory, host_memory, disk, gram_demand(subject.shape()))
+    decoder = load(subject, placement, compiled=False)
+    run = Run(decoder, windows, placement, spans=True, backend=backend, progress=progress)
+    for part in run.parts:
+        run.bring(part, keep=False)
+    statistics = run.statistics
+    num_layers, num_tokens = decoder.num_layers, statistics.num_tokens
+    norms = [statistics.stats(layer).input_norm.sum() for layer in range(num_layers)]
+    norms.append(statistics.stats(num_layers - 1).norm.sum())
+    return Collected(
+        model=subject.name,
+        num_layers=num_layers,
+        cosine=(statistics.gram.cosine.sum(dim=0) / num_tokens).numpy(),
+        angular=(statistics.gram.angular.sum(dim=0) / num_tokens).numpy(),
+        norm=np.array([float(norm) for norm in norms]) / num_tokens,
+        **_spans(statistics, num_layers),
+        zero_rows=np.array([statistics.zero_rows(layer) for layer in range(num_layers)], dtype=np.int64),
+        sequences=windows.count,
+        tokens=num_tokens,
+        calibration_digest=windows.digest,
+        streamed=placement.group_size is not None,
+        layer_forwards=run.layer_forwards,
+    )
+
+
+def _spans(statistics: Statistics, num_layers: int) -> dict[str, np.ndarray]:
+    """What is known of each span, in matrices [L+1, L+1]."""
+    m = num_layers + 1
+    scale, norm_ratio, least_squares = (np.full((m, m), np.nan) for _ in range(3))
+    dead_channels = np.zeros((m, m), dtype=np.int64)
+    for i in range(num_layers):
+        for j in range(i + 1, m):
+            crossing = statistics.crossing(range(i, j))
+            scale[i, j] = float(crossing.ratio.mean())
+            norm_ratio[i, j] = float((crossing.norm / crossing.input_norm).mean())
+            least_squares[i, j] = float(crossing.dot.sum() / crossing.input_square.sum())
+            dead_channels[i, j] = int(crossing.dead_channels.sum())
+    return {"scale": scale, "norm_ratio": norm_ratio, "least_squares": least_squares, "dead_channels": dead_channels}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
