@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
-from prunecomp.checkpoint.config import prune_config
+from prunecomp.checkpoint.config import prune_config, written_out
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
@@ -227,7 +227,8 @@ class PruneResult:
         family = self.subject.load().family
         with atomic_folder(out) as folder:
             write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress)
-            config = prune_config(self.subject.raw_config(), family, self.stack.num_layers, self.stack.alive)
+            stored = written_out(self.subject.raw_config(), self.subject.config, family)
+            config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             write_json(folder / RECORD, {**self.record(), "fold_proofs": [asdict(p) for p in proofs]})

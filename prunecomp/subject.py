@@ -236,8 +236,6 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
         "readers": list(family.readers),
         "final_norm": family.final_norm,
         "config_fields_that_follow_the_layers": [
-            name
-            for name in ("num_hidden_layers", *family.layer_lists, *family.layer_thresholds)
-            if getattr(config, name, None) is not None
+            name for name in family.layer_fields if getattr(config, name, None) is not None
         ],
     }

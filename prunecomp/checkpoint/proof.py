@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecomp.checkpoint.fold import FoldPlan
+from prunecomp.checkpoint.fold import FoldPlan, fold_tensor
 from prunecomp.errors import FoldError
 from prunecomp.model.decoder import Decoder, LayerArguments, apply_seam, call_layer
 from prunecomp.model.stack import LayerStack
@@ -75,7 +75,8 @@ def _prove_layer(
             parameter.data.copy_(plan.replaced[prefix + name])
     folded = copy.deepcopy(original)
     for name, parameter in folded.named_parameters():
-        parameter.data.mul_(plan.factors.get(prefix + name, 1.0))
+        factor, offset = plan.factors.get(prefix + name, 1.0), plan.offsets.get(prefix + name, 0.0)
+        parameter.data.copy_(fold_tensor(prefix + name, parameter.data, factor, torch.float64, offset))
     exact_arguments = _to_float64(arguments[layer])
     generator = torch.Generator().manual_seed(layer)
     random = torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real.device)
