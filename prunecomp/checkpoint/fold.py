@@ -67,6 +67,10 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
         for owner in family.embeddings:
             plan.factors.update(dict.fromkeys(_own_parameters(decoder, owner), total))
         if decoder.tied:
+            if not _own_parameters(decoder, family.final_norm):
+                raise FoldError(
+                    "the head is tied to the embedding and the final norm has no gain to divide: use --fold up"
+                )
             plan.factors[f"{family.head}.weight"] = total
             plan.factors.update(dict.fromkeys(_own_parameters(decoder, family.final_norm), 1.0 / total))
     if decoder.family.gain_offset:

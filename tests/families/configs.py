@@ -64,12 +64,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 FOLLOWS: dict[str, dict[str, Any]] = {
-    "gemma2": {"layer_types": ["full_attention", "full_attention", "sliding_attention", "sliding_attention",
+    "gemma2": {"layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention",
                                "full_attention"]},
-    "gemma3": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention",
+    "gemma3": {"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention",
                                "sliding_attention"]},
     "qwen3-moe": {"mlp_only_layers": [0, 3]},
-    "qwen3-moe-period": {"mlp_only_layers": [1, 2, 3], "decoder_sparse_step": 1},
+    "qwen3-moe-period": {"mlp_only_layers": [1, 3], "decoder_sparse_step": 1},
     "smollm3": {"no_rope_layers": [1, 1, 1, 1, 0]},
     "deepseek-v2": {"first_k_dense_replace": 2},
     "deepseek-v3": {"first_k_dense_replace": 2, "num_nextn_predict_layers": 0},

@@ -21,11 +21,9 @@ from tests.tolerances import ROUNDINGS
 
 LOWER = {0: 0.5, 3: 3.0, 4: 0.8}
 UPPER = {2: 2.0, 6: 0.6, 7: 1.7}
-SIZES_OF_GPT2 = {"num_key_value_heads", "intermediate_size"}
-
 EPSILON = 1e-4
-"""Float32: a fold moves a norm's epsilon (up to 1e-5 here) beside a stream whose least variance is about 0.06, the
-embedding's behind a seam of 0.5; the export may differ from the seam model by that much of what a layer writes."""
+"""Float32: a fold moves a norm's epsilon e by e / (2 v) |1 - 1 / a^2| of what is read. Here e is at most 1e-5, the
+least variance v of a stream is 1 (an embedding of size 2 behind a seam of 0.5), a is 0.5: 1.5e-5 a norm, for a few."""
 
 
 def build(case: str) -> Any:
@@ -42,7 +40,7 @@ def build(case: str) -> Any:
             elif parameter.ndim == 1 or "norm" in name:
                 parameter.uniform_(0.5 - offset, 1.5 - offset)
             elif "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name:
-                parameter.normal_(std=0.5)
+                parameter.normal_(std=2.0)
             else:
                 parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
     return model.eval()
@@ -89,7 +87,7 @@ def test_export_is_the_seam_model(case: str, fold: str, generator: torch.Generat
         expected = decoder.logits(decoder.run(result.stack, tokens))
         loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
         got = loaded(input_ids=tokens).logits
-    assert float(token_errors(got, expected).max()) < EPSILON * 4
+    assert float(token_errors(got, expected).max()) < EPSILON
     config = json.loads((out / "config.json").read_text())
     count = families.find(model.config.model_type).layer_count
     for name, value in {count: 5, **FOLLOWS.get(case, {})}.items():
