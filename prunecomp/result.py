@@ -22,6 +22,7 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
+from prunecomp.model.stored import stored_parts
 from prunecomp.subject import Subject
 
 RECORD = "prunecomp.json"
@@ -225,8 +226,10 @@ class PruneResult:
         check_output(out)
         plan, proofs = self.prove()
         family = self.subject.load().family
+        tensors = self.subject.tensors()
+        plan = plan.stored_under({name: parts.names() for name, parts in stored_parts(tensors, family).items()})
         with atomic_folder(out) as folder:
-            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress)
+            write_tensors(folder, tensors, family, plan, shard_bytes, progress)
             stored = written_out(self.subject.raw_config(), self.subject.config, family)
             config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -29,6 +30,15 @@ class FoldPlan:
     stream_scales: dict[int, float] = field(default_factory=dict)
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)
     offsets: dict[str, float] = field(default_factory=dict)
+
+    def stored_under(self, parts: Mapping[str, Sequence[str]]) -> FoldPlan:
+        """The same plan for a checkpoint that holds some of the tensors under other names, or in parts."""
+        aliases = [(part, name) for name, stored in parts.items() for part in stored]
+        return replace(
+            self,
+            factors=self.factors | {part: self.factors[name] for part, name in aliases if name in self.factors},
+            offsets=self.offsets | {part: self.offsets[name] for part, name in aliases if name in self.offsets},
+        )
 
     def changes(self, name: str) -> bool:
         """Whether a tensor is not written as it is stored."""
@@ -74,7 +84,9 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
             plan.factors[f"{family.head}.weight"] = total
             plan.factors.update(dict.fromkeys(_own_parameters(decoder, family.final_norm), 1.0 / total))
     if decoder.family.gain_offset:
-        gains = (name for name in plan.factors if name.endswith("weight") and decoder.model.get_parameter(name).ndim == 1)
+        gains = (
+            name for name in plan.factors if name.endswith("weight") and decoder.model.get_parameter(name).ndim == 1
+        )
         plan.offsets.update(dict.fromkeys(gains, decoder.family.gain_offset))
     return plan
 

@@ -90,8 +90,9 @@ def model_shape(skeleton: Any, family: Family, dtype: torch.dtype) -> ModelShape
 
 def _used_weights(layer: nn.Module, config: Any) -> int:
     """Weights of a layer's matrices that one token meets: of fused experts those it is sent to."""
-    matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
-    fused = sum(p.numel() * _experts_a_token(config) // p.shape[0] for p in layer.parameters() if p.ndim == 3)
+    weights = [parameter for name, parameter in layer.named_parameters() if not name.endswith("bias")]
+    matrices = sum(p.numel() for p in weights if p.ndim == 2)
+    fused = sum(p.numel() * _experts_a_token(config) // p.shape[0] for p in weights if p.ndim == 3)
     return matrices + fused
 
 

@@ -59,6 +59,9 @@ class Family:
     """A period p, and the index list that overrules it: layers not at p-1, 2p-1, ... join the list, and p becomes 1."""
     extra_layers: tuple[str, ...] = ()
     """Config fields that count layers behind the last (multi-token prediction), which do not outlive a cut: 0."""
+    stored_as: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Parameters that files hold under other names, or in several tensors: a pattern of the model's name, ``*`` for a
+    layer's number, and those of the files, in which one more ``*`` numbers the experts."""
     refused_parts: tuple[tuple[str, str], ...] = ()
     """Modules that no fold knows, each with the reason why a model that has it is refused."""
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
+from prunecomp.checkpoint.writer import renamed
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
+from prunecomp.subject import open_subject
 from tests.conftest import SEED
 from tests.families.configs import COMMON, FAMILIES, FOLLOWS
 from tests.models import draw_tokens
@@ -43,6 +46,9 @@ def build(case: str) -> Any:
                 parameter.normal_(std=2.0)
             else:
                 parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if "correction" in name:
+                buffer.normal_(std=0.05)
     return model.eval()
 
 
@@ -97,6 +103,35 @@ def test_export_is_the_seam_model(case: str, fold: str, generator: torch.Generat
     with_cache = loaded.generate(prompt, use_cache=True, **options)
     assert with_cache.shape == (1, 17)
     assert torch.equal(with_cache, loaded.generate(prompt, use_cache=False, **options))
+
+
+STORED_OTHERWISE = ["mixtral", "qwen3-moe", "deepseek-v3", "gpt-neox"]
+
+
+@pytest.mark.parametrize("group_size", [None, 1])
+@pytest.mark.parametrize("case", STORED_OTHERWISE)
+def test_files_keep_the_names_they_have(
+    case: str, group_size: int | None, generator: torch.Generator, tmp_path: Path
+) -> None:
+    """One tensor an expert in the files, one for all experts in the model."""
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    model.save_pretrained(tmp_path / "base")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    assert set(stored) != set(model.state_dict())
+    result = pruned_by(tmp_path / "base", tokens, LOWER, "down")
+    if group_size is not None:
+        result.subject = open_subject(tmp_path / "base", dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
+        result.subject.load(group_size)
+    out = result.save(tmp_path / "out")
+    family = families.find(model.config.model_type)
+    renumber = {layer: number for number, layer in enumerate(result.stack.alive)}
+    assert set(load_file(out / "model.safetensors")) == {renamed(name, family, renumber) for name in stored} - {None}
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = decoder.logits(decoder.run(result.stack, tokens))
+        got = AutoModelForCausalLM.from_pretrained(out).eval()(input_ids=tokens).logits
+    assert float(token_errors(got, expected).max()) < EPSILON
 
 
 @pytest.mark.parametrize("case", FAMILIES)

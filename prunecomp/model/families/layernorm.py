@@ -47,6 +47,7 @@ GPT_NEOX = Family(
     writers=("attention.dense", "mlp.dense_4h_to_h"),
     mlp_writer="mlp.dense_4h_to_h",
     norm="LayerNorm",
+    stored_as=(("lm_head.weight", ("embed_out.weight",)),),
 )
 FALCON = Family(
     name="Falcon",
