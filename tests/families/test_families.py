@@ -105,6 +105,19 @@ def test_export_is_the_seam_model(case: str, fold: str, generator: torch.Generat
     assert torch.equal(with_cache, loaded.generate(prompt, use_cache=False, **options))
 
 
+@pytest.mark.parametrize("case", ["gemma3", "olmo3", "deepseek-v3", "llama4", "gpt2", "falcon-40b"])
+def test_a_model_pruned_in_place_is_the_exported_one(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    result = pruned_by(model, tokens, LOWER, "up")
+    loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out"), dtype=torch.float32).eval()
+    result.apply(model)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=tokens).logits, loaded(input_ids=tokens).logits)
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(model.generate(tokens[:1], **options), loaded.generate(tokens[:1], **options))
+
+
 STORED_OTHERWISE = ["mixtral", "qwen3-moe", "deepseek-v3", "gpt-neox"]
 
 
