@@ -28,6 +28,7 @@ from prunecomp.model.loader import (
     read_config,
     resolve_model,
 )
+from prunecomp.model.stored import with_prefix
 from prunecomp.model.weights import ModuleTensors, TensorSource, fingerprint, open_checkpoint
 
 
@@ -96,7 +97,8 @@ class FolderSubject(Subject):
         self.config = read_config(folder)
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
         choose_attention(attention, choose_device(device), choose_dtype(dtype, self.config))
-        self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        opened = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        self._tensors = with_prefix(opened, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
         self._shape: ModelShape | None = None
 

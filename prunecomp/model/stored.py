@@ -32,8 +32,8 @@ class Parts:
 class RenamedCheckpoint:
     """A checkpoint under the names its model has, each fused tensor put together when it is read."""
 
-    def __init__(self, checkpoint: Checkpoint, parts: dict[str, Parts]) -> None:
-        self.folder = checkpoint.folder
+    def __init__(self, checkpoint: Checkpoint | RenamedCheckpoint, parts: dict[str, Parts]) -> None:
+        self.folder: Path = checkpoint.folder
         self._checkpoint = checkpoint
         self._parts = parts
 
@@ -91,7 +91,19 @@ def stored_parts(source: TensorSource, family: Family) -> dict[str, Parts]:
     return found
 
 
-def under_model_names(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
+def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
+    """The checkpoint with the prefix of its backbone, which files saved without a head lack (``h.0...`` for GPT-2)."""
+    prefix, _, layers = family.layers.partition(".")
+    names = checkpoint.names()
+    if any(name.startswith(f"{prefix}.") for name in names) or not any(name.startswith(f"{layers}.") for name in names):
+        return checkpoint
+    heads = (f"{family.head}.", *(old for new, stored in family.stored_as if "*" not in new for old in stored))
+    inside = [name for name in names if not name.startswith(heads)]
+    return RenamedCheckpoint(checkpoint, {f"{prefix}.{name}": Parts(False, {0: {0: name}}) for name in inside})
+
+
+def under_model_names(opened: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
     """The checkpoint as the model sees it; the same one where the names agree already."""
+    checkpoint = with_prefix(opened, family)
     parts = stored_parts(checkpoint, family)
     return RenamedCheckpoint(checkpoint, parts) if parts else checkpoint

@@ -147,6 +147,19 @@ def test_files_keep_the_names_they_have(
     assert float(token_errors(got, expected).max()) < EPSILON
 
 
+@pytest.mark.parametrize("case", ["gpt2", "opt"])
+def test_files_without_the_backbones_prefix_are_read(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    model.base_model.save_pretrained(tmp_path / "base")
+    result = pruned_by(tmp_path / "base", tokens, LOWER, "up")
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = decoder.logits(decoder.run(result.stack, tokens))
+        loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out")).eval()
+        assert float(token_errors(loaded(input_ids=tokens).logits, expected).max()) < EPSILON
+
+
 @pytest.mark.parametrize("case", FAMILIES)
 def test_export_in_bfloat16(case: str, generator: torch.Generator, tmp_path: Path) -> None:
     """The median over tokens: a router near a tie sends a token elsewhere for one rounding."""
