@@ -58,7 +58,7 @@ def reshape(folder: Path) -> None:
 
 def unknown_family(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["model_type"] = "gpt2"
+    config["model_type"] = "bloom"
     (folder / "config.json").write_text(json.dumps(config))
 
 
