@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
-from prunecomp.checkpoint.config import prune_config
+from prunecomp.checkpoint.config import prune_config, written_out
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
@@ -22,6 +22,7 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
+from prunecomp.model.stored import stored_parts
 from prunecomp.subject import Subject
 
 RECORD = "prunecomp.json"
@@ -235,9 +236,12 @@ class PruneResult:
         check_output(out)
         plan, proofs = self.prove()
         family = self.subject.load().family
+        tensors = self.subject.tensors()
+        plan = plan.stored_under({name: parts.names() for name, parts in stored_parts(tensors, family).items()})
         with atomic_folder(out) as folder:
-            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress)
-            config = prune_config(self.subject.raw_config(), family, self.stack.num_layers, self.stack.alive)
+            write_tensors(folder, tensors, family, plan, shard_bytes, progress)
+            stored = written_out(self.subject.raw_config(), self.subject.config, family)
+            config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             write_json(folder / RECORD, {**self.record(), "fold_proofs": [asdict(p) for p in proofs]})

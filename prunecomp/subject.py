@@ -18,6 +18,7 @@ from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from prunecomp.model.families.document import needs_care
 from prunecomp.model.loader import (
     build_skeleton,
     choose_attention,
@@ -27,6 +28,7 @@ from prunecomp.model.loader import (
     read_config,
     resolve_model,
 )
+from prunecomp.model.stored import with_prefix
 from prunecomp.model.weights import ModuleTensors, TensorSource, fingerprint, open_checkpoint
 
 
@@ -95,7 +97,8 @@ class FolderSubject(Subject):
         self.config = read_config(folder)
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
         choose_attention(attention, choose_device(device), choose_dtype(dtype, self.config))
-        self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        opened = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        self._tensors = with_prefix(opened, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
         self._shape: ModelShape | None = None
 
@@ -212,6 +215,13 @@ def open_subject(
     return ModelSubject(model, tokenizer)
 
 
+def _over_layers(decoder: Decoder, tensors: Callable[[int], list[str]]) -> list[str]:
+    """Names of tensors inside a layer, each once, of all layers: they may be of several kinds."""
+    prefix = f"{decoder.family.layers}."
+    found = (name.removeprefix(prefix) for layer in range(decoder.num_layers) for name in tensors(layer))
+    return list(dict.fromkeys(name.partition(".")[2] for name in found))
+
+
 def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """What the adapter sees in a checkpoint, without loading its weights."""
     folder = resolve_model(model, allow_pickle)
@@ -232,12 +242,12 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
         "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
         "tied_head": decoder.tied,
         "context": getattr(config, "max_position_embeddings", None),
-        "writers": [name.removeprefix(f"{family.layers}.0.") for name in decoder.writer_tensors(0)],
-        "readers": list(family.readers),
+        "writers": _over_layers(decoder, decoder.writer_tensors),
+        "readers": [path for path in family.readers if any(path in dict(x.named_modules()) for x in decoder.layers)],
+        "needs_care": needs_care(family),
+        "norm": family.norm,
         "final_norm": family.final_norm,
         "config_fields_that_follow_the_layers": [
-            name
-            for name in ("num_hidden_layers", *family.layer_lists, *family.layer_thresholds)
-            if getattr(config, name, None) is not None
+            name for name in family.layer_fields if getattr(config, name, None) is not None
         ],
     }

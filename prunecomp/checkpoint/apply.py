@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from prunecomp.checkpoint.config import prune_config
+from prunecomp.checkpoint.config import prune_config, written_out
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
@@ -36,8 +36,7 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     owner, _, leaf = decoder.family.layers.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.ModuleList(survivors))
     config: Any = decoder.config
-    fields = ("num_hidden_layers", *decoder.family.layer_lists, *decoder.family.layer_thresholds)
-    before = {name: getattr(config, name) for name in fields if getattr(config, name, None) is not None}
+    before = written_out({}, config, decoder.family)
     for name, value in prune_config(before, decoder.family, stack.num_layers, stack.alive).items():
         setattr(config, name, value)
 

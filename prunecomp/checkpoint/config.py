@@ -9,14 +9,31 @@ from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family
 
 
+def written_out(stored: dict[str, Any], config: Any, family: Family) -> dict[str, Any]:
+    """A stored configuration with all that follows the layers in it, taken from the ``config`` that it was read into.
+
+    A file may leave out what transformers fills in from the number of layers (the kinds of Gemma's layers, say); it
+    would be filled in anew, and wrongly, when the layers are fewer.
+    """
+    explicit = dict(stored)
+    for name in family.layer_fields:
+        if stored.get(name) is None and getattr(config, name, None) is not None:
+            explicit[name] = copy.deepcopy(getattr(config, name))
+    return explicit
+
+
 def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive: tuple[int, ...]) -> dict[str, Any]:
     """The configuration of a model of which only the layers ``alive`` remain; the given one is left alone.
 
-    Lists with one entry a layer are cut with the layers, thresholds move down by the layers removed below them.
-    Raises :class:`CheckpointError` for a list whose length is not the number of layers.
+    Lists with one entry a layer are cut with the layers, lists of layers renumbered, thresholds move down by the layers
+    removed below them, and what a period says is said by a list. Raises :class:`CheckpointError` for a list whose
+    length is not the number of layers.
     """
     pruned = copy.deepcopy(config)
-    pruned["num_hidden_layers"] = len(alive)
+    pruned[family.layer_count] = len(alive)
+    number = {layer: position for position, layer in enumerate(alive)}
+    if family.sparse_period is not None:
+        _write_out_period(pruned, *family.sparse_period, num_layers)
     for name in family.layer_lists:
         values = pruned.get(name)
         if values is None:
@@ -24,9 +41,26 @@ def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive:
         if len(values) != num_layers:
             raise CheckpointError(f"config field {name!r} has {len(values)} entries for {num_layers} layers")
         pruned[name] = [values[layer] for layer in alive]
+    for name in family.layer_indices:
+        if pruned.get(name) is not None:
+            pruned[name] = [number[layer] for layer in pruned[name] if layer in number]
     for name in family.layer_thresholds:
         threshold = pruned.get(name)
         if threshold is not None:
             removed_below = sum(1 for layer in range(min(threshold, num_layers)) if layer not in alive)
             pruned[name] = threshold - removed_below
+    for name in family.layer_periods:
+        pruned.pop(name, None)
+    for name in family.extra_layers:
+        if pruned.get(name):
+            pruned[name] = 0
     return pruned
+
+
+def _write_out_period(config: dict[str, Any], period: str, indices: str, num_layers: int) -> None:
+    """Put the layers off a period into the list that overrules it, and make the period 1."""
+    step = config.get(period) or 1
+    if step != 1:
+        off = {layer for layer in range(num_layers) if (layer + 1) % step != 0}
+        config[indices] = sorted(off | set(config.get(indices) or []))
+        config[period] = 1

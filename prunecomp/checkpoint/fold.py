@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,8 +19,9 @@ class FoldPlan:
     """What folding does, before it is done.
 
     ``factors`` maps a tensor's name (original numbering) to the number it is multiplied by, ``replaced`` to the tensor
-    that is multiplied in its stead; ``stream_scales`` maps each changed layer to the scale that its stream has in the
-    folded model, relative to the seam model.
+    that is multiplied in its stead. A norm gain stored as ``g - offset`` has its offset in ``offsets``: what is
+    multiplied is ``g``. ``stream_scales`` maps each changed layer to the scale that its stream has in the folded model,
+    relative to the seam model.
     """
 
     form: str
@@ -27,6 +29,16 @@ class FoldPlan:
     factors: dict[str, float] = field(default_factory=dict)
     stream_scales: dict[int, float] = field(default_factory=dict)
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+    offsets: dict[str, float] = field(default_factory=dict)
+
+    def stored_under(self, parts: Mapping[str, Sequence[str]]) -> FoldPlan:
+        """The same plan for a checkpoint that holds some of the tensors under other names, or in parts."""
+        aliases = [(part, name) for name, stored in parts.items() for part in stored]
+        return replace(
+            self,
+            factors=self.factors | {part: self.factors[name] for part, name in aliases if name in self.factors},
+            offsets=self.offsets | {part: self.offsets[name] for part, name in aliases if name in self.offsets},
+        )
 
     def changes(self, name: str) -> bool:
         """Whether a tensor is not written as it is stored."""
@@ -35,7 +47,7 @@ class FoldPlan:
     def folded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What is written for a stored tensor: the product in float32 or better, rounded once to its dtype."""
         work = self.replaced.get(name, tensor).to(tensor.device)
-        return fold_tensor(name, work, self.factors.get(name, 1.0), tensor.dtype)
+        return fold_tensor(name, work, self.factors.get(name, 1.0), tensor.dtype, self.offsets.get(name, 0.0))
 
 
 def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan:
@@ -58,24 +70,41 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
         if scale != 1.0:
             plan.stream_scales[layer] = scale
             plan.factors.update(dict.fromkeys(decoder.writer_tensors(layer), scale))
+            plan.factors.update(dict.fromkeys(decoder.raw_reader_tensors(layer), 1.0 / scale))
     total = stack.seam_product()
     if form == "down" and total != 1.0:
         family = decoder.family
-        plan.factors.update({f"{name}.weight": total for name in family.embeddings})
+        for owner in family.embeddings:
+            plan.factors.update(dict.fromkeys(_own_parameters(decoder, owner), total))
         if decoder.tied:
+            if not _own_parameters(decoder, family.final_norm):
+                raise FoldError(
+                    "the head is tied to the embedding and the final norm has no gain to divide: use --fold up"
+                )
             plan.factors[f"{family.head}.weight"] = total
-            for name, _ in decoder.final_norm.named_parameters(recurse=False):
-                plan.factors[f"{family.final_norm}.{name}"] = 1.0 / total
+            plan.factors.update(dict.fromkeys(_own_parameters(decoder, family.final_norm), 1.0 / total))
+    if decoder.family.gain_offset:
+        gains = (
+            name for name in plan.factors if name.endswith("weight") and decoder.model.get_parameter(name).ndim == 1
+        )
+        plan.offsets.update(dict.fromkeys(gains, decoder.family.gain_offset))
     return plan
 
 
-def fold_tensor(name: str, tensor: torch.Tensor, factor: float, dtype: torch.dtype) -> torch.Tensor:
-    """``tensor * factor`` in float32 (float64 for float64), rounded once to ``dtype``.
+def _own_parameters(decoder: Decoder, owner: str) -> list[str]:
+    return [f"{owner}.{name}" for name, _ in decoder.model.get_submodule(owner).named_parameters(recurse=False)]
+
+
+def fold_tensor(
+    name: str, tensor: torch.Tensor, factor: float, dtype: torch.dtype, offset: float = 0.0
+) -> torch.Tensor:
+    """``(offset + tensor) * factor - offset`` in float32 (float64 for float64), rounded once to ``dtype``.
 
     Raises :class:`FoldError` where the product leaves the range of that dtype.
     """
     work = torch.promote_types(tensor.dtype, torch.float32)
-    folded = (tensor.to(work) * factor).to(dtype)
+    scaled = tensor.to(work) * factor
+    folded = (scaled + offset * (factor - 1.0) if offset else scaled).to(dtype)
     if not bool(torch.isfinite(folded).all()):
         raise FoldError(
             f"{name} times {factor:.6g} overflows {dtype}: store the model in bfloat16 or float32, "

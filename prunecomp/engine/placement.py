@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class ModelShape:
     outer_nbytes: int
     """Embedding, final norm and head."""
     flops_per_token: int
-    """Of one layer's matrices: two a weight."""
+    """Of one layer's matrices, the mean over layers: two a weight that a token meets."""
     attention_width: int
     """Query channels: a token costs ``2 * width`` more FLOPs for each token it attends to, twice."""
     activation_width: int
@@ -68,24 +68,46 @@ def model_shape(skeleton: Any, family: Family, dtype: torch.dtype) -> ModelShape
     layers: list[nn.Module] = list(skeleton.get_submodule(family.layers).children())
     inner = {id(p) for layer in layers for p in layer.parameters()}
     outer = {id(p): p.numel() for p in skeleton.parameters() if id(p) not in inner}
-    matrices = [m for m in layers[0].modules() if isinstance(m, nn.Linear)]
     config = skeleton.config
+    weights = [_used_weights(layer, config) for layer in layers]
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     hidden = int(config.hidden_size)
-    widest = max((m.out_features for m in matrices), default=hidden)
+    widest = max((width for layer in layers for width in _widths(layer, config)), default=hidden)
     return ModelShape(
         num_layers=len(layers),
         hidden_size=hidden,
         layer_nbytes=max(slot_nbytes(layer, dtype) for layer in layers),
         outer_nbytes=sum(outer.values()) * dtype.itemsize,
-        flops_per_token=2 * sum(m.weight.numel() for m in matrices),
+        flops_per_token=2 * sum(weights) // len(weights),
         attention_width=heads * head_dim,
         # The peak is in a gated MLP: gate, up and their product, over the residual and the norm's output. Attention and
         # the norms' float32 copies come before it, and are smaller.
         activation_width=2 * hidden + 3 * widest,
         itemsize=dtype.itemsize,
     )
+
+
+def _used_weights(layer: nn.Module, config: Any) -> int:
+    """Weights of a layer's matrices that one token meets: of fused experts those it is sent to."""
+    weights = [parameter for name, parameter in layer.named_parameters() if not name.endswith("bias")]
+    matrices = sum(p.numel() for p in weights if p.ndim == 2)
+    fused = sum(p.numel() * _experts_a_token(config) // p.shape[0] for p in weights if p.ndim == 3)
+    return matrices + fused
+
+
+def _widths(layer: nn.Module, config: Any) -> Iterator[int]:
+    """Output channels that a token has at once, of each matrix of a layer."""
+    for name, parameter in layer.named_parameters():
+        if parameter.ndim == 2 and name.endswith("weight"):
+            owner = layer.get_submodule(name.rpartition(".")[0])
+            yield parameter.shape[0 if isinstance(owner, nn.Linear) else 1]  # GPT-2 stores them the other way round
+        elif parameter.ndim == 3:
+            yield _experts_a_token(config) * max(parameter.shape[1:])
+
+
+def _experts_a_token(config: Any) -> int:
+    return int(getattr(config, "num_experts_per_tok", None) or 1)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.model.adapter import names_parameter
 from prunecomp.ops import weight_norms
 
 
@@ -49,8 +50,8 @@ def ends(num_layers: int) -> set[int]:
 
 
 def is_weight(name: str) -> bool:
-    """Whether a parameter of a layer counts: matrices and norm gains do, biases do not."""
-    return name.endswith("weight")
+    """Whether a parameter of a layer counts: matrices, fused experts and norm gains do, biases do not."""
+    return not name.endswith("bias")
 
 
 def layer_magnitude(layer: nn.Module, writers: Collection[str]) -> tuple[float, float]:
@@ -61,6 +62,6 @@ def layer_magnitude(layer: nn.Module, writers: Collection[str]) -> tuple[float, 
             for name, parameter in layer.named_parameters()
             if is_weight(name)
         }
-    written = sum(value for name, value in sums.items() if name.rpartition(".")[0] in writers)
-    others = sum(value for name, value in sums.items() if name.rpartition(".")[0] not in writers)
+    written = sum(value for name, value in sums.items() if names_parameter(writers, name))
+    others = sum(value for name, value in sums.items() if not names_parameter(writers, name))
     return others, written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from prunecomp.errors import CheckpointError
-from prunecomp.model.adapter import Family
+from prunecomp.model.adapter import Family, names_parameter
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.model.streaming import LayerWeights, ResidentWeights
@@ -18,10 +19,11 @@ from prunecomp.model.weights import TensorSource
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: notes the keyword arguments it is given and passes the stream through."""
+    """Stands in for a decoder layer: notes the arguments it is given by name and passes the stream through."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
         super().__init__()
+        self.returns_tuple = returns_tuple
         object.__setattr__(self, "replaced", layer)  # not a submodule: it must not appear in the backbone
         self.arguments: dict[str, Any] = {}
         self.stream: torch.Tensor | None = None
@@ -32,9 +34,11 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["replaced"], name)
 
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        self.stream, self.arguments = hidden_states, arguments
-        return hidden_states
+    def forward(self, hidden_states: torch.Tensor, *unnamed: Any, **arguments: Any) -> Any:
+        names = list(inspect.signature(self.__dict__["replaced"].forward).parameters)
+        self.stream = hidden_states
+        self.arguments = {**dict(zip(names[1:], unnamed, strict=False)), **arguments}
+        return (hidden_states,) if self.returns_tuple else hidden_states
 
 
 class PackedTokens(Protocol):
@@ -71,6 +75,7 @@ class Decoder:
         self.family: Family = families.find(self.config.model_type)
         self.backbone = model.get_submodule(self.family.backbone)
         self.layers: list[nn.Module] = list(model.get_submodule(self.family.layers).children())
+        self._refuse_unknown_parts()
         self.final_norm = model.get_submodule(self.family.final_norm)
         self.head: Any = model.get_submodule(self.family.head)
         self.embedding: Any = model.get_submodule(self.family.embeddings[0])
@@ -80,6 +85,17 @@ class Decoder:
             raise CheckpointError(
                 f"the model has {len(self.layers)} layers, its config says {self.config.num_hidden_layers}"
             )
+
+    def _refuse_unknown_parts(self) -> None:
+        owner, _, leaf = self.family.final_norm.rpartition(".")
+        if getattr(self.model.get_submodule(owner), leaf, None) is None:
+            raise CheckpointError(
+                f"this {self.family.name} model has no final norm: nothing would take the scale out of the last stream"
+            )
+        for path, reason in self.family.refused_parts:
+            owner, _, leaf = path.rpartition(".")
+            if getattr(self.model.get_submodule(owner), leaf, None) is not None:
+                raise CheckpointError(f"this {self.family.name} model has {path}: {reason}")
 
     @property
     def num_layers(self) -> int:
@@ -129,7 +145,7 @@ class Decoder:
         are made once a shape.
         """
         tokens, positions = (batch, None) if isinstance(batch, torch.Tensor) else (batch.tokens, batch.positions)
-        recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
+        recorders = nn.ModuleList(_Recorder(layer, self.family.returns_tuple) for layer in self.layers)
         owner, _, leaf = self.family.layers.rpartition(".")
         module = self.model.get_submodule(owner)
         original = getattr(module, leaf)
@@ -189,9 +205,17 @@ class Decoder:
         self._call = torch.compile(call_layer)
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
-        """Final norm and head: [.., d] to [.., vocabulary], in the model's dtype."""
+        """Final norm, head and what the family does behind it: [.., d] to [.., vocabulary], in the model's dtype."""
         logits: torch.Tensor = self.head(self.final_norm(stream))
-        return logits
+        multiplier, divisor, softcap = (
+            getattr(self.config, name) if name else None
+            for name in (self.family.logit_multiplier, self.family.logit_divisor, self.family.logit_softcap)
+        )
+        if multiplier is not None:
+            logits = logits * multiplier
+        if divisor is not None:
+            logits = logits / divisor
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def run(self, stack: LayerStack, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens [B, S] through the surviving layers and seams: the stream before the final norm, [B, S, d]."""
@@ -202,11 +226,16 @@ class Decoder:
 
     def writer_tensors(self, layer: int) -> list[str]:
         """Names of the parameters with which a layer writes to the stream, weights and biases."""
-        return [
-            f"{self.family.layers}.{layer}.{writer}.{name}"
-            for writer in self.family.writers
-            for name, _ in self.layers[layer].get_submodule(writer).named_parameters(recurse=False)
-        ]
+        return self._named(layer, self.family.writers)
+
+    def raw_reader_tensors(self, layer: int) -> list[str]:
+        """Names of the weights with which a layer reads the stream past its norms; their biases see no scale."""
+        return [name for name in self._named(layer, self.family.raw_readers) if not name.endswith("bias")]
+
+    def _named(self, layer: int, paths: tuple[str, ...]) -> list[str]:
+        names = [name for name, _ in self.layers[layer].named_parameters()]
+        found = [name for path in paths for name in names if names_parameter((path,), name)]
+        return [f"{self.family.layers}.{layer}.{name}" for name in found]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 from prunecomp.errors import CheckpointError, NumericalError, OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from prunecomp.model.stored import RenamedCheckpoint, under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import Checkpoint, open_checkpoint
 
@@ -113,7 +114,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def check_tensors(model: Any, checkpoint: Checkpoint) -> None:
+def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> None:
     """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
     held = set(checkpoint.names())
     places = _parameter_places(model)
@@ -136,7 +137,11 @@ def check_tensors(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def fill_skeleton(
-    model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, leave: str | None = None
+    model: Any,
+    checkpoint: Checkpoint | RenamedCheckpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    leave: str | None = None,
 ) -> None:
     """Give every parameter its tensor from the checkpoint, each checked, converted and moved on its own.
 
@@ -152,9 +157,11 @@ def fill_skeleton(
             raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
         module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
     model.tie_weights()
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(device)
+    for prefix, module in model.named_modules():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            stored = name in held and leaf not in module._non_persistent_buffers_set
+            module._buffers[leaf] = (checkpoint.read(name) if stored else buffer).to(device)
 
 
 def _parameter_places(model: nn.Module) -> list[tuple[str, Any, str]]:
@@ -190,12 +197,12 @@ def load_decoder(
     """
     config = read_config(folder)
     target, place = choose_dtype(dtype, config), choose_device(device)
-    checkpoint = open_checkpoint(folder, allow_pickle)
+    family = families.find(config.model_type)
+    checkpoint = under_model_names(open_checkpoint(folder, allow_pickle), family)
     model: Any = build_skeleton(config, target, choose_attention(attention, place, target))
     if group_size is None:
         fill_skeleton(model, checkpoint, target, place)
         return Decoder(model, source=checkpoint)
-    family = families.find(config.model_type)
     fill_skeleton(model, checkpoint, target, place, leave=family.layers)
     layers = list(model.get_submodule(family.layers).children())
     prefixes = [f"{family.layers}.{number}" for number in range(len(layers))]

@@ -1,0 +1,109 @@
+"""Checkpoints whose files call tensors otherwise than the model does: one tensor an expert, say, for a fused one."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from prunecomp.errors import CheckpointError
+from prunecomp.model.adapter import Family
+from prunecomp.model.weights import Checkpoint, TensorSource
+
+
+@dataclass
+class Parts:
+    """Where one of the model's tensors is stored: in one tensor, or in several lists, one tensor an expert, of which
+    each is stacked and the results joined along their rows."""
+
+    stacked: bool
+    columns: dict[int, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
+
+    def lists(self) -> list[list[str]]:
+        return [[self.columns[c][expert] for expert in sorted(self.columns[c])] for c in sorted(self.columns)]
+
+    def names(self) -> list[str]:
+        return [name for names in self.lists() for name in names]
+
+
+class RenamedCheckpoint:
+    """A checkpoint under the names its model has, each fused tensor put together when it is read."""
+
+    def __init__(self, checkpoint: Checkpoint | RenamedCheckpoint, parts: dict[str, Parts]) -> None:
+        self.folder: Path = checkpoint.folder
+        self._checkpoint = checkpoint
+        self._parts = parts
+
+    def names(self) -> list[str]:
+        replaced = {name for part in self._parts.values() for name in part.names()}
+        return [name for name in self._checkpoint.names() if name not in replaced] + list(self._parts)
+
+    def location(self, name: str) -> Path:
+        return self._checkpoint.location(self._stored(name)[0])
+
+    def read(self, name: str) -> torch.Tensor:
+        """See :class:`TensorSource`."""
+        if name in self._parts and self._parts[name].stacked:
+            lists = self._parts[name].lists()
+            return torch.cat([torch.stack([self._checkpoint.read(part) for part in names]) for names in lists], dim=1)
+        return self._checkpoint.read(self._stored(name)[0])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises :class:`CheckpointError` where experts are missing or differ in shape."""
+        if name not in self._parts or not self._parts[name].stacked:
+            return self._checkpoint.shape(self._stored(name)[0])
+        shapes = [[self._checkpoint.shape(part) for part in names] for names in self._parts[name].lists()]
+        if len({len(column) for column in shapes}) > 1 or any(len(set(column)) > 1 for column in shapes):
+            raise CheckpointError(f"{self.location(name)}: the experts of {name} are not all there, or differ in shape")
+        return (len(shapes[0]), sum(column[0][0] for column in shapes), *shapes[0][0][1:])
+
+    def is_floating_point(self, name: str) -> bool:
+        return all(self._checkpoint.is_floating_point(part) for part in self._stored(name))
+
+    def nbytes(self, name: str) -> int:
+        return sum(self._checkpoint.nbytes(part) for part in self._stored(name))
+
+    def _stored(self, name: str) -> list[str]:
+        return self._parts[name].names() if name in self._parts else [name]
+
+
+def stored_parts(source: TensorSource, family: Family) -> dict[str, Parts]:
+    """For each tensor that the model has under another name than the ``source``, where it is stored.
+
+    Of the stars in a stored pattern the first are those of the model's name; one more numbers the experts.
+    """
+    found: dict[str, Parts] = {}
+    for target, templates in family.stored_as:
+        stars = target.count("*")
+        for column, template in enumerate(templates):
+            pattern = re.compile(re.escape(template).replace(r"\*", r"(\d+)"))
+            for name in source.names():
+                match = pattern.fullmatch(name)
+                if match is None:
+                    continue
+                numbers = match.groups()
+                spelled = target.replace("*", "{}").format(*numbers[:stars])
+                part = found.setdefault(spelled, Parts(stacked=len(numbers) > stars))
+                part.columns[column][int(numbers[stars]) if part.stacked else 0] = name
+    return found
+
+
+def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
+    """The checkpoint with the prefix of its backbone, which files saved without a head lack (``h.0...`` for GPT-2)."""
+    prefix, _, layers = family.layers.partition(".")
+    names = checkpoint.names()
+    if any(name.startswith(f"{prefix}.") for name in names) or not any(name.startswith(f"{layers}.") for name in names):
+        return checkpoint
+    heads = (f"{family.head}.", *(old for new, stored in family.stored_as if "*" not in new for old in stored))
+    inside = [name for name in names if not name.startswith(heads)]
+    return RenamedCheckpoint(checkpoint, {f"{prefix}.{name}": Parts(False, {0: {0: name}}) for name in inside})
+
+
+def under_model_names(opened: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
+    """The checkpoint as the model sees it; the same one where the names agree already."""
+    checkpoint = with_prefix(opened, family)
+    parts = stored_parts(checkpoint, family)
+    return RenamedCheckpoint(checkpoint, parts) if parts else checkpoint

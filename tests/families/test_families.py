@@ -1,0 +1,176 @@
+"""Every family through the whole job: score, prune, fold, export, and reload in transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import prunecomp
+from prunecomp.checkpoint.writer import renamed
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.families import families
+from prunecomp.model.stack import LayerStack
+from prunecomp.subject import open_subject
+from tests.conftest import SEED
+from tests.families.configs import COMMON, FAMILIES, FOLLOWS
+from tests.models import draw_tokens
+from tests.tolerances import ROUNDINGS
+
+LOWER = {0: 0.5, 3: 3.0, 4: 0.8}
+UPPER = {2: 2.0, 6: 0.6, 7: 1.7}
+EPSILON = 1e-4
+"""Float32: a fold moves a norm's epsilon e by e / (2 v) |1 - 1 / a^2| of what is read. Here e is at most 1e-5, the
+least variance v of a stream is 1 (an embedding of size 2 behind a seam of 0.5), a is 0.5: 1.5e-5 a norm, for a few."""
+
+
+def build(case: str) -> Any:
+    """A float32 model in eval mode with random weights: gains of the norms in 0.5..1.5, biases of size 0.1."""
+    options = {**COMMON, **FAMILIES[case]}
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    offset = families.find(config.model_type).gain_offset
+    torch.manual_seed(SEED)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "sinks" in name:
+                parameter.normal_(std=0.1)
+            elif parameter.ndim == 1 or "norm" in name:
+                parameter.uniform_(0.5 - offset, 1.5 - offset)
+            elif "embed" in name or "wte" in name or "wpe" in name or "lm_head" in name:
+                parameter.normal_(std=2.0)
+            else:
+                parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if "correction" in name:
+                buffer.normal_(std=0.05)
+    return model.eval()
+
+
+def pruned_by(model: Any, tokens: torch.Tensor, removals: dict[int, float], fold: str) -> prunecomp.PruneResult:
+    """The result of a run, with scales far from 1 in place of those it found."""
+    result = prunecomp.prune(model, len(removals), tokens, metric="given", given=list(removals), fold=fold)
+    stack = LayerStack.dense(result.stack.num_layers)
+    for layer, scale in removals.items():
+        stack = stack.remove(layer, scale)
+    result.stack = stack
+    return result
+
+
+def token_errors(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """``|got - expected| / |expected|`` of each token's logits."""
+    expected = expected.double()
+    return (got.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_decoder_is_the_model(case: str, generator: torch.Generator) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = model(input_ids=tokens).logits
+        got = decoder.logits(decoder.run(LayerStack.dense(8), tokens))
+    assert torch.equal(got, expected)
+    scores = prunecomp.score(model, tokens).scores
+    assert set(scores) == set(range(8))
+
+
+@pytest.mark.parametrize("fold", ["up", "down"])
+@pytest.mark.parametrize("case", FAMILIES)
+def test_export_is_the_seam_model(case: str, fold: str, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    result = pruned_by(model, tokens, LOWER, fold)
+    out = result.save(tmp_path / "out")
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = decoder.logits(decoder.run(result.stack, tokens))
+        loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        got = loaded(input_ids=tokens).logits
+    assert float(token_errors(got, expected).max()) < EPSILON
+    config = json.loads((out / "config.json").read_text())
+    count = families.find(model.config.model_type).layer_count
+    for name, value in {count: 5, **FOLLOWS.get(case, {})}.items():
+        assert config[name] == value, name
+    prompt = tokens[:1, :11]  # longer than a window
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with_cache = loaded.generate(prompt, use_cache=True, **options)
+    assert with_cache.shape == (1, 17)
+    assert torch.equal(with_cache, loaded.generate(prompt, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("case", ["gemma3", "olmo3", "deepseek-v3", "llama4", "gpt2", "falcon-40b"])
+def test_a_model_pruned_in_place_is_the_exported_one(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    result = pruned_by(model, tokens, LOWER, "up")
+    loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out"), dtype=torch.float32).eval()
+    result.apply(model)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=tokens).logits, loaded(input_ids=tokens).logits)
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert torch.equal(model.generate(tokens[:1], **options), loaded.generate(tokens[:1], **options))
+
+
+STORED_OTHERWISE = ["mixtral", "qwen3-moe", "deepseek-v3", "gpt-neox"]
+
+
+@pytest.mark.parametrize("group_size", [None, 1])
+@pytest.mark.parametrize("case", STORED_OTHERWISE)
+def test_files_keep_the_names_they_have(
+    case: str, group_size: int | None, generator: torch.Generator, tmp_path: Path
+) -> None:
+    """One tensor an expert in the files, one for all experts in the model."""
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    model.save_pretrained(tmp_path / "base")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    assert set(stored) != set(model.state_dict())
+    result = pruned_by(tmp_path / "base", tokens, LOWER, "down")
+    if group_size is not None:
+        result.subject = open_subject(tmp_path / "base", dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
+        result.subject.load(group_size)
+    out = result.save(tmp_path / "out")
+    family = families.find(model.config.model_type)
+    renumber = {layer: number for number, layer in enumerate(result.stack.alive)}
+    assert set(load_file(out / "model.safetensors")) == {renamed(name, family, renumber) for name in stored} - {None}
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = decoder.logits(decoder.run(result.stack, tokens))
+        got = AutoModelForCausalLM.from_pretrained(out).eval()(input_ids=tokens).logits
+    assert float(token_errors(got, expected).max()) < EPSILON
+
+
+@pytest.mark.parametrize("case", ["gpt2", "opt"])
+def test_files_without_the_backbones_prefix_are_read(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    model.base_model.save_pretrained(tmp_path / "base")
+    result = pruned_by(tmp_path / "base", tokens, LOWER, "up")
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = decoder.logits(decoder.run(result.stack, tokens))
+        loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out")).eval()
+        assert float(token_errors(loaded(input_ids=tokens).logits, expected).max()) < EPSILON
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_export_in_bfloat16(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    """The median over tokens: a router near a tie sends a token elsewhere for one rounding."""
+    model = build(case).to(torch.bfloat16)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    result = pruned_by(model, tokens, UPPER, "up")
+    out = result.save(tmp_path / "out")
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        expected = decoder.logits(decoder.run(result.stack, tokens))
+        loaded = AutoModelForCausalLM.from_pretrained(out).eval()
+        got = loaded(input_ids=tokens).logits
+    assert got.dtype == torch.bfloat16
+    assert float(token_errors(got, expected).median()) < ROUNDINGS * torch.finfo(torch.bfloat16).eps
