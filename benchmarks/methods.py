@@ -2,8 +2,8 @@
 
     python -m benchmarks.methods --wikitext wikitext2-test.txt --out benchmarks/results/methods
 
-Every metric with nothing, the paper's scale and the linear repair, and every compensation with block influence. The
-text of WikiText-2 test (as its lines stand, joined) is not in the repository; its first ``--characters`` are used.
+Four metrics with nothing, the paper's scale and the linear repair, and two compensations that compare losses. The text
+of WikiText-2 test (as its lines stand, joined) is not in the repository; its first ``--characters`` are used.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from prunecomp.report.comparison import comparison_tables, save_plots, save_reco
 from prunecomp.report.progress import RichProgress
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
-METRICS = ("bi", "ppl", "taylor", "magnitude", "random")
+METRICS = ("bi", "ppl", "taylor", "magnitude")
 COMPENSATIONS = ("none", "scale", "linear")
-OTHERS = ("lsq", "search", "auto")
+OTHERS = ("search", "auto")
 
 
 def main() -> None:

@@ -183,13 +183,13 @@ class Pruner:
         It is estimated on the model as it stands, whose statistics are brought up to date first where they are not.
         Returns the seam: its ``scale``, and what else the compensation says of itself. :meth:`undo` takes it back.
 
-        Raises :class:`OptionError` for layers that are not there, are no neighbours, are more than ``span``, or are all
-        that is left; :class:`prunecomp.errors.NumericalError` where no scale can be estimated. The model is then as it
-        was.
+        Raises :class:`OptionError` for layers that are not there, are no neighbours, are several where ``span`` is 1,
+        or are all that is left; :class:`prunecomp.errors.NumericalError` where no scale can be estimated. The model is
+        then as it was.
         """
         started, spent = time.perf_counter(), self.layer_forwards
         block = self.stack.neighbours(block)
-        if len(block) > self._span:
+        if len(block) > 1 and self._span == 1:
             raise OptionError(
                 f"remove: {len(block)} layers at once need statistics across them: make the pruner with "
                 f"span={len(block)}, or remove them one by one"
