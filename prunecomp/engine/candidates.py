@@ -8,22 +8,26 @@ in the shape of a micro-batch, so that a loss has the bits that the pruned model
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from prunecomp.data.windows import Batch
 from prunecomp.engine.losses import batch_losses
-from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.retention import removal_odds
 from prunecomp.engine.run import WORK_UNIT, Part, Run
-from prunecomp.engine.states import StateStore, Tier
+from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier
 from prunecomp.model.decoder import apply_seam
 from prunecomp.model.stack import LayerStack
 
-MAIN = -1
+MAIN = CARRY - 1
 """The main stream's name among the candidates', which are called after the layer that they leave out."""
+
+TOKENS_A_VISIT = 2**16
+"""Tokens that make it worth while to fetch a streamed layer's weights. Counted, not measured: a stream that is carried
+between two tiers moves 2 d values a token and layer, there and back, and a layer has some 12 d^2 weights. So past 6 d
+tokens, 2^16 or less for any d in use, a larger block costs more than the weights that it saves."""
 
 
 def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], streams: KeptStreams | None) -> torch.Tensor:
@@ -31,8 +35,12 @@ def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], strea
 
     ``without`` has for each candidate, from below, the stack that its removal leaves. Main states are read where
     ``run`` keeps them, and run from the nearest one below where not. ``streams`` are those of the last round, and take
-    those of this one. Where weights are streamed, layers are walked once for each block of micro-batches: as many as
-    have their candidate streams fit in half of the room for states, and one at least.
+    those of this one.
+
+    Where all weights are in place, one micro-batch after the other goes through all layers. Where they are streamed,
+    layers are walked once for each block of micro-batches: as many as have all their streams fit in the room for
+    states that neither the run nor the kept streams use, until a layer has :data:`TOKENS_A_VISIT` tokens to work on.
+    Streams of several micro-batches live in that room, whatever its tier; those of one stay on the device.
     """
     sweep = _Sweep(run, part, without, streams)
     losses = torch.zeros(part.windows.count, len(without), dtype=torch.float64)
@@ -40,6 +48,7 @@ def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], strea
         for block in sweep.blocks():
             for batch, layer, loss in sweep.run(block, advance):
                 losses[batch.rows, sweep.column[layer]] = loss
+    sweep.finish()
     return part.workers.gather(losses)
 
 
@@ -54,9 +63,7 @@ class KeptStreams:
     @classmethod
     def beside(cls, part: Part, run: Run) -> KeptStreams:
         """In the room that the placement has beyond one boundary for each layer."""
-        shape, placement = part.states.shape, run.placement
-        room = spare(placement, run.decoder.num_layers - 1)
-        return cls(StateStore(shape, run.decoder.device, room, disk=placement.disk_folder))
+        return cls(StateStore(part.states.shape, run.decoder.device, room(run), disk=run.placement.disk_folder))
 
     def valid(self, layer: int, stack: LayerStack) -> int | None:
         """At which position of ``stack`` the stream kept for a candidate enters; None if it no longer holds."""
@@ -86,14 +93,19 @@ class KeptStreams:
         return None if best is None or savings[best] <= 0 else best
 
 
-def spare(placement: Placement, boundaries: int) -> dict[Tier, int]:
-    """Room for boundaries beside so many, which take the fastest tiers."""
-    room = {}
+def room(run: Run) -> dict[Tier, int]:
+    """How many boundaries there is room for beside one for each layer, which are the run's own."""
+    return spare(run.placement.capacity, run.decoder.num_layers - 1)
+
+
+def spare(capacity: Mapping[Tier, int], boundaries: int) -> dict[Tier, int]:
+    """What is left of each tier once so many boundaries have taken the fastest places."""
+    left = {}
     for tier in Tier:
-        count = placement.capacity.get(tier, 0)
+        count = max(capacity.get(tier, 0), 0)
         taken = min(count, boundaries)
-        room[tier], boundaries = count - taken, boundaries - taken
-    return room
+        left[tier], boundaries = count - taken, boundaries - taken
+    return left
 
 
 class _Sweep:
@@ -116,6 +128,8 @@ class _Sweep:
         self.main_wanted = branches | self.main_runs
         self.start = min([*self.main_wanted, *self.resumed.values()], default=len(self.alive))
         self.keep_at, self.to_keep = self._choose()
+        self.room = room(run) if kept is None else spare(kept.store.free(), len({*self.to_keep} - {*self.resumed}))
+        """Boundaries of the whole part that each tier still has a place for: for blocks."""
 
     def _choose(self) -> tuple[int | None, list[int]]:
         if self.kept is None:
@@ -128,31 +142,50 @@ class _Sweep:
         return chosen, [layer for layer, p in self.position.items() if p < chosen]
 
     @property
+    def passes(self) -> int:
+        """Layers that one window is sent through, all streams together."""
+        above = sum(len(self.alive) - max(self.enters[layer], p + 1) for layer, p in self.position.items())
+        return above + len(self.main_runs)
+
+    @property
     def work(self) -> int:
         """Layers x windows that will be run."""
-        above = sum(len(self.alive) - max(self.enters[layer], p + 1) for layer, p in self.position.items())
-        return (above + len(self.main_runs)) * self.part.windows.count
+        return self.passes * self.part.windows.count
 
     def blocks(self) -> Iterator[list[Batch]]:
         """Micro-batches that go through the layers together."""
-        batches = self.part.sweeper.batches
-        if self.of.placement.group_size is None:
-            yield from ([batch] for batch in batches)
-            return
-        room = max(1, self.of.placement.kept_boundaries // 2) * self.part.states.shape.num_tokens
+        streamed = self.of.placement.group_size is not None
+        visits = len(self.alive) - self.start
         block: list[Batch] = []
-        for batch in batches:
-            tokens = sum(some.tokens.numel() for some in [*block, batch])
-            if block and tokens * (len(self.without) + 1) > room:
+        tokens = 0
+        for batch in self.part.sweeper.batches:
+            more = tokens + batch.tokens.numel()
+            enough = tokens * self.passes >= TOKENS_A_VISIT * visits
+            if block and (not streamed or enough or sum(self._capacity(more).values()) <= len(self.without)):
                 yield block
-                block = []
+                block, more = [], batch.tokens.numel()
             block.append(batch)
+            tokens = more
         yield block
+
+    def _capacity(self, tokens: int) -> dict[Tier, int]:
+        """How many streams of so many tokens each tier has room for."""
+        return {tier: count * self.part.states.shape.num_tokens // tokens for tier, count in self.room.items()}
+
+    def _shelf(self, block: list[Batch]) -> _Shelf:
+        if len(block) == 1:
+            return _Shelf(block, None)
+        decoder = self.of.decoder
+        tokens = sum(batch.tokens.numel() for batch in block)
+        shape = StateShape(tokens, decoder.hidden_size, decoder.dtype)
+        store = StateStore(shape, decoder.device, self._capacity(tokens), disk=self.of.placement.disk_folder)
+        store.retain([MAIN, *self.without])
+        return _Shelf(block, store)
 
     def run(self, block: list[Batch], advance: Advance) -> Iterator[tuple[Batch, int, torch.Tensor]]:
         """Run a block to the top; yields each candidate's losses, [B] float64."""
         decoder = self.of.decoder
-        shelf = _Shelf(decoder.device, away=len(block) > 1)
+        shelf = self._shelf(block)
         p = self.start
         for group in decoder.weights.walk(self.of.placement.groups(self.alive[self.start :])):
             for batch in block:
@@ -169,7 +202,12 @@ class _Sweep:
             self._passing(len(self.alive), batch, shelf)
             for layer in self.without:
                 yield batch, layer, batch_losses(decoder, batch, shelf.get(layer, batch))
-                shelf.drop(layer, batch)
+                shelf.drop(layer)
+
+    def finish(self) -> None:
+        """All blocks have been run: what was kept of them is complete."""
+        if self.kept is not None and self.keep_at is not None:
+            self.kept.below = {name: self.without[name].below(self.keep_at - 1) for name in self.to_keep}
 
     def _passing(self, p: int, batch: Batch, shelf: _Shelf) -> list[int]:
         """Put on the shelf what enters position ``p`` from elsewhere than the layer below, and say which streams go
@@ -187,29 +225,37 @@ class _Sweep:
         if p == self.keep_at and self.kept is not None:
             if batch.first_token == 0:
                 self.kept.store.retain(self.to_keep)
-                self.kept.below = {name: self.without[name].below(p - 1) for name in self.to_keep}
+                self.kept.below = {}  # of one round in part, in part of another, if this one does not come to its end
             for name in self.to_keep:
                 self.kept.store.put(name, batch, shelf.get(name, batch))
         passing = [name for name, q in self.position.items() if q < p and self.enters[name] <= p]
         if p in self.main_runs:
             return [*passing, MAIN]
-        shelf.drop(MAIN, batch)
+        shelf.drop(MAIN)
         return passing
 
 
 class _Shelf:
-    """Streams between two layers, before the seam that follows; in host memory where a device would have to hold those
-    of several micro-batches."""
+    """Streams of a block between two layers, before the seam that follows: of one micro-batch as their layers left
+    them, of several in a store."""
 
-    def __init__(self, device: torch.device, *, away: bool) -> None:
-        self._device, self._away = device, away
-        self._streams: dict[tuple[int, int], torch.Tensor] = {}
+    def __init__(self, block: list[Batch], store: StateStore | None) -> None:
+        self._first = block[0].first_token
+        self._store = store
+        self._at_hand: dict[int, torch.Tensor] = {}
 
     def put(self, name: int, batch: Batch, stream: torch.Tensor) -> None:
-        self._streams[name, batch.first_token] = stream.cpu() if self._away else stream
+        if self._store is None:
+            self._at_hand[name] = stream
+        else:
+            self._store.put(name, self._within(batch), stream)
 
     def get(self, name: int, batch: Batch) -> torch.Tensor:
-        return self._streams[name, batch.first_token].to(self._device)
+        return self._at_hand[name] if self._store is None else self._store.get(name, self._within(batch))
 
-    def drop(self, name: int, batch: Batch) -> None:
-        self._streams.pop((name, batch.first_token), None)
+    def drop(self, name: int) -> None:
+        """Of a single micro-batch; several have their places until the block is through."""
+        self._at_hand.pop(name, None)
+
+    def _within(self, batch: Batch) -> Batch:
+        return replace(batch, first_token=batch.first_token - self._first)

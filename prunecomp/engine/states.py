@@ -220,9 +220,9 @@ class StateStore:
     @property
     def room(self) -> int:
         """Boundaries that have a place beside all that are stored."""
-        return sum(max(count, 0) for count in self._free().values())
+        return sum(max(count, 0) for count in self.free().values())
 
-    def _free(self) -> dict[Tier, int]:
+    def free(self) -> dict[Tier, int]:
         """Boundaries for which each tier has room beside those that are stored."""
         self._lent = [lent for lent in self._lent if lent() is not None]
         used = [kept.tier for layer, kept in self._stored.items() if layer != CARRY]
@@ -237,7 +237,7 @@ class StateStore:
         for layer in self.kept - set(layers):
             self.drop(layer)
         self._wanted = {layer: tier for layer, tier in self._wanted.items() if layer in self._stored}
-        free = self._free()
+        free = self.free()
         for layer in layers:
             if layer not in self._wanted:
                 tier = next((tier for tier in Tier if free.get(tier, 0) > 0), None)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 
 import prunecomp
 from prunecomp.data.windows import Windows
+from prunecomp.engine import states
 from prunecomp.engine.candidates import leave_one_out
+from prunecomp.engine.states import Tier
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner
+from prunecomp.pruner import Pruner, run_rounds
 from tests.engine.test_streaming import needed
 from tests.models import build, draw_tokens
 from tests.oracles import iterative
@@ -115,6 +121,125 @@ def test_streamed_weights_are_visited_once_for_all_candidates(
     pruner = Pruner(decoder, result.calibration, metric="ppl", placement=result.placement, candidates=[1, 2, 3, 4])
     pruner.score()
     assert visits == [*range(6), *range(1, 6)]  # the scoring pass, and once for all candidates
+
+
+CAPACITIES = {
+    "no-room": ({Tier.device: 7}, 4),
+    "two-at-a-time": ({Tier.device: 7 + 4 + 4}, 2),
+    "all-at-once": ({Tier.device: 7 + 4 + 14}, 1),
+    "on-disk": ({Tier.device: 3, Tier.disk: 40}, 1),
+}
+"""Boundaries for which there is room, and the blocks that four micro-batches then make: seven boundaries are the run's
+own, four candidate streams are kept in the first round, and seven streams of a block want the rest."""
+
+
+@pytest.mark.parametrize("case", CAPACITIES)
+def test_streamed_blocks_are_as_large_as_fits_and_stay_within_the_room_for_states(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    capacity, blocks = CAPACITIES[case]
+    model = build("llama", num_hidden_layers=8)
+    tokens = draw_tokens(model, generator, windows=8, seqlen=33)
+    model.save_pretrained(tmp_path / "base")
+    probe = prunecomp.prune(
+        tmp_path / "base", 1, tokens, metric="last", device_memory=needed(model, tokens, 0), disk=tmp_path
+    )
+    placement = replace(
+        probe.placement, micro_batch=2, group_size=1, disk_folder=tmp_path,
+        capacity={**dict.fromkeys(Tier, 0), **capacity}, carry=Tier.device,
+    )  # fmt: skip
+    decoder = probe.subject.load()
+    windows = Windows(tokens, "")
+    candidates = range(1, 7)
+    plain = Pruner(
+        Decoder(model), windows, metric="ppl", placement=replace(placement, group_size=None), candidates=candidates
+    )
+    expected = run_rounds(plain, 3, list(candidates), one_shot=False)
+    walks: list[int] = []
+    walk = decoder.weights.walk
+
+    def seen(groups: Sequence[Sequence[int]]) -> Generator[Sequence[int]]:
+        walks.append(len(groups))
+        return walk(groups)
+
+    monkeypatch.setattr(decoder.weights, "walk", seen)
+    with counted_states(monkeypatch) as peak:
+        streamed = Pruner(decoder, windows, metric="ppl", placement=placement, candidates=candidates)
+        streamed.score()
+        assert len(walks) == 1 + blocks, "the scoring pass, and once a block for all candidates"
+        rounds = run_rounds(streamed, 3, list(candidates), one_shot=False)
+    assert [r.scores for r in rounds] == [r.scores for r in expected]
+    boundary = tokens.numel() * 48 * 4
+    for tier in (Tier.device, Tier.disk):
+        carried = boundary if tier is placement.carry else 0
+        assert peak[tier] <= capacity.get(tier, 0) * boundary + carried
+
+
+@contextmanager
+def counted_states(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Tier, int]]:
+    """The most bytes of states that each tier holds at once."""
+    alive: WeakKeyDictionary[Any, tuple[Tier, int]] = WeakKeyDictionary()
+    peak = dict.fromkeys(Tier, 0)
+    original = states.StateStore._open
+
+    def opened(self: states.StateStore, tier: Tier) -> states.Boundary:
+        boundary = original(self, tier)
+        alive[boundary] = (tier, self.shape.nbytes)
+        for each in Tier:
+            peak[each] = max(peak[each], sum(nbytes for held, nbytes in alive.values() if held is each))
+        return boundary
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states.StateStore, "_open", opened)
+        yield peak
+
+
+def test_a_round_that_breaks_off_leaves_nothing_half_kept(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams kept in round one are replaced in round two, which ends in its second micro-batch; nothing of either may
+    be taken for what it is not."""
+    model = build("llama", num_hidden_layers=10)
+    windows = Windows(draw_tokens(model, generator, windows=6), "")
+    decoder = Decoder(model)
+    options = {"metric": "ppl", "compensation": "none", "candidates": range(1, 9)}
+    placement = replace(Pruner(decoder, windows, **options).placement, micro_batch=2)
+    pruner = Pruner(decoder, windows, placement=placement, **options)
+    pruner.score()  # keeps the streams of candidates 1 to 5 at position 6
+    pruner.cut(8)
+    pruner.run.scores = {7: 0.0}  # so that this round wants them, and that of 6, at position 7
+    call, calls = decoder.call, 0
+
+    def failing(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 3 + 18 + 5:  # the layer above the cut, the first micro-batch's candidates, layer 6 for the second's
+            raise KeyboardInterrupt
+        return call(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "call", failing)
+        with pytest.raises(KeyboardInterrupt):
+            pruner.score()
+    pruner.cut(7)
+    again = Pruner(decoder, windows, placement=placement, cache=False, **options)
+    again.restore((8,), 1.0, {})
+    again.restore((7,), 1.0, {})
+    assert pruner.score() == again.score()
+
+
+def test_a_part_whose_loss_alone_was_asked_for_has_no_say(generator: torch.Generator) -> None:
+    model = build("llama")
+    windows = Windows(draw_tokens(model, generator, windows=40), "")
+    pruner = Pruner(Decoder(model), windows, metric="ppl", candidates=range(1, 5), confidence=0.5)
+    pruner.score()
+    pruner.cut(2)
+    pruner.loss()  # brings every part up to date
+    scores = pruner.score()
+    counted = pruner.metric._counted(pruner.evidence())
+    first = pruner.metric.sequence_scores(pruner.evidence())[1]
+    assert scores.keys() == {1, 3, 4}
+    assert len(first) == sum(part.windows.count for part, _ in counted) >= 16
 
 
 def test_forwards_are_counted_where_they_happen_and_are_half_of_slebs(model: Any, generator: torch.Generator) -> None:
