@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from prunecomp.ops import requested
 from prunecomp.ops.backends import choose
 from prunecomp.plan import rounds as rounds_of_work
 from prunecomp.pruner import Pruner, choose_candidates, run_rounds
-from prunecomp.result import PruneOptions, PruneResult, ScoreResult
+from prunecomp.result import Origin, PruneOptions, PruneResult, ScoreResult
 from prunecomp.subject import Subject, open_subject
 
 HELD_OUT = 8
@@ -130,12 +130,9 @@ def prune(
         None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
     )
     decoder = load(subject, placement, compiled)
-    seen, held_out = arrange(windows, options)
-    pruner = Pruner(
-        decoder, seen, metric=metric, compensation=compensation, cache=cache, placement=placement,
-        candidates=chosen, held_out=held_out, seed=seed, given=options.given, span=options.block_size(METRICS),
-        lookahead=lookahead, confidence=confidence, parity=parity, backend=backend, progress=progress,
-    )  # fmt: skip
+    pruner = pruner_of(
+        decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
+    )
     rounds = run_rounds(
         pruner, layers, chosen, one_shot,
         done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
@@ -145,8 +142,8 @@ def prune(
     if eval_windows is not None:
         dense = LayerStack.dense(decoder.num_layers)
         measured = {
-            "dense": measure(decoder, dense, eval_windows, placement, progress),
-            "pruned": measure(decoder, pruner.stack, eval_windows, placement, progress),
+            "dense": perplexity(decoder, dense, eval_windows, placement, progress),
+            "pruned": perplexity(decoder, pruner.stack, eval_windows, placement, progress),
         }
     return PruneResult(
         options=options,
@@ -181,6 +178,28 @@ def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows |
     return windows.take(slice(0, windows.count - count)), windows.take(slice(windows.count - count, windows.count))
 
 
+def pruner_of(
+    decoder: Decoder,
+    windows: Windows,
+    placement: Placement,
+    options: PruneOptions,
+    *,
+    candidates: Sequence[int] | None = None,
+    cache: bool = True,
+    backend: str | None = None,
+    progress: Progress = silent,
+    origin: Origin | None = None,
+) -> Pruner:
+    """The pruner that ``options`` ask for, over ``windows`` arranged as they need it."""
+    seen, held_out = arrange(windows, options)
+    return Pruner(
+        decoder, seen, metric=options.metric, compensation=options.compensation, cache=cache, placement=placement,
+        candidates=candidates, held_out=held_out, seed=options.seed, given=options.given,
+        span=options.block_size(METRICS), lookahead=options.lookahead, confidence=options.confidence,
+        parity=options.parity, backend=backend, progress=progress, origin=origin,
+    )  # fmt: skip
+
+
 def open_journal(
     path: Path,
     resume: bool,
@@ -191,10 +210,25 @@ def open_journal(
     compiled: bool,
 ) -> Journal:
     """The journal of a run, bound to all that its choices depend on."""
-    decisive = {name: value for name, value in asdict(options).items() if name not in ("fold", "device")}
+    identity = identity_of(subject, options, windows, placement, compiled, left_out=("fold", "device"))
+    # Read in one place: another machine may not see the file, or not its last state.
+    journal = from_leader(lambda: Journal.open(path, identity, resume=resume))
+    return journal if rank() == 0 else journal.followed(identity)
+
+
+def identity_of(
+    subject: Subject,
+    options: PruneOptions,
+    windows: Windows,
+    placement: Placement,
+    compiled: bool,
+    left_out: Collection[str],
+) -> dict[str, Any]:
+    """All that choices and numbers depend on: model, data, how they are run, and the options but those ``left_out``."""
+    decisive = {name: value for name, value in asdict(options).items() if name not in left_out}
     decisive["attn"] = choose_attention(options.attn, subject.device, subject.dtype)
     decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, options.backend).backend
-    identity = {
+    return {
         "model": subject.fingerprint(),
         "calibration": windows.digest,
         "micro_batch": placement.micro_batch,
@@ -202,9 +236,6 @@ def open_journal(
         "device_type": subject.device.type,
         "options": decisive,
     }
-    # Read in one place: another machine may not see the file, or not its last state.
-    journal = from_leader(lambda: Journal.open(path, identity, resume=resume))
-    return journal if rank() == 0 else journal.followed(identity)
 
 
 def score(
@@ -254,12 +285,7 @@ def score(
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
-    seen, held_out = arrange(windows, options)
-    pruner = Pruner(
-        decoder, seen, metric=metric, compensation=compensation, placement=placement, held_out=held_out, seed=seed,
-        given=options.given, span=options.block_size(METRICS), lookahead=lookahead, parity=parity, backend=backend,
-        progress=progress,
-    )  # fmt: skip
+    pruner = pruner_of(decoder, windows, placement, options, backend=backend, progress=progress)
     scores = pruner.score(keep=False)
     scales = {layer: pruner.scale_of(*pruner.blocks[layer]) for layer in scores}
     return ScoreResult(
@@ -290,11 +316,7 @@ def evaluate(
     windows = evaluation_windows(subject, eval, seqlen)
     placement = place_run(subject, windows, device_memory, host_memory, disk)
     decoder = subject.load(placement.group_size)
-    return measure(decoder, LayerStack.dense(decoder.num_layers), windows, placement, progress)
-
-
-def measure(decoder: Decoder, stack: LayerStack, windows: Windows, placement: Placement, progress: Progress) -> float:
-    return perplexity(decoder, stack, windows, placement, progress)
+    return perplexity(decoder, LayerStack.dense(decoder.num_layers), windows, placement, progress)
 
 
 def compiles(option: str, subject: Subject, windows: Windows, placement: Placement, layers: int) -> bool:

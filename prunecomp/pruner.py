@@ -177,6 +177,18 @@ class Pruner:
         self.put(block, seam)
         return seam
 
+    def record(
+        self, block: tuple[int, ...], seam: Seam, scores: Mapping[int, float], spent: float, started: float
+    ) -> RoundRecord:
+        """What is to be told of a removal just made, at a time when so many layer-forwards were ``spent`` before it
+        began, ``started`` on the performance counter."""
+        return RoundRecord(
+            layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=dict(scores),
+            layer_forwards=self.layer_forwards - spent, zero_rows=self.zero_rows(block[0]),
+            dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
     def remove(self, *block: int) -> Seam:
         """Remove a surviving layer, or neighbours at once, and put the compensation in their place.
 
@@ -202,14 +214,9 @@ class Pruner:
         held_out_before = None if self.held_out is None else self.held_out.snapshot()
         fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
         scores = dict(self.run.scores) if fresh else {}
-        scored, zero_rows = self._scored, self.zero_rows(block[0])
+        scored = self._scored
         seam = self.cut(*block)
-        record = RoundRecord(
-            layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=scores,
-            layer_forwards=self.layer_forwards - spent, zero_rows=zero_rows, dead_channels=seam.dead_channels,
-            sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
-            seconds=time.perf_counter() - started,
-        )  # fmt: skip
+        record = self.record(block, seam, scores, spent, started)
         self._steps.append(_Step(before, held_out_before, self.blocks, scored, record))
         return seam
 
@@ -373,22 +380,7 @@ def run_rounds(
         scores = pruner.run.scores
         shown = {index: scores[index] for index in (block[0], *pruner.stack.alive) if index in scores}
         seam = pruner.cut(*block)
-        rounds.append(
-            RoundRecord(
-                layer=block[0],
-                block=list(block),
-                score=scores[block[0]],
-                scale=seam.scale,
-                scores=dict(sorted(shown.items())),
-                layer_forwards=pruner.layer_forwards - spent,
-                zero_rows=pruner.zero_rows(block[0]),
-                dead_channels=seam.dead_channels,
-                sequences=pruner.sequences,
-                chosen=seam.chosen,
-                losses=dict(seam.losses),
-                seconds=time.perf_counter() - started,
-            )
-        )
+        rounds.append(pruner.record(block, seam, dict(sorted(shown.items())), spent, started))
         spent = pruner.layer_forwards
         if on_round is not None:
             on_round(rounds[-1], seam.overlays)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prunecomp.api import arrange, calibration_windows, load, place_run
+from prunecomp.api import calibration_windows, load, place_run, pruner_of
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
@@ -85,9 +85,7 @@ def pruner_for(
     placement = place_run(
         subject, windows, device_memory, host_memory, disk, METRICS[metric]().demand(subject.shape(), span)
     )
-    seen, held_out = arrange(windows, options)
-    return Pruner(
-        load(subject, placement, compiled=False), seen, metric=metric, compensation=compensation, placement=placement,
-        candidates=chosen, held_out=held_out, seed=seed, span=span, backend=backend, progress=progress,
-        origin=Origin(subject, options, windows),
+    return pruner_of(
+        load(subject, placement, compiled=False), windows, placement, options, candidates=chosen, backend=backend,
+        progress=progress, origin=Origin(subject, options, windows),
     )  # fmt: skip

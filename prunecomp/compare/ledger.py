@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from prunecomp.engine.run import Run
+from prunecomp.engine.run import Run, whole
 
 T = TypeVar("T")
 
@@ -111,8 +111,3 @@ class Ledger:
             total.add(self._costs.get(step, Cost()))
         total.layer_forwards = whole(total.layer_forwards)
         return total
-
-
-def whole(forwards: float) -> float:
-    """An integer where it is one."""
-    return int(forwards) if float(forwards).is_integer() else forwards

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunecomp.api import arrange, place_run
+from prunecomp.api import arrange, identity_of, place_run
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.ledger import Arrangement
 from prunecomp.compare.legs import Leg, Runs
@@ -22,8 +22,6 @@ from prunecomp.engine.run import Run
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.loader import choose_attention
-from prunecomp.ops.backends import choose
 from prunecomp.pruner import choose_candidates
 from prunecomp.result import PruneOptions
 from prunecomp.subject import Subject
@@ -139,17 +137,9 @@ class Plan:
 
     def identity(self, placement: Placement, compiled: bool) -> dict[str, Any]:
         """All that the numbers depend on beside the arms and how many layers they remove."""
-        subject, left_out = self.subject, ("layers", "metric", "compensation", "one_shot", "parity", "fold", "device")
-        decisive = {name: value for name, value in asdict(self.common).items() if name not in left_out}
-        decisive["dtype"] = str(subject.dtype).removeprefix("torch.")
-        decisive["attn"] = choose_attention(self.common.attn, subject.device, subject.dtype)
-        decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, self.common.backend).backend
-        return {
-            "model": subject.fingerprint(),
-            "calibration": self.windows.digest,
-            "texts": {name: windows.digest for name, windows in self.texts.items()},
-            "micro_batch": placement.micro_batch,
-            "compiled": compiled,
-            "device_type": subject.device.type,
-            "options": decisive,
-        }
+        of_arms = ("layers", "metric", "compensation", "one_shot", "parity")
+        identity = identity_of(
+            self.subject, self.common, self.windows, placement, compiled, left_out=(*of_arms, "fold", "device")
+        )
+        identity["options"]["dtype"] = str(self.subject.dtype).removeprefix("torch.")
+        return {**identity, "texts": {name: windows.digest for name, windows in self.texts.items()}}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from prunecomp.data.windows import Windows
+from prunecomp.engine.candidates import spare
 from prunecomp.engine.placement import Demand, Placement, largest_share
 from prunecomp.engine.states import Tier
 
@@ -58,9 +59,6 @@ def _relative(windows: Windows, calibration: Windows) -> float:
 def beside_states(placement: Placement, num_layers: int) -> Placement:
     """The placement of a run beside whose states a metric keeps as many again, in what room there is beyond one
     boundary for each layer: both together have the capacity of ``placement``."""
-    capacity, least = {}, num_layers - 1
-    for tier in Tier:
-        count = placement.capacity.get(tier, 0)
-        taken = min(count, least)
-        capacity[tier], least = (count + taken) // 2, least - taken
+    left = spare(placement.capacity, num_layers - 1)
+    capacity = {tier: count - (left[tier] + 1) // 2 for tier, count in placement.capacity.items()}
     return replace(placement, capacity=capacity)

@@ -32,6 +32,11 @@ class Batch:
         return self.rows.stop - self.rows.start  # type: ignore[no-any-return]
 
     @property
+    def each_length(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [self.tokens.shape[1]] * self.count if self.lengths is None else self.lengths.tolist()
+
+    @property
     def positions(self) -> torch.Tensor | None:
         """[1, T] int64, from 0 in each sequence; None where the model's own are right."""
         if not self.packed or self.lengths is None:
@@ -41,7 +46,7 @@ class Batch:
     def sequences(self, stream: torch.Tensor) -> list[torch.Tensor]:
         """A packed stream [1, T, d] as one view [1, length, d] a sequence."""
         assert self.lengths is not None
-        return list(stream.split(self.lengths.tolist(), dim=1))
+        return list(stream.split(self.each_length, dim=1))
 
 
 @dataclass(frozen=True)

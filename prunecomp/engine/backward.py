@@ -177,7 +177,7 @@ def predictions(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     """The rows of a micro-batch's B * S (or T) that predict a token, the tokens that they predict, and the share of
     each in the mean of its sequence: int64, int64 and float64 [R]. Padding is in none of them."""
     seqlen = batch.tokens.shape[1]
-    lengths = [seqlen] * batch.count if batch.lengths is None else batch.lengths.tolist()
+    lengths = batch.each_length
     starts = [sum(lengths[:n]) if batch.packed else n * seqlen for n in range(batch.count)]
     rows = torch.cat([start + torch.arange(n - 1) for start, n in zip(starts, lengths, strict=True)])
     shares = torch.cat([torch.full((n - 1,), 1.0 / (n - 1), dtype=torch.float64) for n in lengths])

@@ -79,8 +79,7 @@ def along_tokens(batch: Batch, states: Sequence[torch.Tensor]) -> torch.Tensor:
     if batch.packed:
         each = [[one[0] for one in sequence] for sequence in zip(*map(batch.sequences, states), strict=True)]
     else:
-        lengths = [batch.tokens.shape[1]] * batch.count if batch.lengths is None else batch.lengths.tolist()
-        each = [[state[n, :length] for state in states] for n, length in enumerate(lengths)]
+        each = [[state[n, :length] for state in states] for n, length in enumerate(batch.each_length)]
     means = []
     for sequence in each:
         added = torch.zeros(len(states), len(states), dtype=torch.float64, device=states[0].device)

@@ -134,7 +134,8 @@ class Run:
         """The last scores, from which it is guessed what goes next."""
         self.progress = progress
         self.backend = backend
-        self._cache = cache
+        self.caches = cache
+        """Whether anything is kept from one time to the next."""
         self._spans, self._along_tokens, self._backward = spans, along_tokens, backward
         turns, capacity = (
             take_turns(len(self.stack.alive) - 1, windows, placement) if spans else (1, placement.capacity)
@@ -190,13 +191,7 @@ class Run:
     def layer_forwards(self) -> float:
         """Passes of all windows through one layer, so far; a whole number but where parts were left out."""
         passes = sum(part.sweeper.tally.window_forwards for part in self.parts)
-        forwards = passes / sum(part.windows.count for part in self.parts)
-        return int(forwards) if forwards.is_integer() else forwards
-
-    @property
-    def caches(self) -> bool:
-        """Whether anything is kept from one time to the next."""
-        return self._cache
+        return whole(passes / sum(part.windows.count for part in self.parts))
 
     @property
     def current(self) -> list[Part]:
@@ -251,7 +246,7 @@ class Run:
 
     def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, *, scoring: bool) -> None:
         alive = self.stack.alive
-        start = self.nearest_state(part, position) if self._cache else 0
+        start = self.nearest_state(part, position) if self.caches else 0
         if scoring and self._spans and start > 0:  # all states below are read too, so all must be there
             start = next((p - 1 for p in range(1, start) if alive[p] not in part.states.kept), start)
         if start >= len(alive):
@@ -259,7 +254,7 @@ class Run:
         if scoring and (self._spans or self._backward):
             self._hold_states(part, start)
         else:
-            self._choose_states(part, start, keep and self._cache)
+            self._choose_states(part, start, keep and self.caches)
         sinks = [] if part.statistics is None else [part.statistics]
         with self.decoder.evaluating():
             with self.progress(
@@ -349,6 +344,11 @@ class Run:
         part.states.drop_all(self.stack.alive[position + 1 :])
         part.stale_from = position if part.stale_from is None else min(part.stale_from, position)
         part.gram = None
+
+
+def whole(forwards: float) -> float:
+    """An integer where it is one."""
+    return int(forwards) if float(forwards).is_integer() else forwards
 
 
 def check_room(boundaries: int) -> None:

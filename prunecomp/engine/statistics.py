@@ -88,14 +88,6 @@ class Statistics:
         none = record.sums.new_zeros(0, 0)
         return LayerStats(record.sums, record.counts, none, none)
 
-    def mean_cosine(self, layer: int) -> float:
-        """Mean over all tokens of cos(x_l, x_{l+1})."""
-        return float(self.stats(layer).cosine.sum() / self.num_tokens)
-
-    def mean_angle(self, layer: int) -> float:
-        """Mean over all tokens of acos(cos(x_l, x_{l+1})) / pi."""
-        return float(self.stats(layer).angular.sum() / self.num_tokens)
-
     def zero_rows(self, layer: int) -> int:
         """Tokens at which the layer's input or output is the zero vector."""
         return int(self.stats(layer).zero_rows.sum())
