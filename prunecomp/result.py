@@ -15,6 +15,7 @@ from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.config import prune_config
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
+from prunecomp.checkpoint.verify import WINDOWS, verify_export
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
@@ -215,10 +216,19 @@ class PruneResult:
         plan = plan_fold(decoder, self.stack, self.options.fold)
         return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
 
-    def save(self, path: str | Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES, progress: Progress = silent) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        shard_bytes: int = DEFAULT_SHARD_BYTES,
+        verify: bool = True,
+        progress: Progress = silent,
+    ) -> Path:
         """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
 
-        Weights are folded from the originals in float32 and keep the dtype they are stored in. Raises
+        Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
+        files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
+        written config, and logits on the first calibration windows against the model that was measured. Raises
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
@@ -226,11 +236,23 @@ class PruneResult:
         plan, proofs = self.prove()
         family = self.subject.load().family
         with atomic_folder(out) as folder:
-            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress)
+            digests: dict[str, str] | None = {} if verify else None
+            write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress, digests)
             config = prune_config(self.subject.raw_config(), family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
-            write_json(folder / RECORD, {**self.record(), "fold_proofs": [asdict(p) for p in proofs]})
+            verified = None
+            if digests is not None:
+                some = self.calibration.take(slice(0, WINDOWS))
+                shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
+                tokens = some.tokens[:, :shortest]  # padding would be no part of a window
+                verified = verify_export(folder, digests, self.subject.load(), self.stack, proofs, tokens)
+            record = {
+                **self.record(),
+                "verified": None if verified is None else asdict(verified),
+                "fold_proofs": [asdict(p) for p in proofs],
+            }
+            write_json(folder / RECORD, record)
         if self.on_saved is not None:
             self.on_saved()
         return out

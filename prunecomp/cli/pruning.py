@@ -94,6 +94,7 @@ def prune(
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
     max_shard_size: Annotated[float, typer.Option(min=0.001, help="GB a file of the export")] = DEFAULT_SHARD_BYTES
     / 1e9,
+    verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
     attn: Attention = "auto",
     compile: Compile = "auto",
     backend: Backend = None,
@@ -124,7 +125,7 @@ def prune(
             progress=progress,
         )  # fmt: skip
         if job.leads:
-            result.save(out, shard_bytes=int(max_shard_size * 1e9), progress=progress)
+            result.save(out, shard_bytes=int(max_shard_size * 1e9), verify=verify, progress=progress)
     if not job.leads:
         return
     if as_json:
