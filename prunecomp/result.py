@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,20 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
+from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.config import prune_config
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
-from prunecomp.checkpoint.verify import WINDOWS, verify_export
-from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
+from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
+from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
+from prunecomp.checkpoint.writer import (
+    DEFAULT_SHARD_BYTES,
+    atomic_folder,
+    check_output,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
@@ -222,19 +231,24 @@ class PruneResult:
         *,
         shard_bytes: int = DEFAULT_SHARD_BYTES,
         verify: bool = True,
+        recipe: bool = False,
+        command: str | None = None,
         progress: Progress = silent,
     ) -> Path:
         """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
         files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
-        written config, and logits on the first calibration windows against the model that was measured. Raises
+        written config, and logits on the first calibration windows against the model that was measured. With
+        ``recipe`` a ``mergekit.yml`` that makes the same weights is written beside them. ``command`` is what the model
+        card says the export was made by; by default the call of :func:`prunecomp.prune`. Raises
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
         check_output(out)
         plan, proofs = self.prove()
         family = self.subject.load().family
+        merge = merge_recipe(self.subject.load(), plan, self.subject.base) if recipe else None
         with atomic_folder(out) as folder:
             digests: dict[str, str] | None = {} if verify else None
             write_tensors(folder, self.subject.tensors(), family, plan, shard_bytes, progress, digests)
@@ -253,9 +267,44 @@ class PruneResult:
                 "fold_proofs": [asdict(p) for p in proofs],
             }
             write_json(folder / RECORD, record)
+            write_text(folder / CARD, model_card(self._card(command, verified)))
+            if merge is not None:
+                write_text(folder / RECIPE, merge)
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+    def _card(self, command: str | None, verified: Verification | None) -> Card:
+        base = Path(self.subject.name)
+        record, windows = self.record(), self.calibration
+        return Card(
+            base=base.resolve().name if base.is_dir() else self.subject.name,
+            licence=self.subject.licence(),
+            num_layers=self.stack.num_layers,
+            removals=[(r.block, r.score, r.scale) for r in self.rounds],
+            metric=self.options.metric,
+            compensation=self.options.compensation,
+            fold=self.options.fold,
+            command=command or self._call(),
+            calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens",
+            digest=windows.digest,
+            versions={"prunecomp": record["prunecomp"], **record["versions"]},
+            perplexity=record["perplexity"],
+            verified="no"
+            if verified is None
+            else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",
+        )
+
+    def _call(self) -> str:
+        """The run as a call: what differs from the defaults of the options."""
+        given = {
+            f.name: getattr(self.options, f.name)
+            for f in fields(self.options)
+            if f.name != "layers" and getattr(self.options, f.name) != PruneOptions.__dataclass_fields__[f.name].default
+        }
+        arguments = [f"{name}={value!r}" for name, value in given.items() if value != []]
+        parts = [repr(self.subject.name), str(self.options.layers), repr(self.calibration.source), *arguments]
+        return f"prunecomp.prune({', '.join(parts)})"
 
     def apply(self, model: nn.Module) -> None:
         """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from prunecomp.checkpoint.card import Licence, read_licence
 from prunecomp.checkpoint.writer import copy_companions
 from prunecomp.data.sources import Tokenize
 from prunecomp.engine.placement import ModelShape, model_shape
@@ -74,6 +75,15 @@ class Subject:
         raise NotImplementedError
 
     @property
+    def base(self) -> str | None:
+        """The folder or hub id the weights can be had from again, if there is one."""
+        raise NotImplementedError
+
+    def licence(self) -> Licence:
+        """What the base model says of its licence."""
+        return Licence()
+
+    @property
     def tokenize(self) -> Tokenize | None:
         raise NotImplementedError
 
@@ -133,6 +143,13 @@ class FolderSubject(Subject):
         copy_companions(self.folder, folder)
 
     @property
+    def base(self) -> str | None:
+        return str(self.folder.resolve()) if Path(self.name).is_dir() else self.name
+
+    def licence(self) -> Licence:
+        return read_licence(self.folder)
+
+    @property
     def tokenize(self) -> Tokenize | None:
         if not any(self.folder.glob("tokenizer*")) and not (self.folder / "vocab.json").is_file():
             return None
@@ -185,6 +202,14 @@ class ModelSubject(Subject):
         for part in (generation, self._tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
+
+    @property
+    def base(self) -> str | None:
+        return str(getattr(self.config, "_name_or_path", "")) or None
+
+    def licence(self) -> Licence:
+        folder = Path(self.name)
+        return read_licence(folder) if folder.is_dir() else Licence()
 
     @property
     def tokenize(self) -> Tokenize | None:

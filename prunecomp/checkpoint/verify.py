@@ -29,7 +29,7 @@ from prunecomp.model.weights import SafetensorsCheckpoint
 
 WINDOWS = 2
 TOKENS = 64
-"""What the logits are compared on: enough rows for attention to mix, few enough to cost little beside reading weights."""
+"""What the logits are compared on: enough rows for attention to mix, few enough to cost little beside reading."""
 
 ROUNDINGS_A_LAYER = 10
 AMPLIFICATION = 4.0

@@ -18,7 +18,7 @@ from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import Checkpoint, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
 
 def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
