@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import OptionError
@@ -16,6 +16,7 @@ RECIPE = "mergekit.yml"
 HEADER = (
     "# mergekit-yaml {file} OUT: the weights of this folder, made by mergekit (tried with 0.1.5) from the base model.\n"
     "# mergekit sets the number of layers and no other field: take config.json from this folder.\n"
+    "# Where that config has a list with an entry a layer, it ends with an error when all weights are written.\n"
 )
 
 

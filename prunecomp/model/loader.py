@@ -48,6 +48,7 @@ def read_config(folder: Path) -> Any:
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
     families.find(config.model_type)
+    check_not_quantised(config, folder)
     return config
 
 
@@ -117,6 +118,7 @@ def check_tensors(model: Any, checkpoint: Checkpoint) -> None:
     """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
     held = set(checkpoint.names())
     places = _parameter_places(model)
+    check_prefix(model, checkpoint)
     missing = [name for name, _, _ in places if name not in held and not _tied_elsewhere(model, name, held)]
     if missing:
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
@@ -133,6 +135,37 @@ def check_tensors(model: Any, checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"{checkpoint.location(name)}: {name} is stored in integers; quantised checkpoints are not supported"
             )
+
+
+def check_prefix(model: Any, checkpoint: Checkpoint) -> None:
+    """Raise :class:`CheckpointError` where the model's tensors are there, but under a prefix of their own: the text
+    tower of a multimodal checkpoint, or a bare backbone."""
+    held = checkpoint.names()
+    norms = [name for name, _, _ in _parameter_places(model) if name.endswith("layers.0.input_layernorm.weight")]
+    for wanted in norms:
+        if wanted in held:
+            continue
+        for name in held:
+            bare = wanted.removeprefix("model.")
+            if name.endswith(bare):
+                prefix = name.removesuffix(wanted if name.endswith(f".{wanted}") else bare)
+                raise CheckpointError(
+                    f"{checkpoint.location(name)}: the decoder's tensors stand under the prefix {prefix!r} ({name} "
+                    f"for {wanted}), as the text tower of a larger model. Save the text model alone and prune that"
+                )
+
+
+def check_not_quantised(config: Any, folder: Path) -> None:
+    """Raise :class:`CheckpointError` for weights stored in a quantised format: scores need them to run, a fold needs
+    numbers that can be multiplied, and neither can be had from packed integers."""
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        return
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    raise CheckpointError(
+        f"{folder / 'config.json'}: the weights are quantised ({method or 'unnamed'}): they can neither be run "
+        "nor folded here without another rounding. Prune the checkpoint it was made from, and quantise that"
+    )
 
 
 def fill_skeleton(
