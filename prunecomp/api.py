@@ -226,7 +226,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that choices and numbers depend on: model, data, how they are run, and the options but those ``left_out``."""
     decisive = {name: value for name, value in asdict(options).items() if name not in left_out}
-    decisive["attn"] = choose_attention(options.attn, subject.device, subject.dtype)
+    decisive["attn"] = choose_attention(options.attn, subject.config, subject.device, subject.dtype)
     decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, options.backend).backend
     return {
         "model": subject.fingerprint(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,20 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
+from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.config import prune_config, written_out
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
-from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, atomic_folder, check_output, write_json, write_tensors
+from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
+from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
+from prunecomp.checkpoint.writer import (
+    DEFAULT_SHARD_BYTES,
+    atomic_folder,
+    check_output,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
@@ -167,6 +177,8 @@ class PruneResult:
     seconds: float
     on_saved: Callable[[], None] | None = None
     """Called when a checkpoint is safely written: it ends the run's journal."""
+    verified: Verification | None = None
+    """What :meth:`save` read back of the checkpoint that it wrote last; None before, and where it was told not to."""
     _changed_in_place: bool = False
 
     @property
@@ -206,6 +218,7 @@ class PruneResult:
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
             "seconds": self.seconds,
+            "verified": None if self.verified is None else asdict(self.verified),
         }
 
     def _perplexity_record(self) -> dict[str, Any] | None:
@@ -226,28 +239,85 @@ class PruneResult:
         plan = plan_fold(decoder, self.stack, self.options.fold)
         return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
 
-    def save(self, path: str | Path, *, shard_bytes: int = DEFAULT_SHARD_BYTES, progress: Progress = silent) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        shard_bytes: int = DEFAULT_SHARD_BYTES,
+        verify: bool = True,
+        recipe: bool = False,
+        command: str | None = None,
+        progress: Progress = silent,
+    ) -> Path:
         """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
 
-        Weights are folded from the originals in float32 and keep the dtype they are stored in. Raises
+        Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
+        files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
+        written config, and logits on the first calibration windows against the model that was measured. With
+        ``recipe`` a ``mergekit.yml`` that makes the same weights is written beside them. ``command`` is what the model
+        card says the export was made by; by default the call of :func:`prunecomp.prune`. Raises
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
         check_output(out)
         plan, proofs = self.prove()
         family = self.subject.load().family
+        merge = merge_recipe(self.subject.load(), plan, self.subject.base) if recipe else None
         tensors = self.subject.tensors()
         plan = plan.stored_under({name: parts.names() for name, parts in stored_parts(tensors, family).items()})
         with atomic_folder(out) as folder:
-            write_tensors(folder, tensors, family, plan, shard_bytes, progress)
+            self.verified = None
+            digests: dict[str, str] | None = {} if verify else None
+            write_tensors(folder, tensors, family, plan, shard_bytes, progress, digests)
             stored = written_out(self.subject.raw_config(), self.subject.config, family)
             config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
-            write_json(folder / RECORD, {**self.record(), "fold_proofs": [asdict(p) for p in proofs]})
+            if digests is not None:
+                some = self.calibration.take(slice(0, WINDOWS))
+                shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
+                tokens = some.tokens[:, :shortest]  # padding would be no part of a window
+                self.verified = verify_export(folder, digests, self.subject.load(), self.stack, proofs, tokens)
+            record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
+            write_json(folder / RECORD, record)
+            write_text(folder / CARD, model_card(self._card(command)))
+            if merge is not None:
+                write_text(folder / RECIPE, merge)
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+    def _card(self, command: str | None) -> Card:
+        base = Path(self.subject.name)
+        record, windows, verified = self.record(), self.calibration, self.verified
+        return Card(
+            base=base.resolve().name if base.is_dir() else self.subject.name,
+            licence=self.subject.licence(),
+            num_layers=self.stack.num_layers,
+            removals=[(r.block, r.score, r.scale) for r in self.rounds],
+            metric=self.options.metric,
+            compensation=self.options.compensation,
+            fold=self.options.fold,
+            command=command or self._call(),
+            calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens",
+            digest=windows.digest,
+            versions={"prunecomp": record["prunecomp"], **record["versions"]},
+            perplexity=record["perplexity"],
+            verified="no"
+            if verified is None
+            else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",
+        )
+
+    def _call(self) -> str:
+        """The run as a call: what differs from the defaults of the options."""
+        given = {
+            f.name: getattr(self.options, f.name)
+            for f in fields(self.options)
+            if f.name != "layers" and getattr(self.options, f.name) != PruneOptions.__dataclass_fields__[f.name].default
+        }
+        arguments = [f"{name}={value!r}" for name, value in given.items() if value != []]
+        parts = [repr(self.subject.name), str(self.options.layers), repr(self.calibration.source), *arguments]
+        return f"prunecomp.prune({', '.join(parts)})"
 
     def apply(self, model: nn.Module) -> None:
         """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it."""

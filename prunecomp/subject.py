@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from prunecomp.checkpoint.card import Licence, read_licence
 from prunecomp.checkpoint.writer import copy_companions
 from prunecomp.data.sources import Tokenize
 from prunecomp.engine.placement import ModelShape, model_shape
@@ -76,6 +77,15 @@ class Subject:
         raise NotImplementedError
 
     @property
+    def base(self) -> str | None:
+        """The folder or hub id the weights can be had from again, if there is one."""
+        raise NotImplementedError
+
+    def licence(self) -> Licence:
+        """What the base model says of its licence."""
+        return Licence()
+
+    @property
     def tokenize(self) -> Tokenize | None:
         raise NotImplementedError
 
@@ -96,7 +106,7 @@ class FolderSubject(Subject):
         self.name = name
         self.config = read_config(folder)
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
-        choose_attention(attention, choose_device(device), choose_dtype(dtype, self.config))
+        choose_attention(attention, self.config, choose_device(device), choose_dtype(dtype, self.config))
         opened = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
         self._tensors = with_prefix(opened, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
@@ -134,6 +144,13 @@ class FolderSubject(Subject):
 
     def write_companions(self, folder: Path) -> None:
         copy_companions(self.folder, folder)
+
+    @property
+    def base(self) -> str | None:
+        return str(self.folder.resolve()) if Path(self.name).is_dir() else self.name
+
+    def licence(self) -> Licence:
+        return read_licence(self.folder)
 
     @property
     def tokenize(self) -> Tokenize | None:
@@ -188,6 +205,14 @@ class ModelSubject(Subject):
         for part in (generation, self._tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
+
+    @property
+    def base(self) -> str | None:
+        return str(getattr(self.config, "_name_or_path", "")) or None
+
+    def licence(self) -> Licence:
+        folder = Path(self.name)
+        return read_licence(folder) if folder.is_dir() else Licence()
 
     @property
     def tokenize(self) -> Tokenize | None:

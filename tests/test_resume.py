@@ -42,8 +42,10 @@ CHOSEN = (
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Every file; of the record what does not depend on how often the run was stopped."""
+    """Every file; of the record what does not depend on how often the run was stopped, of the card not the folder."""
     files: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert f"--out {out}".encode() in files["README.md"]
+    files["README.md"] = files["README.md"].replace(bytes(out), b"OUT")
     record = json.loads(files["prunecomp.json"])
     for part in (record, *record["rounds"]):
         del part["seconds"], part["layer_forwards"]

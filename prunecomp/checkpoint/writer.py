@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from prunecomp.checkpoint.fold import FoldPlan
+from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
 from prunecomp.model.adapter import Family
@@ -105,8 +106,13 @@ def write_tensors(
     plan: FoldPlan,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress = silent,
+    digests: dict[str, str] | None = None,
 ) -> None:
-    """Write the surviving tensors, folded where the plan says so, one shard in memory at a time."""
+    """Write the surviving tensors, folded where the plan says so, one shard in memory at a time.
+
+    ``digests``, if given, takes what each tensor was meant to be, by its new name: taken here and not from the file, so
+    that reading the file back tells whether it is so.
+    """
     shards = plan_shards(source, family, plan.renumber, shard_bytes)
     total = sum(source.nbytes(old) for shard in shards for old, _ in shard)
     free = shutil.disk_usage(folder).free
@@ -121,6 +127,8 @@ def write_tensors(
                 tensor = source.read(old)
                 tensors[new] = plan.folded(old, tensor) if plan.changes(old) else tensor.contiguous()
                 weight_map[new] = file
+                if digests is not None:
+                    digests[new] = tensor_digest(tensors[new])
                 advance(tensor.nbytes)
             save_file(tensors, folder / file, metadata={"format": "pt"})
             (folder / file).chmod(0o644)  # safetensors makes its files private to the user
@@ -129,7 +137,11 @@ def write_tensors(
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def copy_companions(source: Path, folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,7 @@ import typer
 from rich.console import Console
 
 import prunecomp
+from prunecomp.checkpoint.recipe import check_recipe
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
 from prunecomp.cli.options import (
     EXIT_CODES,
@@ -94,6 +97,10 @@ def prune(
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
     max_shard_size: Annotated[float, typer.Option(min=0.001, help="GB a file of the export")] = DEFAULT_SHARD_BYTES
     / 1e9,
+    verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="also write a mergekit.yml that makes the same weights")
+    ] = False,
     attn: Attention = "auto",
     compile: Compile = "auto",
     backend: Backend = None,
@@ -112,6 +119,8 @@ def prune(
                 report_written(out, as_json)
             return
         from_leader(lambda: check_output(out))
+        if recipe:
+            check_recipe(fold.value, compensation, model)
         progress = progress_on_stderr() if job.leads else silent
         result = prunecomp.prune(
             model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
@@ -124,7 +133,14 @@ def prune(
             progress=progress,
         )  # fmt: skip
         if job.leads:
-            result.save(out, shard_bytes=int(max_shard_size * 1e9), progress=progress)
+            result.save(
+                out,
+                shard_bytes=int(max_shard_size * 1e9),
+                verify=verify,
+                recipe=recipe,
+                progress=progress,
+                command=shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
+            )
     if not job.leads:
         return
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from prunecomp.errors import CheckpointError, NumericalError, OptionError
@@ -19,7 +19,7 @@ from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import Checkpoint, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
 
 def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
@@ -49,11 +49,15 @@ def read_config(folder: Path) -> Any:
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
     families.find(config.model_type)
+    check_not_quantised(config, folder)
     return config
 
 
-def build_skeleton(config: Any, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
-    """The model with every parameter on the meta device, in ``dtype``; the buffers it computes itself are real."""
+def build_skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> nn.Module:
+    """The model with every parameter on the meta device, in ``dtype``; the buffers it computes itself are real.
+
+    Without ``attention`` transformers chooses: it matters only where the skeleton is filled and run.
+    """
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
@@ -80,29 +84,38 @@ def choose_dtype(name: str, config: Any) -> torch.dtype:
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager")
 
 
-def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The attention implementation of transformers to build with.
+def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention implementation of transformers to build a model of ``config`` with.
 
-    ``auto`` takes flash-attn where it is installed and the card and dtype suit it, else PyTorch's SDPA, which picks its
-    own flash kernel. One asked for by name that cannot run is an error.
+    ``auto`` takes flash-attn where it is installed and the card, the dtype and the family suit it, else PyTorch's SDPA,
+    which picks its own flash kernel, or ``eager`` for families that SDPA does not know (soft caps and sinks). Raises
+    :class:`OptionError` for one that is asked for by name and cannot run.
     """
     if name not in ATTENTIONS:
         raise OptionError(f"--attn {name}: choose {', '.join(ATTENTIONS)}")
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    knows_flash = getattr(model, "_supports_flash_attn", True) and not getattr(
+        model, "_compatible_flash_implementations", None
+    )
+    knows_sdpa = getattr(model, "_supports_sdpa", True)
     available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     suits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name in available:
         if not suits:
             raise OptionError(f"--attn {name} needs a CUDA device and 16-bit floats; this run has {dtype} on {device}")
+        if not knows_flash:
+            raise OptionError(f"--attn {name}: {config.model_type} does not run with it; use --attn auto")
         if not available[name]():
             raise OptionError(f"--attn {name} is not installed: pip install 'prunecomp[flash-attn]'")
-        return name
+    if name == "sdpa" and not knows_sdpa:
+        raise OptionError(f"--attn sdpa: {config.model_type} does not run with it; use --attn auto or eager")
     if name != "auto":
         return name
-    if suits and torch.cuda.get_device_capability(device) >= (8, 0):
+    if suits and knows_flash and torch.cuda.get_device_capability(device) >= (8, 0):
         for flash in ("flash_attention_3", "flash_attention_2"):
             if available[flash]():
                 return flash
-    return "sdpa"
+    return "sdpa" if knows_sdpa else "eager"
 
 
 def choose_device(name: str) -> torch.device:
@@ -118,6 +131,7 @@ def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> Non
     """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
     held = set(checkpoint.names())
     places = _parameter_places(model)
+    check_prefix(model, checkpoint)
     missing = [name for name, _, _ in places if name not in held and not _tied_elsewhere(model, name, held)]
     if missing:
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
@@ -134,6 +148,37 @@ def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> Non
             raise CheckpointError(
                 f"{checkpoint.location(name)}: {name} is stored in integers; quantised checkpoints are not supported"
             )
+
+
+def check_prefix(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> None:
+    """Raise :class:`CheckpointError` where the model's tensors are there, but under a prefix of their own: the text
+    tower of a multimodal checkpoint, or a bare backbone."""
+    held = checkpoint.names()
+    norms = [name for name, _, _ in _parameter_places(model) if name.endswith("layers.0.input_layernorm.weight")]
+    for wanted in norms:
+        if wanted in held:
+            continue
+        for name in held:
+            bare = wanted.removeprefix("model.")
+            if name.endswith(bare):
+                prefix = name.removesuffix(wanted if name.endswith(f".{wanted}") else bare)
+                raise CheckpointError(
+                    f"{checkpoint.location(name)}: the decoder's tensors stand under the prefix {prefix!r} ({name} "
+                    f"for {wanted}), as the text tower of a larger model. Save the text model alone and prune that"
+                )
+
+
+def check_not_quantised(config: Any, folder: Path) -> None:
+    """Raise :class:`CheckpointError` for weights stored in a quantised format: scores need them to run, a fold needs
+    numbers that can be multiplied, and neither can be had from packed integers."""
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        return
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    raise CheckpointError(
+        f"{folder / 'config.json'}: the weights are quantised ({method or 'unnamed'}): they can neither be run "
+        "nor folded here without another rounding. Prune the checkpoint it was made from, and quantise that"
+    )
 
 
 def fill_skeleton(
@@ -199,7 +244,7 @@ def load_decoder(
     target, place = choose_dtype(dtype, config), choose_device(device)
     family = families.find(config.model_type)
     checkpoint = under_model_names(open_checkpoint(folder, allow_pickle), family)
-    model: Any = build_skeleton(config, target, choose_attention(attention, place, target))
+    model: Any = build_skeleton(config, target, choose_attention(attention, config, place, target))
     if group_size is None:
         fill_skeleton(model, checkpoint, target, place)
         return Decoder(model, source=checkpoint)

@@ -100,6 +100,9 @@ class SafetensorsCheckpoint:
     def is_floating_point(self, name: str) -> bool:
         return str(self._open(self._place[name]).get_slice(name).get_dtype()).lstrip("B").startswith("F")
 
+    def dtype(self, name: str) -> torch.dtype:
+        return TORCH_DTYPES[self._open(self._place[name]).get_slice(name).get_dtype()]
+
     def nbytes(self, name: str) -> int:
         part = self._open(self._place[name]).get_slice(name)
         size = DTYPE_BYTES.get(part.get_dtype())
@@ -201,6 +204,12 @@ def fingerprint(folder: Path) -> str:
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
 
