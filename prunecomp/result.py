@@ -13,7 +13,7 @@ from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
-from prunecomp.checkpoint.config import prune_config, written_out
+from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
@@ -32,7 +32,6 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
-from prunecomp.model.stored import stored_parts
 from prunecomp.subject import Subject
 
 RECORD = "prunecomp.json"
@@ -262,15 +261,15 @@ class PruneResult:
         check_output(out)
         plan, proofs = self.prove()
         family = self.subject.load().family
-        merge = merge_recipe(self.subject.load(), plan, self.subject.base) if recipe else None
-        tensors = self.subject.tensors()
-        plan = plan.stored_under({name: parts.names() for name, parts in stored_parts(tensors, family).items()})
+        subject = self.subject
+        merge = merge_recipe(subject.load(), plan, subject.base, subject.layers) if recipe else None
+        plan = plan.stored_under(self.subject.stored)
         with atomic_folder(out) as folder:
             self.verified = None
             digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, tensors, family, plan, shard_bytes, progress, digests)
-            stored = written_out(self.subject.raw_config(), self.subject.config, family)
-            config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
+            write_tensors(folder, self.subject.tensors(), self.subject.layers, plan, shard_bytes, progress, digests)
+            stored, num_layers = self.subject.raw_config(), self.stack.num_layers
+            config = prune_stored(stored, self.subject.config, family, num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             if digests is not None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
@@ -29,7 +28,7 @@ from prunecomp.model.loader import (
     read_config,
     resolve_model,
 )
-from prunecomp.model.stored import with_prefix
+from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import ModuleTensors, TensorSource, fingerprint, open_checkpoint
 
 
@@ -67,6 +66,15 @@ class Subject:
     def tensors(self) -> TensorSource:
         """The original weights, for export."""
         raise NotImplementedError
+
+    def stored(self, name: str) -> list[str]:
+        """Those of :meth:`tensors` that hold what the model has as ``name``."""
+        return [name]
+
+    @property
+    def layers(self) -> str:
+        """The path of the layers in the names of :meth:`tensors`."""
+        return families.find(self.config.model_type).layers
 
     def raw_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint stores it."""
@@ -107,8 +115,8 @@ class FolderSubject(Subject):
         self.config = read_config(folder)
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
         choose_attention(attention, self.config, choose_device(device), choose_dtype(dtype, self.config))
-        opened = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
-        self._tensors = with_prefix(opened, families.find(self.config.model_type))
+        self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        self._renamed = under_model_names(self._tensors, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
         self._shape: ModelShape | None = None
 
@@ -137,6 +145,13 @@ class FolderSubject(Subject):
 
     def tensors(self) -> TensorSource:
         return self._tensors
+
+    def stored(self, name: str) -> list[str]:
+        return stored_names(self._renamed, name)
+
+    @property
+    def layers(self) -> str:
+        return layers_path(self._tensors, families.find(self.config.model_type))
 
     def raw_config(self) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
@@ -171,7 +186,12 @@ class ModelSubject(Subject):
 
     resident = True
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        kind = model.config.model_type
+        if hasattr(model.config, "text_config") and kind not in families.known_types():
+            raise CheckpointError(
+                f"{kind} has a text decoder inside: to prune that, give the folder of the model instead"
+            )
         self._decoder = Decoder(model)
         self._tokenizer = tokenizer
         self.config = model.config
@@ -251,6 +271,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
     """What the adapter sees in a checkpoint, without loading its weights."""
     folder = resolve_model(model, allow_pickle)
     config = read_config(folder)
+    outer = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     checkpoint = open_checkpoint(folder, allow_pickle)
     skeleton: Any = build_skeleton(config, choose_dtype("auto", config))
     skeleton.tie_weights()
@@ -259,6 +280,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
     return {
         "model": str(model),
         "family": family.name,
+        "text_decoder_of": outer if outer != config.model_type else None,
         "model_type": config.model_type,
         "layers": decoder.num_layers,
         "hidden_size": decoder.hidden_size,
@@ -267,6 +289,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
         "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
         "tied_head": decoder.tied,
         "context": getattr(config, "max_position_embeddings", None),
+        "layers_stored_as": layers_path(checkpoint, family),
         "writers": _over_layers(decoder, decoder.writer_tensors),
         "readers": [path for path in family.readers if any(path in dict(x.named_modules()) for x in decoder.layers)],
         "needs_care": needs_care(family),

@@ -8,6 +8,9 @@ from typing import Any
 from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family
 
+TEXT = "text_config"
+"""Where a multimodal model's configuration has that of its text decoder."""
+
 
 def written_out(stored: dict[str, Any], config: Any, family: Family) -> dict[str, Any]:
     """A stored configuration with all that follows the layers in it, taken from the ``config`` that it was read into.
@@ -20,6 +23,20 @@ def written_out(stored: dict[str, Any], config: Any, family: Family) -> dict[str
         if stored.get(name) is None and getattr(config, name, None) is not None:
             explicit[name] = copy.deepcopy(getattr(config, name))
     return explicit
+
+
+def prune_stored(
+    stored: dict[str, Any], config: Any, family: Family, num_layers: int, alive: tuple[int, ...]
+) -> dict[str, Any]:
+    """What ``config.json`` says once only the layers ``alive`` remain, from the file as ``stored`` and the ``config``
+    of the decoder that it was read into; of a multimodal model the part that tells of that decoder is cut.
+
+    Raises as :func:`prune_config` does.
+    """
+    nested = stored.get(TEXT) if stored.get("model_type") != config.model_type else None
+    if nested is None:
+        return prune_config(written_out(stored, config, family), family, num_layers, alive)
+    return {**stored, TEXT: prune_config(written_out(nested, config, family), family, num_layers, alive)}
 
 
 def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive: tuple[int, ...]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,8 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
 FORMS = ("up", "down")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,13 @@ class FoldPlan:
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)
     offsets: dict[str, float] = field(default_factory=dict)
 
-    def stored_under(self, parts: Mapping[str, Sequence[str]]) -> FoldPlan:
-        """The same plan for a checkpoint that holds some of the tensors under other names, or in parts."""
-        aliases = [(part, name) for name, stored in parts.items() for part in stored]
-        return replace(
-            self,
-            factors=self.factors | {part: self.factors[name] for part, name in aliases if name in self.factors},
-            offsets=self.offsets | {part: self.offsets[name] for part, name in aliases if name in self.offsets},
-        )
+    def stored_under(self, stored: Callable[[str], Sequence[str]]) -> FoldPlan:
+        """The same plan for a checkpoint, by the names of the tensors that hold what the model has under one."""
+
+        def moved(values: Mapping[str, T]) -> dict[str, T]:
+            return {part: value for name, value in values.items() for part in stored(name)}
+
+        return replace(self, factors=moved(self.factors), offsets=moved(self.offsets), replaced=moved(self.replaced))
 
     def changes(self, name: str) -> bool:
         """Whether a tensor is not written as it is stored."""

@@ -31,13 +31,19 @@ def check_recipe(fold: str, compensation: str, base: str | None) -> None:
         )
 
 
-def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None) -> str:
-    """``plan`` as YAML for mergekit: neighbouring survivors with one scale are a slice.
+def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None, layers: str) -> str:
+    """``plan`` as YAML for mergekit: neighbouring survivors with one scale are a slice. ``layers`` is the path that the
+    layers have in the files.
 
     Passthrough multiplies each tensor by the ``scale`` whose ``filter`` its name contains. Raises :class:`OptionError`
     where that cannot say what the fold does.
     """
     check_recipe(plan.form, "none" if not plan.factors else "scale", base)
+    if layers != decoder.family.layers:
+        raise OptionError(
+            f"--recipe: the files have the layers as {layers}, of the text decoder of a larger model or of a bare "
+            "backbone, where mergekit does not look"
+        )
     if plan.replaced:
         raise OptionError("--recipe: this compensation put new weights into layers, which no scale can make")
     biased = [name for layer in plan.stream_scales for name in decoder.writer_tensors(layer) if name.endswith(".bias")]
@@ -48,8 +54,8 @@ def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None) -> str:
     # Neighbours in the base model keep their distance to their place among the survivors.
     runs = groupby(plan.renumber, key=lambda layer: (plan.stream_scales.get(layer, 1.0), layer - plan.renumber[layer]))
     for (scale, _), run in runs:
-        layers = list(run)
-        source: dict[str, Any] = {"model": base, "layer_range": [layers[0], layers[-1] + 1]}
+        kept = list(run)
+        source: dict[str, Any] = {"model": base, "layer_range": [kept[0], kept[-1] + 1]}
         if scale != 1.0:
             named: list[dict[str, Any]] = [{"filter": name, "value": scale} for name in filters]
             source["parameters"] = {"scale": [*named, {"value": 1.0}]}

@@ -19,11 +19,10 @@ from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
-from prunecomp.model.adapter import Family
 from prunecomp.model.weights import INDEX, SINGLE, TensorSource
 
 CARRIED_FILES = ("generation_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
-CARRIED_PATTERNS = ("tokenizer*", "chat_template*", "*.jinja", "LICENSE*", "NOTICE*")
+CARRIED_PATTERNS = ("tokenizer*", "*processor_config.json", "chat_template*", "*.jinja", "LICENSE*", "NOTICE*")
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
@@ -71,23 +70,23 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def renamed(name: str, family: Family, renumber: dict[int, int]) -> str | None:
-    """A tensor's name after pruning, or None if its layer is gone."""
-    match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.", name)
+def renamed(name: str, layers: str, renumber: dict[int, int]) -> str | None:
+    """A tensor's name after pruning, or None if its layer is gone; ``layers`` is the path of the layers."""
+    match = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
     if match is None:
         return name
     number = renumber.get(int(match.group(1)))
-    return None if number is None else f"{family.layers}.{number}.{name[match.end() :]}"
+    return None if number is None else f"{layers}.{number}.{name[match.end() :]}"
 
 
 def plan_shards(
-    source: TensorSource, family: Family, renumber: dict[int, int], shard_bytes: int
+    source: TensorSource, layers: str, renumber: dict[int, int], shard_bytes: int
 ) -> list[list[tuple[str, str]]]:
     """Shards of (old name, new name), filled in order up to ``shard_bytes``; a larger tensor has one to itself."""
     shards: list[list[tuple[str, str]]] = [[]]
     filled = 0
     for old in source.names():
-        new = renamed(old, family, renumber)
+        new = renamed(old, layers, renumber)
         if new is None:
             continue
         size = source.nbytes(old)
@@ -102,7 +101,7 @@ def plan_shards(
 def write_tensors(
     folder: Path,
     source: TensorSource,
-    family: Family,
+    layers: str,
     plan: FoldPlan,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress = silent,
@@ -110,10 +109,12 @@ def write_tensors(
 ) -> None:
     """Write the surviving tensors, folded where the plan says so, one shard in memory at a time.
 
+    Names are those of the files: of the plan, and of the path of the ``layers``.
+
     ``digests``, if given, takes what each tensor was meant to be, by its new name: taken here and not from the file, so
     that reading the file back tells whether it is so.
     """
-    shards = plan_shards(source, family, plan.renumber, shard_bytes)
+    shards = plan_shards(source, layers, plan.renumber, shard_bytes)
     total = sum(source.nbytes(old) for shard in shards for old, _ in shard)
     free = shutil.disk_usage(folder).free
     if total > free:

@@ -43,13 +43,19 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration of a known family; code that comes with a checkpoint is never run."""
+    """The configuration of a known family, of a multimodal model that of its text decoder; code that comes with a
+    checkpoint is never run."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
-    families.find(config.model_type)
     check_not_quantised(config, folder)
+    text: Any = getattr(config, "text_config", None)
+    if text is not None and config.model_type not in families.known_types():
+        text.tie_word_embeddings = config.tie_word_embeddings  # the larger model's word counts: it has the head
+        text.dtype = text.dtype or config.dtype
+        config = text
+    families.find(config.model_type)
     return config
 
 
@@ -131,7 +137,6 @@ def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> Non
     """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
     held = set(checkpoint.names())
     places = _parameter_places(model)
-    check_prefix(model, checkpoint)
     missing = [name for name, _, _ in places if name not in held and not _tied_elsewhere(model, name, held)]
     if missing:
         shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
@@ -148,24 +153,6 @@ def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> Non
             raise CheckpointError(
                 f"{checkpoint.location(name)}: {name} is stored in integers; quantised checkpoints are not supported"
             )
-
-
-def check_prefix(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> None:
-    """Raise :class:`CheckpointError` where the model's tensors are there, but under a prefix of their own: the text
-    tower of a multimodal checkpoint, or a bare backbone."""
-    held = checkpoint.names()
-    norms = [name for name, _, _ in _parameter_places(model) if name.endswith("layers.0.input_layernorm.weight")]
-    for wanted in norms:
-        if wanted in held:
-            continue
-        for name in held:
-            bare = wanted.removeprefix("model.")
-            if name.endswith(bare):
-                prefix = name.removesuffix(wanted if name.endswith(f".{wanted}") else bare)
-                raise CheckpointError(
-                    f"{checkpoint.location(name)}: the decoder's tensors stand under the prefix {prefix!r} ({name} "
-                    f"for {wanted}), as the text tower of a larger model. Save the text model alone and prune that"
-                )
 
 
 def check_not_quantised(config: Any, folder: Path) -> None:

@@ -66,6 +66,10 @@ class RenamedCheckpoint:
     def nbytes(self, name: str) -> int:
         return sum(self._checkpoint.nbytes(part) for part in self._stored(name))
 
+    def stored(self, name: str) -> list[str]:
+        """See :func:`stored_names`."""
+        return [file for part in self._stored(name) for file in stored_names(self._checkpoint, part)]
+
     def _stored(self, name: str) -> list[str]:
         return self._parts[name].names() if name in self._parts else [name]
 
@@ -91,19 +95,61 @@ def stored_parts(source: TensorSource, family: Family) -> dict[str, Parts]:
     return found
 
 
-def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
-    """The checkpoint with the prefix of its backbone, which files saved without a head lack (``h.0...`` for GPT-2)."""
-    prefix, _, layers = family.layers.partition(".")
+def backbone_prefix(checkpoint: TensorSource, family: Family) -> str:
+    """What the names of a backbone's tensors begin with: ``model.`` as a rule, nothing in files saved without a head,
+    ``language_model.model.`` for the text decoder of a multimodal model. It is the embedding that is looked for.
+
+    Raises :class:`CheckpointError` where there are several.
+    """
+    usual = _root(family)
+    embedding, layers = (f"{path.removeprefix(usual)}." for path in (family.embeddings[0], family.layers))
     names = checkpoint.names()
-    if any(name.startswith(f"{prefix}.") for name in names) or not any(name.startswith(f"{layers}.") for name in names):
+    prefixes = {name.removesuffix(f"{embedding}weight") for name in names if name.endswith(f"{embedding}weight")}
+    found = [
+        prefix
+        for prefix in sorted(prefixes)
+        if (not prefix or prefix.endswith(".")) and any(name.startswith(prefix + layers) for name in names)
+    ]
+    if usual in found or not found:
+        return usual
+    if len(found) > 1:
+        raise CheckpointError(f"several decoders have the names of {family.name}, under {', '.join(found)}: which one?")
+    return found[0]
+
+
+def _root(family: Family) -> str:
+    return f"{family.layers.partition('.')[0]}."
+
+
+def layers_path(checkpoint: TensorSource, family: Family) -> str:
+    """The path of the layers in the names of a ``checkpoint``."""
+    return backbone_prefix(checkpoint, family) + family.layers.removeprefix(_root(family))
+
+
+def with_usual_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
+    """The checkpoint with its decoder where the model has it; the same one where it stands there already."""
+    usual, prefix = _root(family), backbone_prefix(checkpoint, family)
+    if prefix == usual:
         return checkpoint
     heads = (f"{family.head}.", *(old for new, stored in family.stored_as if "*" not in new for old in stored))
-    inside = [name for name in names if not name.startswith(heads)]
-    return RenamedCheckpoint(checkpoint, {f"{prefix}.{name}": Parts(False, {0: {0: name}}) for name in inside})
+    # A head that stands beside the decoder, inside of what holds both, has this part of the prefix alone.
+    beside = prefix.removesuffix(usual) if prefix.endswith(f".{usual}") else None
+    renamed = {}
+    for name in checkpoint.names():
+        if name.startswith(prefix) and not name.startswith(heads):
+            renamed[usual + name.removeprefix(prefix)] = name
+        elif beside is not None and name.startswith(beside):
+            renamed[name.removeprefix(beside)] = name
+    return RenamedCheckpoint(checkpoint, {new: Parts(False, {0: {0: old}}) for new, old in renamed.items()})
 
 
 def under_model_names(opened: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
     """The checkpoint as the model sees it; the same one where the names agree already."""
-    checkpoint = with_prefix(opened, family)
+    checkpoint = with_usual_prefix(opened, family)
     parts = stored_parts(checkpoint, family)
     return RenamedCheckpoint(checkpoint, parts) if parts else checkpoint
+
+
+def stored_names(checkpoint: Checkpoint | RenamedCheckpoint, name: str) -> list[str]:
+    """The tensors of the files that hold what ``checkpoint`` has as ``name``."""
+    return checkpoint.stored(name) if isinstance(checkpoint, RenamedCheckpoint) else [name]

@@ -85,17 +85,23 @@ def test_tensors_that_no_layer_owns_are_copied_bit_for_bit(
 @pytest.mark.parametrize(
     ("rename", "prefix"),
     [
-        (lambda name: f"language_model.{name}", "language_model."),
+        (lambda name: f"language_model.{name}", "language_model.model."),
         (lambda name: name.replace("model.", "model.language_model."), "model.language_model."),
     ],
 )
-def test_tensors_under_another_prefix_are_refused_by_its_name(
-    saved: Callable[..., Path], rename: Rename, prefix: str
+def test_tensors_under_another_prefix_keep_it(
+    saved: Callable[..., Path], rename: Rename, prefix: str, generator: torch.Generator, tmp_path: Path
 ) -> None:
-    base = saved(build("llama"))
+    model = build("llama")
+    tokens = draw_tokens(model, generator)
+    base = saved(model)
+    plain = load_file(prunecomp.prune(base, 2, tokens).save(tmp_path / "plain") / "model.safetensors")
     rewrite(base, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
-    with pytest.raises(CheckpointError, match=f"under the prefix '{prefix}'"):
-        prunecomp.prune(base, 1, torch.zeros(1, 8, dtype=torch.int64))
+    written = load_file(prunecomp.prune(base, 2, tokens).save(tmp_path / "out") / "model.safetensors")
+    assert f"{prefix}layers.3.mlp.down_proj.weight" in written
+    assert {rename(name) for name in plain} == set(written)
+    for name, tensor in plain.items():
+        assert torch.equal(written[rename(name)], tensor), name
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])

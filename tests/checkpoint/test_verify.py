@@ -96,8 +96,8 @@ def test_a_config_that_does_not_fit_the_weights_is_told(
     message: str,
 ) -> None:
     result = pruned(generator)
-    right = prunecomp.result.prune_config
-    monkeypatch.setattr(prunecomp.result, "prune_config", lambda *some: {**right(*some), **change})
+    right = prunecomp.result.prune_stored
+    monkeypatch.setattr(prunecomp.result, "prune_stored", lambda *some: {**right(*some), **change})
     with pytest.raises(OutputError, match=message):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())

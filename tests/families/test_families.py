@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
 from prunecomp.checkpoint.writer import renamed
+from prunecomp.engine.placement import model_shape
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
-from prunecomp.subject import open_subject
+from prunecomp.subject import describe, open_subject
 from tests.conftest import SEED
 from tests.families.configs import COMMON, FAMILIES, FOLLOWS
 from tests.models import draw_tokens
@@ -29,13 +30,8 @@ EPSILON = 1e-4
 least variance v of a stream is 1 (an embedding of size 2 behind a seam of 0.5), a is 0.5: 1.5e-5 a norm, for a few."""
 
 
-def build(case: str) -> Any:
-    """A float32 model in eval mode with random weights: gains of the norms in 0.5..1.5, biases of size 0.1."""
-    options = {**COMMON, **FAMILIES[case]}
-    config = AutoConfig.for_model(options.pop("model_type"), **options)
-    offset = families.find(config.model_type).gain_offset
-    torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+def randomise(model: Any, offset: float) -> None:
+    """Random weights; the gains of norms are in 0.5..1.5 once their ``offset`` is added, biases of size 0.1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "sinks" in name:
@@ -49,6 +45,16 @@ def build(case: str) -> Any:
         for name, buffer in model.named_buffers():
             if "correction" in name:
                 buffer.normal_(std=0.05)
+
+
+def build(case: str) -> Any:
+    """A float32 model in eval mode with random weights."""
+    options = {**COMMON, **FAMILIES[case]}
+    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    offset = families.find(config.model_type).gain_offset
+    torch.manual_seed(SEED)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomise(model, offset)
     return model.eval()
 
 
@@ -118,6 +124,29 @@ def test_a_model_pruned_in_place_is_the_exported_one(case: str, generator: torch
     assert torch.equal(model.generate(tokens[:1], **options), loaded.generate(tokens[:1], **options))
 
 
+@pytest.mark.parametrize("case", FAMILIES)
+def test_a_folder_is_pruned_like_the_model(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    """Resident and streamed, with an attention of its own choice; the export is read back as it is written."""
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=3, seqlen=14)
+    model.save_pretrained(tmp_path / "base")
+    assert describe(tmp_path / "base")["layers"] == 8
+    options = {"metric": "bi", "candidates": [0, 2, 3, 4, 7]}
+    expected = prunecomp.prune(model, 3, tokens, **options)
+    resident = prunecomp.prune(tmp_path / "base", 3, tokens, **options)
+    assert resident.removed == expected.removed
+    out = resident.save(tmp_path / "out")
+    assert resident.verified is not None
+    assert resident.verified.logits_error < EPSILON
+    shape = model_shape(model, families.find(model.config.model_type), torch.float32)
+    room = shape.outer_nbytes + 4 * shape.layer_nbytes + shape.activation_nbytes(tokens.numel())
+    streamed = prunecomp.prune(tmp_path / "base", 3, tokens, device_memory=room, disk=tmp_path, **options)
+    assert streamed.placement.group_size is not None
+    assert streamed.scales == resident.scales
+    again = streamed.save(tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
 STORED_OTHERWISE = ["mixtral", "qwen3-moe", "deepseek-v3", "gpt-neox"]
 
 
@@ -137,9 +166,9 @@ def test_files_keep_the_names_they_have(
         result.subject = open_subject(tmp_path / "base", dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
         result.subject.load(group_size)
     out = result.save(tmp_path / "out")
-    family = families.find(model.config.model_type)
+    layers = families.find(model.config.model_type).layers
     renumber = {layer: number for number, layer in enumerate(result.stack.alive)}
-    assert set(load_file(out / "model.safetensors")) == {renamed(name, family, renumber) for name in stored} - {None}
+    assert set(load_file(out / "model.safetensors")) == {renamed(name, layers, renumber) for name in stored} - {None}
     decoder = Decoder(model)
     with decoder.evaluating():
         expected = decoder.logits(decoder.run(result.stack, tokens))
