@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet, with the exit code the command line gives for it."""
+"""Every error a user can cause or meet, with the exit code the command line gives for it, and the one warning."""
 
 from __future__ import annotations
 
@@ -61,3 +61,7 @@ class JournalError(PrunecompError):
     """A journal that belongs to another run, or cannot be used."""
 
     exit_code = 9
+
+
+class PrunecompWarning(UserWarning):
+    """Something of the model that does not outlive a removal was left out of what is written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -13,13 +14,14 @@ from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
-from prunecomp.checkpoint.config import prune_stored
+from prunecomp.checkpoint.config import prune_generation, prune_stored
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
 from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
 from prunecomp.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
+    GENERATION,
     atomic_folder,
     check_output,
     write_json,
@@ -29,7 +31,7 @@ from prunecomp.checkpoint.writer import (
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import OptionError
+from prunecomp.errors import CheckpointError, OptionError
 from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import Subject
@@ -272,6 +274,7 @@ class PruneResult:
             config = prune_stored(stored, self.subject.config, family, num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
+            self._prune_generation(folder / GENERATION)
             if digests is not None:
                 some = self.calibration.take(slice(0, WINDOWS))
                 shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
@@ -285,6 +288,18 @@ class PruneResult:
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+    def _prune_generation(self, path: Path) -> None:
+        """Leave out what names layers; a file that has nothing of the kind stays as it is."""
+        if not path.is_file():
+            return
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            pruned = prune_generation(stored)
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{GENERATION} of the model cannot be read as JSON: {error}") from error
+        if pruned != stored:
+            write_json(path, pruned)
 
     def _card(self, command: str | None) -> Card:
         base = Path(self.subject.name)

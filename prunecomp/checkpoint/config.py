@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.adapter import Family
 
+GENERATION_LAYERS = ("assistant_early_exit", "dola_layers")
 TEXT = "text_config"
 """Where a multimodal model's configuration has that of its text decoder."""
 
@@ -70,8 +72,29 @@ def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive:
         pruned.pop(name, None)
     for name in family.extra_layers:
         if pruned.get(name):
+            warnings.warn(
+                f"{name} is {pruned[name]} and becomes 0: layers that predict further tokens, behind the last one, "
+                "are dropped; the stream they were trained on is no longer there",
+                PrunecompWarning,
+                stacklevel=2,
+            )
             pruned[name] = 0
     return pruned
+
+
+def prune_generation(config: dict[str, Any]) -> dict[str, Any]:
+    """A generation config without the fields that name layers: which to leave early at, which to contrast.
+
+    They were chosen for layers that may be gone, or do something else in their new place; a warning says so.
+    """
+    gone = [name for name in GENERATION_LAYERS if config.get(name) is not None]
+    if gone:
+        warnings.warn(
+            f"generation_config.json: {', '.join(gone)} is left out: it names layers of the model as it was",
+            PrunecompWarning,
+            stacklevel=2,
+        )
+    return {name: value for name, value in config.items() if name not in gone}
 
 
 def _write_out_period(config: dict[str, Any], period: str, indices: str, num_layers: int) -> None:

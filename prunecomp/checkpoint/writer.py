@@ -21,7 +21,8 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
 from prunecomp.model.weights import INDEX, SINGLE, TensorSource
 
-CARRIED_FILES = ("generation_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+GENERATION = "generation_config.json"
+CARRIED_FILES = (GENERATION, "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 CARRIED_PATTERNS = ("tokenizer*", "*processor_config.json", "chat_template*", "*.jinja", "LICENSE*", "NOTICE*")
 DEFAULT_SHARD_BYTES = 5 * 10**9
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
-from prunecomp.errors import PrunecompError
+from prunecomp.errors import PrunecompError, PrunecompWarning
 from prunecomp.report.progress import RichProgress
 
 app = typer.Typer(
@@ -32,8 +33,20 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         console = Console(stderr=True, soft_wrap=True)
+
+        def show(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:  # fmt: skip
+            if issubclass(category, PrunecompWarning):
+                console.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+            else:
+                usual(message, category, filename, lineno, file, line)
+
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                usual, warnings.showwarning = warnings.showwarning, show
+                command(*args, **kwargs)
         except PrunecompError as error:
             # In one write: other processes of the job have something to say at the same moment.
             console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {error}"))

@@ -92,6 +92,11 @@ class Decoder:
             raise CheckpointError(
                 f"this {self.family.name} model has no final norm: nothing would take the scale out of the last stream"
             )
+        if getattr(self.config, "num_kv_shared_layers", None):
+            raise CheckpointError(
+                f"the last {self.config.num_kv_shared_layers} layers of this model take keys and values from earlier "
+                "ones (num_kv_shared_layers): no layer of it runs, or goes, by itself"
+            )
         for path, reason in self.family.refused_parts:
             owner, _, leaf = path.rpartition(".")
             if getattr(self.model.get_submodule(owner), leaf, None) is not None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunecomp.checkpoint.config import prune_config, written_out
-from prunecomp.errors import CheckpointError, FoldError
+from prunecomp.checkpoint.config import prune_config, prune_generation, written_out
+from prunecomp.errors import CheckpointError, FoldError, PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import TABLE, families
 from prunecomp.model.families.document import families_page
@@ -76,6 +78,39 @@ def test_what_a_config_leaves_out_is_written_out_before_it_is_cut() -> None:
     assert pruned["layer_types"] == [f"{kind}_attention" for kind in ("sliding", "full", "full", "sliding", "sliding")]
     assert "sliding_window_pattern" not in pruned
     assert "layer_types" not in stored
+
+
+def test_layers_that_predict_further_tokens_are_dropped_with_a_warning(
+    generator: torch.Generator, tmp_path: Path
+) -> None:
+    """DeepSeek-V3 stores them behind the last layer, where transformers does not look."""
+    model = build("deepseek-v3")
+    model.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    further = {name.replace(".7.", ".8."): t.clone() for name, t in tensors.items() if ".layers.7." in name}
+    assert further
+    save_file({**tensors, **further, "model.layers.8.eh_proj.weight": torch.randn(32, 64)}, file)
+    result = pruned_by(tmp_path / "base", draw_tokens(model, generator, windows=2, seqlen=14), LOWER, "up")
+    with pytest.warns(PrunecompWarning, match="num_nextn_predict_layers is 1 and becomes 0"):
+        out = result.save(tmp_path / "out")
+    layers = {int(name.split(".")[2]) for name in load_file(out / "model.safetensors") if ".layers." in name}
+    assert layers == set(range(5))
+
+
+def test_layers_that_share_keys_and_values_are_refused() -> None:
+    config = AutoConfig.for_model(**{**COMMON, "model_type": "llama", "num_kv_shared_layers": 3})
+    with pytest.raises(CheckpointError, match="the last 3 layers of this model take keys and values from earlier ones"):
+        Decoder(AutoModelForCausalLM.from_config(config))
+
+
+def test_generation_options_that_name_layers_are_left_out() -> None:
+    kept = {"temperature": 0.7, "eos_token_id": [1, 2], "assistant_early_exit": None}
+    with pytest.warns(PrunecompWarning, match="generation_config.json: dola_layers is left out"):
+        assert prune_generation({**kept, "dola_layers": "high"}) == kept
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prune_generation(kept) == kept
 
 
 def test_info_covers_layers_of_every_kind(tmp_path: Path) -> None:

@@ -28,7 +28,12 @@ FOOT = """
 The head is what the config of a checkpoint says; both are supported. Under a tied head `--fold down` divides the final
 norm's gain and bias. A gain of *1 + w* becomes `a (1 + w) - 1`. Layer lists that a config leaves out are written out
 before they are cut; fields that give the kinds of layers as a period are dropped for the list that says the same, or,
-where a list of layers overrules the period, set to 1.
+where a list of layers overrules the period, set to 1. Layers behind the last that predict further tokens are dropped
+with a warning, and so are generation options that name layers.
+
+The text decoder of a multimodal model (Gemma 3, Llama 4, Mistral 3, LLaVA, InternVL, PaliGemma and others whose
+`text_config` is of a family in the table) is pruned where it stands: its tensors keep their prefix, everything else is
+copied, and `text_config` alone is cut.
 
 Refused: """
 
@@ -39,7 +44,8 @@ def families_page(table: Iterable[Family]) -> str:
     rows = ["| " + " | ".join(COLUMNS) + " |\n", "| --- " * len(COLUMNS) + "|\n"]
     rows += ["| " + " | ".join(_row(family)) + " |\n" for family in table]
     reasons = [f"{family.name} models with `{part}` ({why})" for family in table for part, why in family.refused_parts]
-    general = "models without a final norm (OPT 350M), which would take the scale out of the last stream"
+    general = "models without a final norm (OPT 350M), which would take the scale out of the last stream; "
+    general += "models whose last layers share keys and values (`num_kv_shared_layers`), where no layer runs by itself"
     return HEAD + "".join(rows) + FOOT + "; ".join([*reasons, general]) + ".\n"
 
 
