@@ -17,7 +17,6 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.loader import (
     ATTENTIONS,
-    DTYPES,
     build_skeleton,
     check_tensors,
     choose_dtype,
@@ -122,7 +121,7 @@ def _logits_error(folder: Path, decoder: Decoder, stack: LayerStack, tokens: tor
     name = str(decoder.dtype).removeprefix("torch.")
     exported = load_decoder(
         folder,
-        dtype=name if name in DTYPES else "float32",
+        dtype=name,
         device=str(decoder.device),
         group_size=1,
         attention=attention if attention in ATTENTIONS else "auto",
@@ -148,5 +147,6 @@ def allowed_error(layers: int, dtype: torch.dtype, proofs: Sequence[LayerProof])
 
 
 def _coarsest(written: SafetensorsCheckpoint, compute: torch.dtype) -> torch.dtype:
+    # Norms and rotary embeddings of transformers compute in float32 whatever the weights are.
     dtypes = {written.dtype(name) for name in written.names() if written.is_floating_point(name)}
-    return max({compute, *dtypes}, key=lambda dtype: torch.finfo(dtype).eps)
+    return max({torch.float32, compute, *dtypes}, key=lambda dtype: torch.finfo(dtype).eps)

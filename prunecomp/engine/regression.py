@@ -102,7 +102,8 @@ class _Collector:
         z = self.target(batch)
         size = z.to(torch.promote_types(z.dtype, torch.float32)).square().mean(-1, keepdim=True).sqrt()
         size.masked_fill_(size == 0, 1.0)
-        rows = ((self._written / size).to(z.dtype), ((z / self.seam - stream) / size).to(z.dtype))
+        written = self._written.reshape(z.shape)  # OPT runs its MLP on the tokens of all sequences in one row
+        rows = ((written / size).to(z.dtype), ((z / self.seam - stream) / size).to(z.dtype))
         real = real_tokens(batch)
         if real is not None:
             rows = (rows[0][real.to(z.device)], rows[1][real.to(z.device)])

@@ -18,7 +18,7 @@ from prunecomp.model.stored import RenamedCheckpoint, under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import Checkpoint, open_checkpoint
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
 
