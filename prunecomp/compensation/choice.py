@@ -90,7 +90,8 @@ def vertex(points: list[tuple[float, float]]) -> float:
 def best_of_all(cut: Cut) -> Seam:
     """The one of :data:`CHOICES` that leaves the least loss on the held-out windows, ``none`` included.
 
-    Ties go to the first. One that cannot be estimated here is passed over.
+    Ties go to the first. One that cannot be estimated here is passed over, and so is the linear repair where the
+    family has no matrix for it.
     """
     held_out = cut.held_out
     assert held_out is not None  # the mark has them held out
@@ -99,6 +100,8 @@ def best_of_all(cut: Cut) -> Seam:
     seams: dict[str, Seam] = {}
     losses: dict[str, float] = {}
     for name, estimate in CHOICES.items():
+        if estimate is linear_map and cut.run.decoder.family.mlp_writer is None:
+            continue
         try:
             seams[name] = estimate(cut)
         except NumericalError:

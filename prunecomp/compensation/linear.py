@@ -31,7 +31,7 @@ def linear_map(cut: Cut) -> Seam:
     that were there stay.
 
     Where no survivor lies below the cut there is nothing to fold into, and the paper's scale is taken. Raises
-    :class:`OptionError` for a family whose MLP does not end in a linear map onto the stream.
+    :class:`OptionError` for a family whose MLP does not end in a linear layer onto the stream.
     """
     run = cut.run
     p = run.stack.position(cut.block[0])
@@ -41,8 +41,8 @@ def linear_map(cut: Cut) -> Seam:
     writer = run.decoder.family.mlp_writer
     if writer is None:
         raise OptionError(
-            f"--compensation linear: in {run.decoder.family.name} something stands between the MLP's last matrix and "
-            "the stream; use scale or search"
+            f"--compensation linear: {run.decoder.family.name} has no matrix to fold it into (experts, or a norm or a "
+            "multiplier behind the MLP's last one, or one that is stored transposed); use scale, search or auto"
         )
     change = writer_equations(run, cut.block, writer).solve(RIDGE).cpu()
     below = run.stack.alive[p - 1]

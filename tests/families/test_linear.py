@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
+from prunecomp.compensation.choice import CHOICES
 from prunecomp.compensation.linear import RIDGE
 from prunecomp.errors import OptionError
 from prunecomp.model.adapter import Family
@@ -62,5 +63,8 @@ def test_the_repair_is_the_least_squares_map(case: str, generator: torch.Generat
 @pytest.mark.parametrize("case", WITHOUT)
 def test_a_family_without_such_a_matrix_refuses_it(case: str, generator: torch.Generator) -> None:
     model = build(case)
-    with pytest.raises(OptionError, match=r"--compensation linear: in .* something stands between"):
-        prunecomp.prune(model, 1, draw_tokens(model, generator), metric="given", given=[CUT], compensation="linear")
+    tokens = draw_tokens(model, generator)
+    with pytest.raises(OptionError, match=r"--compensation linear: .* has no matrix to fold it into"):
+        prunecomp.prune(model, 1, tokens, metric="given", given=[CUT], compensation="linear")
+    chosen = prunecomp.prune(model, 1, tokens, metric="given", given=[CUT], compensation="auto").rounds[0]
+    assert set(chosen.losses) == set(CHOICES) - {"linear"}
