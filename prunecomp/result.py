@@ -17,6 +17,8 @@ from prunecomp.checkpoint.config import prune_config, written_out
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
+from prunecomp.checkpoint.rules import renumber_rules
+from prunecomp.checkpoint.scales import plan_as_stored
 from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
 from prunecomp.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
@@ -32,7 +34,6 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
-from prunecomp.model.stored import stored_parts
 from prunecomp.subject import Subject
 
 RECORD = "prunecomp.json"
@@ -262,15 +263,14 @@ class PruneResult:
         check_output(out)
         plan, proofs = self.prove()
         family = self.subject.load().family
-        merge = merge_recipe(self.subject.load(), plan, self.subject.base) if recipe else None
+        merge = merge_recipe(self.subject.load(), plan, self.subject.base, self.subject.quantised) if recipe else None
         tensors = self.subject.tensors()
-        plan = plan.stored_under({name: parts.names() for name, parts in stored_parts(tensors, family).items()})
+        config = self._config(plan)
+        plan = plan_as_stored(plan, self.subject.load(), self.subject.plain_tensors())
         with atomic_folder(out) as folder:
             self.verified = None
             digests: dict[str, str] | None = {} if verify else None
             write_tensors(folder, tensors, family, plan, shard_bytes, progress, digests)
-            stored = written_out(self.subject.raw_config(), self.subject.config, family)
-            config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             if digests is not None:
@@ -286,6 +286,18 @@ class PruneResult:
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+    def _config(self, plan: FoldPlan) -> dict[str, Any]:
+        """The exported configuration."""
+        family = self.subject.load().family
+        stored = written_out(self.subject.raw_config(), self.subject.config, family)
+        config = prune_config(stored, family, self.stack.num_layers, self.stack.alive)
+        if config.get("quantization_config") is not None:
+            modules = {name.rpartition(".")[0] for name in self.subject.tensors().names()}
+            config["quantization_config"] = renumber_rules(
+                config["quantization_config"], family, plan.renumber, modules
+            )
+        return config
 
     def _card(self, command: str | None) -> Card:
         base = Path(self.subject.name)
@@ -303,6 +315,7 @@ class PruneResult:
             digest=windows.digest,
             versions={"prunecomp": record["prunecomp"], **record["versions"]},
             perplexity=record["perplexity"],
+            quantised=self.subject.quantised,
             verified="no"
             if verified is None
             else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",

@@ -24,6 +24,7 @@ from prunecomp.model.loader import (
     load_decoder,
     read_config,
 )
+from prunecomp.model.quantised import NARROW
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.weights import SafetensorsCheckpoint
@@ -106,7 +107,7 @@ def _verify_names(written: SafetensorsCheckpoint, folder: Path) -> None:
     config = read_config(folder)
     family = families.find(config.model_type)
     skeleton = build_skeleton(config, choose_dtype("auto", config))
-    check_tensors(skeleton, under_model_names(written, family))
+    check_tensors(skeleton, under_model_names(written, family, config))
     prefix = f"{family.layers}."
     for name in written.names():
         number = name.removeprefix(prefix).split(".")[0]
@@ -148,5 +149,6 @@ def allowed_error(layers: int, dtype: torch.dtype, proofs: Sequence[LayerProof])
 
 
 def _coarsest(written: SafetensorsCheckpoint, compute: torch.dtype) -> torch.dtype:
-    dtypes = {written.dtype(name) for name in written.names() if written.is_floating_point(name)}
+    """Of what a fold rounds to: quantised values are copied, and their scales have a dtype of their own."""
+    dtypes = {written.dtype(name) for name in written.names() if written.is_floating_point(name)} - NARROW
     return max({compute, *dtypes}, key=lambda dtype: torch.finfo(dtype).eps)

@@ -6,12 +6,14 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family
-from prunecomp.model.weights import Checkpoint, TensorSource
+from prunecomp.model.quantised import dequantised
+from prunecomp.model.weights import Checkpoint, StoredTensors, TensorSource
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Parts:
 class RenamedCheckpoint:
     """A checkpoint under the names its model has, each fused tensor put together when it is read."""
 
-    def __init__(self, checkpoint: Checkpoint | RenamedCheckpoint, parts: dict[str, Parts]) -> None:
+    def __init__(self, checkpoint: StoredTensors, parts: dict[str, Parts]) -> None:
         self.folder: Path = checkpoint.folder
         self._checkpoint = checkpoint
         self._parts = parts
@@ -62,6 +64,9 @@ class RenamedCheckpoint:
 
     def is_floating_point(self, name: str) -> bool:
         return all(self._checkpoint.is_floating_point(part) for part in self._stored(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._checkpoint.dtype(self._stored(name)[0])
 
     def nbytes(self, name: str) -> int:
         return sum(self._checkpoint.nbytes(part) for part in self._stored(name))
@@ -102,8 +107,9 @@ def with_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedC
     return RenamedCheckpoint(checkpoint, {f"{prefix}.{name}": Parts(False, {0: {0: name}}) for name in inside})
 
 
-def under_model_names(opened: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
-    """The checkpoint as the model sees it; the same one where the names agree already."""
-    checkpoint = with_prefix(opened, family)
+def under_model_names(opened: Checkpoint, family: Family, config: Any = None) -> StoredTensors:
+    """The checkpoint as the model sees it, dequantised where ``config`` says that it is quantised; the same one where
+    the names agree already."""
+    checkpoint = dequantised(with_prefix(opened, family), config)
     parts = stored_parts(checkpoint, family)
     return RenamedCheckpoint(checkpoint, parts) if parts else checkpoint
