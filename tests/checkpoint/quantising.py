@@ -93,8 +93,8 @@ def fp8(block: tuple[int, int] | None, leaf: str = "weight_scale_inv", per_row: 
 
 
 FP8 = {
-    "fp8-blocks": Variant({"quant_method": "fp8", "weight_block_size": [16, 16], "fmt": "e4m3"},
-                          fp8((16, 16)), "weight_scale_inv"),
+    "fp8-blocks": Variant({"quant_method": "fp8", "weight_block_size": [8, 16], "fmt": "e4m3"},
+                          fp8((8, 16)), "weight_scale_inv"),
     "fp8-ragged": Variant({"quant_method": "fp8", "weight_block_size": [32, 20], "activation_scheme": "dynamic"},
                           fp8((32, 20)), "weight_scale_inv"),
     "fp8-tensor": Variant({"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static"},
@@ -103,4 +103,86 @@ FP8 = {
                         "weight_scale_inv"),
 }  # fmt: skip
 
-VARIANTS = {**FP8}
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def gptq(bits: int, group: int, version: int = 1, shuffled: bool = False, index: bool = True) -> Make:
+    """``qweight[i / p, o]`` holds p inputs, the first lowest; ``qzeros[g, o / p]`` p outputs, in version 1 less one."""
+
+    def make(outputs: int, inputs: int, generator: torch.Generator) -> Made:
+        size = inputs if group == -1 else group
+        groups = -(-inputs // size)
+        p = 32 // bits
+        q, zero = integers((inputs, outputs), bits, generator), integers((groups, outputs), bits, generator)
+        spread = 1.5 / inputs**0.5 / 2**bits
+        scales = uniform((groups, outputs), 0.5 * spread, 2 * spread, generator).half()
+        order = torch.randperm(inputs, generator=generator).tolist() if shuffled else list(range(inputs))
+        of = [order[i] // size for i in range(inputs)]
+        s = scales.double().tolist()
+        less = 1 if version == 1 else 0
+        stored = {
+            "qweight": torch.tensor(
+                [[word([q[i + k][o] for k in range(p)], bits) for o in range(outputs)] for i in range(0, inputs, p)],
+                dtype=torch.int32,
+            ),
+            "qzeros": torch.tensor(
+                [
+                    [word([(z[o + k] - less) % 2**bits for k in range(p)], bits) for o in range(0, outputs, p)]
+                    for z in zero
+                ],
+                dtype=torch.int32,
+            ),
+            "scales": scales,
+            **({"g_idx": torch.tensor(of, dtype=torch.int32)} if index else {}),
+        }
+        return Made(stored, grid(outputs, inputs, lambda o, i: s[of[i]][o] * (q[i][o] - zero[of[i]][o])))
+
+    return make
+
+
+def awq(group: int) -> Make:
+    """``qweight[i, o / 8]`` and ``qzeros[g, o / 8]``: nibble k of a word is output ``AWQ_ORDER[k]`` of its eight."""
+
+    def make(outputs: int, inputs: int, generator: torch.Generator) -> Made:
+        size = inputs if group == -1 else group
+        groups = -(-inputs // size)
+        q, zero = integers((inputs, outputs), 4, generator), integers((groups, outputs), 4, generator)
+        spread = 1.5 / inputs**0.5 / 16
+        scales = uniform((groups, outputs), 0.5 * spread, 2 * spread, generator).half()
+        s = scales.double().tolist()
+
+        def packed(rows: list[list[int]]) -> torch.Tensor:
+            return torch.tensor(
+                [[word([row[o + k] for k in AWQ_ORDER], 4) for o in range(0, outputs, 8)] for row in rows],
+                dtype=torch.int32,
+            )
+
+        stored = {"qweight": packed(q), "qzeros": packed(zero), "scales": scales}
+        return Made(stored, grid(outputs, inputs, lambda o, i: s[i // size][o] * (q[i][o] - zero[i // size][o])))
+
+    return make
+
+
+def _gptq_config(bits: int, group: int, **more: Any) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": False, **more}
+
+
+GPTQ = {
+    "gptq-4": Variant(_gptq_config(4, 16), gptq(4, 16), "scales"),
+    "gptq-4-ragged-v2": Variant(_gptq_config(4, 32, checkpoint_format="gptq_v2"), gptq(4, 32, 2), "scales"),
+    "gptq-4-columns": Variant(_gptq_config(4, -1, checkpoint_format="gptq"), gptq(4, -1, index=False), "scales"),
+    "gptq-4-shuffled": Variant(_gptq_config(4, 16, desc_act=True), gptq(4, 16, shuffled=True), "scales"),
+    "gptq-8": Variant(_gptq_config(8, 16), gptq(8, 16, index=False), "scales"),
+    "gptq-2": Variant(_gptq_config(2, 16), gptq(2, 16), "scales",
+                      options={"hidden_size": 64, "num_key_value_heads": 2}),
+    "gptq-mixed": Variant(_gptq_config(4, 16, dynamic={"+:.*": {"bits": 8}}), gptq(8, 16), "scales"),
+}  # fmt: skip
+
+AWQ = {
+    "awq": Variant({"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True},
+                   awq(16), "scales"),
+    "awq-columns": Variant({"quant_method": "awq", "bits": 4, "group_size": -1, "version": "GEMM"}, awq(-1), "scales",
+                           case="llama-tied-biased"),
+}  # fmt: skip
+
+VARIANTS = {**FP8, **GPTQ, **AWQ}

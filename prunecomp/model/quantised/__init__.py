@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecomp.errors import CheckpointError
-from prunecomp.model.quantised import fp8
+from prunecomp.model.quantised import fp8, packed
 from prunecomp.model.quantised.source import Dequantised
 from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
@@ -35,6 +35,8 @@ SHOWN = ("format", "checkpoint_format", "version", "bits", "group_size", "desc_a
 
 METHODS = {
     "fp8": Method(fp8.check, fp8.weights),
+    "gptq": Method(packed.check_gptq, packed.gptq_weights),
+    "awq": Method(packed.check_awq, packed.awq_weights),
 }
 
 
