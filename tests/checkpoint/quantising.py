@@ -185,4 +185,142 @@ AWQ = {
                            case="llama-tied-biased"),
 }  # fmt: skip
 
-VARIANTS = {**FP8, **GPTQ, **AWQ}
+
+def compressed(
+    bits: int, group: int, dtype: torch.dtype, packed: bool = True, symmetric: bool = True, shuffled: bool = False
+) -> Make:
+    """Integers from -2^(b-1): packed along the inputs with 2^(b-1) added, zero points along the outputs likewise."""
+
+    def make(outputs: int, inputs: int, generator: torch.Generator) -> Made:
+        size = inputs if group == -1 else group
+        groups, half, p = inputs // size, 2 ** (bits - 1), 32 // bits
+        q = [[x - half for x in row] for row in integers((outputs, inputs), bits, generator)]
+        zero = [[0 if symmetric else x - half for x in row] for row in integers((outputs, groups), bits, generator)]
+        spread = 1.5 / inputs**0.5 / 2**bits
+        scales = uniform((outputs, groups), 0.5 * spread, 2 * spread, generator).to(dtype)
+        order = torch.randperm(inputs, generator=generator).tolist() if shuffled else list(range(inputs))
+        of = [order[i] // size for i in range(inputs)]
+        s = scales.double().tolist()
+
+        def words(numbers: list[int]) -> list[int]:
+            return [word([x + half for x in numbers[i : i + p]], bits) for i in range(0, len(numbers), p)]
+
+        stored = {"weight_scale": scales}
+        if packed:
+            stored["weight_packed"] = torch.tensor([words(row) for row in q], dtype=torch.int32)
+            stored["weight_shape"] = torch.tensor([outputs, inputs])
+        else:
+            stored["weight"] = torch.tensor(q, dtype=torch.int8)
+        if not symmetric and packed:
+            columns = [words([row[g] for row in zero]) for g in range(groups)]
+            stored["weight_zero_point"] = torch.tensor(columns, dtype=torch.int32).T.contiguous()
+        elif not symmetric:
+            stored["weight_zero_point"] = torch.tensor(zero, dtype=torch.int8)
+        if shuffled:
+            stored["weight_g_idx"] = torch.tensor(of, dtype=torch.int32)
+        return Made(stored, grid(outputs, inputs, lambda o, i: s[o][of[i]] * (q[o][i] - zero[o][of[i]])))
+
+    return make
+
+
+def _compressed_config(name: str, **weights: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": {"type": "int", "symmetric": True, **weights}}
+    return {"quant_method": "compressed-tensors", "format": name, "quantization_status": "compressed",
+            "config_groups": {"group_0": group}, "ignore": ["lm_head"]}  # fmt: skip
+
+
+COMPRESSED = {
+    "compressed-fp8-rows": Variant(
+        _compressed_config("float-quantized", num_bits=8, type="float", strategy="channel"),
+        fp8(None, "weight_scale", per_row=True), "weight_scale"),
+    "compressed-fp8-tensor": Variant(
+        _compressed_config("float-quantized", num_bits=8, type="float", strategy="tensor"),
+        fp8(None, "weight_scale"), "weight_scale"),
+    "compressed-fp8-blocks": Variant(
+        _compressed_config("float-quantized", num_bits=8, type="float", strategy="block", block_structure=[32, 20]),
+        fp8((32, 20), "weight_scale"), "weight_scale"),
+    "compressed-int8": Variant(
+        _compressed_config("int-quantized", num_bits=8, strategy="channel"),
+        compressed(8, -1, torch.bfloat16, packed=False), "weight_scale", case="llama-tied-biased"),
+    "compressed-int8-zeros": Variant(
+        _compressed_config("naive-quantized", num_bits=8, strategy="group", group_size=16, symmetric=False),
+        compressed(8, 16, torch.float32, packed=False, symmetric=False), "weight_scale"),
+    "compressed-int4": Variant(
+        _compressed_config("pack-quantized", num_bits=4, strategy="group", group_size=16),
+        compressed(4, 16, torch.float16), "weight_scale"),
+    "compressed-int4-zeros": Variant(
+        _compressed_config("pack-quantized", num_bits=4, strategy="group", group_size=8, symmetric=False),
+        compressed(4, 8, torch.float16, symmetric=False), "weight_scale",
+        options={"intermediate_size": 72, "head_dim": 6}),
+    "compressed-int4-shuffled": Variant(
+        _compressed_config("pack-quantized", num_bits=4, strategy="group", group_size=16, actorder="group"),
+        compressed(4, 16, torch.float16, symmetric=False, shuffled=True), "weight_scale"),
+    "compressed-int8-packed": Variant(
+        _compressed_config("pack-quantized", num_bits=8, strategy="channel"), compressed(8, -1, torch.bfloat16),
+        "weight_scale"),
+}  # fmt: skip
+
+
+def four_bits(block: int, nested: bool) -> Make:
+    """Two numbers a byte, the first high; a table of 16; an absmax a block of the flat weight, itself through a table
+    of 256 where nested, with an absmax for each 256 and an offset."""
+
+    def make(outputs: int, inputs: int, generator: torch.Generator) -> Made:
+        count = outputs * inputs
+        blocks = -(-count // block)
+        (q,) = integers((1, count), 4, generator)
+        table = torch.sort(uniform((16,), -1, 1, generator)).values
+        size = 1.5 / inputs**0.5
+        absmax = uniform((blocks,), 0.5 * size, 2 * size, generator)
+        meant_absmax = absmax.double().tolist()
+        state = {"quant_type": "nf4", "blocksize": block, "dtype": "float32", "shape": [outputs, inputs]}
+        stored = {}
+        if nested:
+            codes = integers((1, blocks), 8, generator)[0]
+            inner = torch.sort(uniform((256,), -1, 1, generator)).values
+            outer = uniform((-(-blocks // 256),), 0.3 * size, 0.4 * size, generator)
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 1.25 * size}
+            # One rounding to float32 a step, as bitsandbytes has it.
+            meant_absmax = [
+                float(inner[code] * outer[b // 256] + state["nested_offset"]) for b, code in enumerate(codes)
+            ]
+            absmax = torch.tensor(codes, dtype=torch.uint8)
+            stored = {"weight.nested_absmax": outer, "weight.nested_quant_map": inner}
+        stored |= {
+            "weight": torch.tensor([[q[i] * 16 + q[i + 1]] for i in range(0, count, 2)], dtype=torch.uint8),
+            "weight.absmax": absmax,
+            "weight.quant_map": table,
+            "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+        }
+        t = table.double().tolist()
+        return Made(stored, grid(outputs, inputs, lambda i, j: _at(q, t, meant_absmax, block, i * inputs + j)))
+
+    return make
+
+
+def _at(q: list[int], table: list[float], absmax: list[float], block: int, place: int) -> float:
+    return table[q[place]] * absmax[place // block]
+
+
+def eight_bits(outputs: int, inputs: int, generator: torch.Generator) -> Made:
+    q = [[x - 127 for x in row] for row in torch.randint(0, 255, (outputs, inputs), generator=generator).tolist()]
+    size = 1.5 / inputs**0.5
+    scb = uniform((outputs,), size, 3 * size, generator)
+    each = (scb / 127).double().tolist()  # rounded to float32 before it multiplies
+    stored = {
+        "weight": torch.tensor(q, dtype=torch.int8),
+        "SCB": scb,
+        "weight_format": torch.tensor(0, dtype=torch.uint8),
+    }
+    return Made(stored, grid(outputs, inputs, lambda i, j: q[i][j] * each[i]))
+
+
+BITSANDBYTES = {
+    "bitsandbytes-4": Variant({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+                              four_bits(64, nested=False), "weight.absmax"),
+    "bitsandbytes-8": Variant({"quant_method": "bitsandbytes", "load_in_8bit": True}, eight_bits, "SCB"),
+}  # fmt: skip
+NESTED = Variant({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+                 four_bits(64, nested=True), "weight.nested_absmax")  # fmt: skip
+
+VARIANTS = {**BITSANDBYTES, **FP8, **GPTQ, **AWQ, **COMPRESSED}

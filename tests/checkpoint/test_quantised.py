@@ -126,8 +126,9 @@ def test_a_fold_goes_into_the_scales(
             new = written[f"model.layers.{number}.{leaf}.{variant.scale}"]
             assert torch.allclose(new.double(), old * factor, rtol=torch.finfo(new.dtype).eps, atol=0.0)
             for part, tensor in before.items():
-                owner, _, part_leaf = part.rpartition(".")
-                if owner == f"model.layers.{layer}.{leaf}" and part_leaf != variant.scale:
+                owner = f"model.layers.{layer}.{leaf}."
+                part_leaf = part.removeprefix(owner)
+                if part.startswith(owner) and part_leaf not in (variant.scale, "bias"):
                     same = written[f"model.layers.{number}.{leaf}.{part_leaf}"]
                     assert torch.equal(same.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), part
     assert meant

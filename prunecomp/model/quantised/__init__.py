@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecomp.errors import CheckpointError
-from prunecomp.model.quantised import fp8, packed
+from prunecomp.model.quantised import bitsandbytes, compressed, fp8, packed
 from prunecomp.model.quantised.source import Dequantised
 from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
@@ -31,10 +31,23 @@ class Method(NamedTuple):
     weights: Callable[[StoredTensors, Settings], dict[str, StoredWeight]]
 
 
-SHOWN = ("format", "checkpoint_format", "version", "bits", "group_size", "desc_act", "weight_block_size")
+SHOWN = (
+    "load_in_4bit",
+    "bnb_4bit_quant_type",
+    "load_in_8bit",
+    "format",
+    "checkpoint_format",
+    "version",
+    "bits",
+    "group_size",
+    "desc_act",
+    "weight_block_size",
+)
 
 METHODS = {
     "fp8": Method(fp8.check, fp8.weights),
+    "bitsandbytes": Method(bitsandbytes.check, bitsandbytes.weights),
+    "compressed-tensors": Method(compressed.check, compressed.weights),
     "gptq": Method(packed.check_gptq, packed.gptq_weights),
     "awq": Method(packed.check_awq, packed.awq_weights),
 }
