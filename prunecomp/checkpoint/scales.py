@@ -17,9 +17,9 @@ def plan_as_stored(plan: FoldPlan, decoder: Decoder, plain: TensorSource) -> Fol
     """``plan`` for the tensors that files hold, which ``plain`` presents as weights.
 
     A fused tensor's factor goes to all its parts, that of a quantised weight to its scales, and its values are copied:
-    what is rounded is the scale, once, to its own dtype. Where the activations that a raw reader takes are quantised
-    with a stored scale, this follows the stream. Raises :class:`FoldError` for a quantised weight that would have to be
-    replaced, or has no scale that can be multiplied.
+    what is rounded is the scale, once, to its own dtype. Raises :class:`FoldError` for a quantised weight that would
+    have to be replaced, or has no scale that can be multiplied, and for activations quantised with a stored scale where
+    layers read the stream past their norms.
     """
     parts = {name: stored.names() for name, stored in stored_parts(plain, decoder.family).items()}
     plan = plan.stored_under(parts)
@@ -27,11 +27,15 @@ def plan_as_stored(plan: FoldPlan, decoder: Decoder, plain: TensorSource) -> Fol
         return plan
     check_replaced(plan.replaced, plain)
     factors = dict(plan.factors)
-    layers = range(decoder.num_layers)
-    raw_readers = {
-        part for layer in layers for name in decoder.raw_reader_tensors(layer) for part in (name, *parts.get(name, ()))
-    }
-    for name in plain.weights.keys() & factors.keys():
+    changed = plain.weights.keys() & factors.keys()
+    measured = sorted(name for name, weight in plain.weights.items() if weight.input_scale is not None)
+    if changed and measured and decoder.family.raw_readers:
+        raise FoldError(
+            f"{plain.location(measured[0])}: the input of {measured[0]} is quantised with a scale that was measured, "
+            f"and in {decoder.family.name} a fold changes the size of what layers read. Use --compensation none, or "
+            "prune the checkpoint it was made from"
+        )
+    for name in changed:
         weight, factor = plain.weights[name], factors.pop(name)
         if weight.fixed is not None:
             raise FoldError(
@@ -39,8 +43,6 @@ def plan_as_stored(plan: FoldPlan, decoder: Decoder, plain: TensorSource) -> Fol
                 "--compensation none, or prune the checkpoint it was made from"
             )
         factors.update(dict.fromkeys(weight.scales, factor))
-        if weight.input_scale is not None and name in raw_readers:
-            factors[weight.input_scale] = 1.0 / factor
     return replace(plan, factors=factors)
 
 
