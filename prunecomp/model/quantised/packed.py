@@ -1,8 +1,9 @@
 """GPTQ and AWQ: integers packed into int32 words, a zero and a scale a group of inputs.
 
 Both store the weight with its inputs first, [in, out], and mean ``scale * (q - zero)``. GPTQ packs neighbouring inputs
-into a word, and its zeros along the outputs; its version 1 stores each zero less one, which wraps around. AWQ packs
-neighbouring outputs, in an order that suits its kernel.
+into a word, and its zeros along the outputs; its version 1 stores each zero less one. Of a zero of 0, which a group
+without negative weights alone has, readers differ: AutoGPTQ's older kernel wraps it around, as is done here, others
+read the largest number plus one. AWQ packs neighbouring outputs, in an order that suits its kernel.
 """
 
 from __future__ import annotations
