@@ -18,6 +18,8 @@ from prunecomp.checkpoint.config import prune_generation, prune_stored
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
+from prunecomp.checkpoint.rules import renumber_rules
+from prunecomp.checkpoint.scales import plan_as_stored
 from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
 from prunecomp.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
@@ -262,16 +264,15 @@ class PruneResult:
         out = Path(path)
         check_output(out)
         plan, proofs = self.prove()
-        family = self.subject.load().family
         subject = self.subject
-        merge = merge_recipe(subject.load(), plan, subject.base, subject.layers) if recipe else None
-        plan = plan.stored_under(self.subject.stored)
+        decoder = subject.load()
+        merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
+        config = self._config(plan)
+        plan = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
         with atomic_folder(out) as folder:
             self.verified = None
             digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, self.subject.tensors(), self.subject.layers, plan, shard_bytes, progress, digests)
-            stored, num_layers = self.subject.raw_config(), self.stack.num_layers
-            config = prune_stored(stored, self.subject.config, family, num_layers, self.stack.alive)
+            write_tensors(folder, subject.tensors(), subject.layers, plan, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             self._prune_generation(folder / GENERATION)
@@ -288,6 +289,17 @@ class PruneResult:
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+    def _config(self, plan: FoldPlan) -> dict[str, Any]:
+        """The exported configuration."""
+        subject, stack = self.subject, self.stack
+        family = subject.load().family
+        config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
+        stated = config.get("quantization_config")
+        if stated is not None:
+            modules = {name.rpartition(".")[0] for name in subject.tensors().names()}
+            config["quantization_config"] = renumber_rules(stated, family, subject.layers, plan.renumber, modules)
+        return config
 
     def _prune_generation(self, path: Path) -> None:
         """Leave out what names layers; a file that has nothing of the kind stays as it is."""
@@ -317,6 +329,7 @@ class PruneResult:
             digest=windows.digest,
             versions={"prunecomp": record["prunecomp"], **record["versions"]},
             perplexity=record["perplexity"],
+            quantised=self.subject.quantised,
             verified="no"
             if verified is None
             else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",

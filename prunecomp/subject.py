@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.checkpoint.rules import renumber_rules
+from prunecomp.checkpoint.scales import check_repair
 from prunecomp.checkpoint.writer import copy_companions
 from prunecomp.data.sources import Tokenize
 from prunecomp.engine.placement import ModelShape, model_shape
@@ -28,6 +30,7 @@ from prunecomp.model.loader import (
     read_config,
     resolve_model,
 )
+from prunecomp.model.quantised import Dequantised, dequantised, method_of, quantisation, summary
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import ModuleTensors, TensorSource, fingerprint, open_checkpoint
 
@@ -64,17 +67,31 @@ class Subject:
         raise NotImplementedError
 
     def tensors(self) -> TensorSource:
-        """The original weights, for export."""
+        """The original weights, for export, as they are stored."""
         raise NotImplementedError
 
     def stored(self, name: str) -> list[str]:
-        """Those of :meth:`tensors` that hold what the model has as ``name``."""
+        """Those of :meth:`plain_tensors` that hold what the model has as ``name``."""
         return [name]
 
     @property
     def layers(self) -> str:
         """The path of the layers in the names of :meth:`tensors`."""
         return families.find(self.config.model_type).layers
+
+    def plain_tensors(self) -> TensorSource:
+        """:meth:`tensors` with quantised weights dequantised, under their plain names."""
+        return self.tensors()
+
+    @property
+    def quantised(self) -> str | None:
+        """The method by which weights are quantised, if they are."""
+        plain = self.plain_tensors()
+        return plain.method if isinstance(plain, Dequantised) else None
+
+    def check_export(self, candidates: Collection[int], repairs: bool, replaces: bool) -> None:
+        """Raise for what is known before any work to have no export: of a compensation that ``repairs``, and possibly
+        ``replaces`` weights, or of any of the ``candidates``."""
 
     def raw_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint stores it."""
@@ -116,7 +133,8 @@ class FolderSubject(Subject):
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
         choose_attention(attention, self.config, choose_device(device), choose_dtype(dtype, self.config))
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
-        self._renamed = under_model_names(self._tensors, families.find(self.config.model_type))
+        self._plain = dequantised(self._tensors, self.config)
+        self._view = under_model_names(self._plain, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
         self._shape: ModelShape | None = None
 
@@ -146,12 +164,28 @@ class FolderSubject(Subject):
     def tensors(self) -> TensorSource:
         return self._tensors
 
+    def plain_tensors(self) -> TensorSource:
+        return self._plain
+
     def stored(self, name: str) -> list[str]:
-        return stored_names(self._renamed, name)
+        return stored_names(self._view, name)
 
     @property
     def layers(self) -> str:
-        return layers_path(self._tensors, families.find(self.config.model_type))
+        return layers_path(self._plain, families.find(self.config.model_type))
+
+    def check_export(self, candidates: Collection[int], repairs: bool, replaces: bool) -> None:
+        stated = quantisation(self.config)
+        if stated is None:
+            return
+        family = families.find(self.config.model_type)
+        if repairs:
+            decoder = Decoder(build_skeleton(self.config, self.dtype))
+            check_repair(decoder, self.plain_tensors(), self.stored, replaces)
+        lowest = min(candidates)  # every number above it changes
+        alive = [layer for layer in range(self.num_layers) if layer != lowest]
+        modules = {name.rpartition(".")[0] for name in self._tensors.names()}
+        renumber_rules(stated, family, self.layers, {layer: number for number, layer in enumerate(alive)}, modules)
 
     def raw_config(self) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
@@ -260,6 +294,12 @@ def open_subject(
     return ModelSubject(model, tokenizer)
 
 
+def quantised_by(model: str | Path) -> str | None:
+    """The method by which a checkpoint is quantised, if it is; only its config is fetched."""
+    stated = quantisation(read_config(resolve_model(model, weights=False)))
+    return None if stated is None else method_of(stated)
+
+
 def _over_layers(decoder: Decoder, tensors: Callable[[int], list[str]]) -> list[str]:
     """Names of tensors inside a layer, each once, of all layers: they may be of several kinds."""
     prefix = f"{decoder.family.layers}."
@@ -286,6 +326,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
         "hidden_size": decoder.hidden_size,
         "parameters": skeleton.num_parameters(),
         "dtype": str(decoder.dtype).removeprefix("torch."),
+        "quantised": summary(config),
         "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
         "tied_head": decoder.tied,
         "context": getattr(config, "max_position_embeddings", None),

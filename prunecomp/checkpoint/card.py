@@ -46,6 +46,7 @@ class Card:
     versions: dict[str, str]
     perplexity: dict[str, Any] | None
     verified: str
+    quantised: str | None = None
 
 
 def read_licence(folder: Path) -> Licence:
@@ -95,6 +96,7 @@ def model_card(card: Card) -> str:
         "",
         f"```\n{card.command}\n```",
         "",
+        *_quantised(card),
         f"- Calibration: {card.calibration}; SHA-256 of its windows `{card.digest}`.",
         f"- Verified by reading it back: {card.verified}.",
         f"- Versions: {', '.join(f'{name} {number}' for name, number in card.versions.items())}.",
@@ -108,6 +110,13 @@ def _repair(compensation: str) -> str:
     if compensation == "none":
         return ", and nothing was put in their place"
     return ", and what they left behind was put right in the weights that remain"
+
+
+def _quantised(card: Card) -> list[str]:
+    if card.quantised is None:
+        return []
+    rest = "no weight was changed" if card.compensation == "none" else "what was folded went into their scales"
+    return [f"- Quantised ({card.quantised}), as the base model is: the quantised values are copied, {rest}."]
 
 
 def _perplexity(measured: dict[str, Any] | None) -> list[str]:

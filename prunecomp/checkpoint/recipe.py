@@ -20,8 +20,10 @@ HEADER = (
 )
 
 
-def check_recipe(fold: str, compensation: str, base: str | None) -> None:
+def check_recipe(fold: str, compensation: str, base: str | None, quantised: str | None = None) -> None:
     """Raise :class:`OptionError` for what is known before any work to have no recipe."""
+    if quantised is not None:
+        raise OptionError(f"--recipe: mergekit does not read quantised weights ({quantised}); leave it out")
     if base is None:
         raise OptionError("--recipe: mergekit reads a folder or a hub id, and this model has neither")
     if fold == "down" and compensation != "none":
@@ -31,14 +33,14 @@ def check_recipe(fold: str, compensation: str, base: str | None) -> None:
         )
 
 
-def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None, layers: str) -> str:
+def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None, layers: str, quantised: str | None = None) -> str:
     """``plan`` as YAML for mergekit: neighbouring survivors with one scale are a slice. ``layers`` is the path that the
     layers have in the files.
 
     Passthrough multiplies each tensor by the ``scale`` whose ``filter`` its name contains. Raises :class:`OptionError`
     where that cannot say what the fold does.
     """
-    check_recipe(plan.form, "none" if not plan.factors else "scale", base)
+    check_recipe(plan.form, "none" if not plan.factors else "scale", base, quantised)
     if layers != decoder.family.layers:
         raise OptionError(
             f"--recipe: the files have the layers as {layers}, of the text decoder of a larger model or of a bare "

@@ -23,6 +23,7 @@ from prunecomp.model.loader import (
     load_decoder,
     read_config,
 )
+from prunecomp.model.quantised import NARROW, dequantised
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.weights import SafetensorsCheckpoint
@@ -105,9 +106,10 @@ def _verify_names(written: SafetensorsCheckpoint, folder: Path) -> None:
     config = read_config(folder)
     family = families.find(config.model_type)
     skeleton = build_skeleton(config, choose_dtype("auto", config))
-    check_tensors(skeleton, under_model_names(written, family))
+    seen = under_model_names(dequantised(written, config), family)
+    check_tensors(skeleton, seen)
     prefix = f"{family.layers}."
-    for name in written.names():
+    for name in seen.names():
         number = name.removeprefix(prefix).split(".")[0]
         if name.startswith(prefix) and number.isdigit() and int(number) >= config.num_hidden_layers:
             raise OutputError(
@@ -147,6 +149,7 @@ def allowed_error(layers: int, dtype: torch.dtype, proofs: Sequence[LayerProof])
 
 
 def _coarsest(written: SafetensorsCheckpoint, compute: torch.dtype) -> torch.dtype:
-    # Norms and rotary embeddings of transformers compute in float32 whatever the weights are.
-    dtypes = {written.dtype(name) for name in written.names() if written.is_floating_point(name)}
+    """Of what a fold rounds to, and of float32, in which norms and rotary embeddings of transformers compute whatever
+    the weights are. Quantised values are copied, and their scales have a dtype of their own."""
+    dtypes = {written.dtype(name) for name in written.names() if written.is_floating_point(name)} - NARROW
     return max({torch.float32, compute, *dtypes}, key=lambda dtype: torch.finfo(dtype).eps)

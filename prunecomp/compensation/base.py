@@ -42,11 +42,12 @@ class Seam:
 Estimate = Callable[[Cut], Seam]
 
 
-def wants(*, states: bool = False, held_out: bool = False) -> Callable[[Estimate], Estimate]:
-    """Marks a compensation that sets out from the states that a pass keeps, or compares on windows held out for it."""
+def wants(*, states: bool = False, held_out: bool = False, replaces: bool = False) -> Callable[[Estimate], Estimate]:
+    """Marks a compensation that sets out from the states that a pass keeps, or compares on windows held out for it, or
+    may replace weights, which quantised ones cannot be."""
 
     def mark(estimate: Estimate) -> Estimate:
-        for name, value in (("reads_states", states), ("held_out", held_out)):
+        for name, value in (("reads_states", states), ("held_out", held_out), ("replaces_weights", replaces)):
             setattr(estimate, name, value)
         return estimate
 

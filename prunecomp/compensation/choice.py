@@ -86,7 +86,7 @@ def vertex(points: list[tuple[float, float]]) -> float:
     return b - ((b - a) * right - (b - c) * left) / (2 * (right - left))
 
 
-@wants(states=True, held_out=True)
+@wants(states=True, held_out=True, replaces=True)
 def best_of_all(cut: Cut) -> Seam:
     """The one of :data:`CHOICES` that leaves the least loss on the held-out windows, ``none`` included.
 

@@ -20,7 +20,7 @@ RIDGE = 1.0
 ones lose, as does one chosen by cross-validation on the calibration text (``benchmarks/README.md``)."""
 
 
-@wants(states=True)
+@wants(states=True, replaces=True)
 def linear_map(cut: Cut) -> Seam:
     """The map T for the MLP output m of the survivor below, so that ``m T + rest`` is the stream that used to leave the
     removed layers, folded into that layer's down projection.

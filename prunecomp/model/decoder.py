@@ -87,6 +87,12 @@ class Decoder:
             )
 
     def _refuse_unknown_parts(self) -> None:
+        quantised = getattr(self.model, "hf_quantizer", None) is not None
+        if quantised or not all(p.is_floating_point() and p.dtype.itemsize > 1 for p in self.model.parameters()):
+            raise CheckpointError(
+                "this model holds quantised weights, which cannot be looked at or folded where they are. Give the "
+                "folder of its checkpoint instead, or load it with dequantize=True, or prune the model it was made from"
+            )
         owner, _, leaf = self.family.final_norm.rpartition(".")
         if getattr(self.model.get_submodule(owner), leaf, None) is None:
             raise CheckpointError(

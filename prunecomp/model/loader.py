@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 from prunecomp.errors import CheckpointError, NumericalError, OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.stored import RenamedCheckpoint, under_model_names
+from prunecomp.model.quantised import check_quantisation, dequantised, quantisation
+from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
-from prunecomp.model.weights import Checkpoint, open_checkpoint
+from prunecomp.model.weights import StoredTensors, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
@@ -49,11 +51,13 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
-    check_not_quantised(config, folder)
+    check_quantisation(config, folder)
     text: Any = getattr(config, "text_config", None)
     if text is not None and config.model_type not in families.known_types():
         text.tie_word_embeddings = config.tie_word_embeddings  # the larger model's word counts: it has the head
         text.dtype = text.dtype or config.dtype
+        if quantisation(config) is not None:
+            text.quantization_config = config.quantization_config
         config = text
     families.find(config.model_type)
     return config
@@ -62,8 +66,12 @@ def read_config(folder: Path) -> Any:
 def build_skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> nn.Module:
     """The model with every parameter on the meta device, in ``dtype``; the buffers it computes itself are real.
 
-    Without ``attention`` transformers chooses: it matters only where the skeleton is filled and run.
+    Without ``attention`` transformers chooses: it matters only where the skeleton is filled and run. A quantised
+    checkpoint has the skeleton of a plain one: its weights are dequantised when they are read.
     """
+    if quantisation(config) is not None:
+        config = copy.deepcopy(config)
+        del config.quantization_config
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
@@ -133,7 +141,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> None:
+def check_tensors(model: Any, checkpoint: StoredTensors) -> None:
     """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
     held = set(checkpoint.names())
     places = _parameter_places(model)
@@ -151,26 +159,14 @@ def check_tensors(model: Any, checkpoint: Checkpoint | RenamedCheckpoint) -> Non
             )
         if not checkpoint.is_floating_point(name):
             raise CheckpointError(
-                f"{checkpoint.location(name)}: {name} is stored in integers; quantised checkpoints are not supported"
+                f"{checkpoint.location(name)}: {name} is stored in integers, and the config states no "
+                "quantization_config that says what they mean"
             )
-
-
-def check_not_quantised(config: Any, folder: Path) -> None:
-    """Raise :class:`CheckpointError` for weights stored in a quantised format: scores need them to run, a fold needs
-    numbers that can be multiplied, and neither can be had from packed integers."""
-    stated = getattr(config, "quantization_config", None)
-    if stated is None:
-        return
-    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
-    raise CheckpointError(
-        f"{folder / 'config.json'}: the weights are quantised ({method or 'unnamed'}): they can neither be run "
-        "nor folded here without another rounding. Prune the checkpoint it was made from, and quantise that"
-    )
 
 
 def fill_skeleton(
     model: Any,
-    checkpoint: Checkpoint | RenamedCheckpoint,
+    checkpoint: StoredTensors,
     dtype: torch.dtype,
     device: torch.device,
     leave: str | None = None,
@@ -230,7 +226,7 @@ def load_decoder(
     config = read_config(folder)
     target, place = choose_dtype(dtype, config), choose_device(device)
     family = families.find(config.model_type)
-    checkpoint = under_model_names(open_checkpoint(folder, allow_pickle), family)
+    checkpoint = under_model_names(dequantised(open_checkpoint(folder, allow_pickle), config), family)
     model: Any = build_skeleton(config, target, choose_attention(attention, config, place, target))
     if group_size is None:
         fill_skeleton(model, checkpoint, target, place)

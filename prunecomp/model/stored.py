@@ -11,7 +11,7 @@ import torch
 
 from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family
-from prunecomp.model.weights import Checkpoint, TensorSource
+from prunecomp.model.weights import StoredTensors, TensorSource
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Parts:
 class RenamedCheckpoint:
     """A checkpoint under the names its model has, each fused tensor put together when it is read."""
 
-    def __init__(self, checkpoint: Checkpoint | RenamedCheckpoint, parts: dict[str, Parts]) -> None:
+    def __init__(self, checkpoint: StoredTensors, parts: dict[str, Parts]) -> None:
         self.folder: Path = checkpoint.folder
         self._checkpoint = checkpoint
         self._parts = parts
@@ -62,6 +62,9 @@ class RenamedCheckpoint:
 
     def is_floating_point(self, name: str) -> bool:
         return all(self._checkpoint.is_floating_point(part) for part in self._stored(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._checkpoint.dtype(self._stored(name)[0])
 
     def nbytes(self, name: str) -> int:
         return sum(self._checkpoint.nbytes(part) for part in self._stored(name))
@@ -126,7 +129,7 @@ def layers_path(checkpoint: TensorSource, family: Family) -> str:
     return backbone_prefix(checkpoint, family) + family.layers.removeprefix(_root(family))
 
 
-def with_usual_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
+def with_usual_prefix(checkpoint: StoredTensors, family: Family) -> StoredTensors:
     """The checkpoint with its decoder where the model has it; the same one where it stands there already."""
     usual, prefix = _root(family), backbone_prefix(checkpoint, family)
     if prefix == usual:
@@ -143,13 +146,14 @@ def with_usual_prefix(checkpoint: Checkpoint, family: Family) -> Checkpoint | Re
     return RenamedCheckpoint(checkpoint, {new: Parts(False, {0: {0: old}}) for new, old in renamed.items()})
 
 
-def under_model_names(opened: Checkpoint, family: Family) -> Checkpoint | RenamedCheckpoint:
-    """The checkpoint as the model sees it; the same one where the names agree already."""
-    checkpoint = with_usual_prefix(opened, family)
+def under_model_names(plain: StoredTensors, family: Family) -> StoredTensors:
+    """A checkpoint of ``plain`` (not quantised, or dequantised) weights as the model sees it; the same one where the
+    names agree already."""
+    checkpoint = with_usual_prefix(plain, family)
     parts = stored_parts(checkpoint, family)
     return RenamedCheckpoint(checkpoint, parts) if parts else checkpoint
 
 
-def stored_names(checkpoint: Checkpoint | RenamedCheckpoint, name: str) -> list[str]:
-    """The tensors of the files that hold what ``checkpoint`` has as ``name``."""
+def stored_names(checkpoint: StoredTensors, name: str) -> list[str]:
+    """The plain tensors of the files that hold what ``checkpoint`` has as ``name``."""
     return checkpoint.stored(name) if isinstance(checkpoint, RenamedCheckpoint) else [name]

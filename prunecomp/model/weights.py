@@ -32,6 +32,20 @@ class TensorSource(Protocol):
     def nbytes(self, name: str) -> int: ...
 
 
+class StoredTensors(TensorSource, Protocol):
+    """The tensors of a checkpoint folder, about which more can be asked without reading them."""
+
+    folder: Path
+
+    def location(self, name: str) -> Path: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def is_floating_point(self, name: str) -> bool: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+
 class SafetensorsCheckpoint:
     """A folder of safetensors files, one or sharded; memory-mapped, so that only what is read is loaded.
 
@@ -101,7 +115,10 @@ class SafetensorsCheckpoint:
         return str(self._open(self._place[name]).get_slice(name).get_dtype()).lstrip("B").startswith("F")
 
     def dtype(self, name: str) -> torch.dtype:
-        return TORCH_DTYPES[self._open(self._place[name]).get_slice(name).get_dtype()]
+        stored = self._open(self._place[name]).get_slice(name).get_dtype()
+        if stored not in TORCH_DTYPES:
+            raise CheckpointError(f"{self.location(name)}: {name!r} has dtype {stored}, which is not supported")
+        return TORCH_DTYPES[stored]
 
     def nbytes(self, name: str) -> int:
         part = self._open(self._place[name]).get_slice(name)
@@ -149,6 +166,9 @@ class PickleCheckpoint:
 
     def is_floating_point(self, name: str) -> bool:
         return self._tensors[name].is_floating_point()
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
 
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
@@ -203,13 +223,14 @@ def fingerprint(folder: Path) -> str:
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 
 

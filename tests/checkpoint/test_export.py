@@ -21,6 +21,7 @@ from prunecomp.errors import FoldError, OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
+from tests.generation import assert_the_cache_holds
 from tests.models import build, draw_tokens
 from tests.tolerances import error, relative
 
@@ -77,21 +78,13 @@ def test_generation_with_a_cache_equals_generation_without(
 ) -> None:
     out = prunecomp.prune(model, 3, draw_tokens(model, generator)).save(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(out)
-    prompt = draw_tokens(model, generator, windows=1, seqlen=6)
-    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with_cache = loaded.generate(prompt, use_cache=True, **options)
-    assert torch.equal(with_cache, loaded.generate(prompt, use_cache=False, **options))
-    assert with_cache.shape[1] == 26
+    assert_the_cache_holds(loaded, draw_tokens(model, generator, windows=1, seqlen=6), 20)
 
 
 def test_applied_model_generates_with_a_cache(model: Any, generator: torch.Generator) -> None:
     result = prunecomp.prune(model, 3, draw_tokens(model, generator))
     result.apply(model)
-    prompt = draw_tokens(model, generator, windows=1, seqlen=6)
-    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    assert torch.equal(
-        model.generate(prompt, use_cache=True, **options), model.generate(prompt, use_cache=False, **options)
-    )
+    assert_the_cache_holds(model, draw_tokens(model, generator, windows=1, seqlen=6), 20)
     with pytest.raises(OptionError, match="changed in place"):
         result.save("unused")
 

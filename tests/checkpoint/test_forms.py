@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.errors import CheckpointError
 from tests.models import build, draw_tokens
 
 Rename = Callable[[str], str]
@@ -102,13 +99,3 @@ def test_tensors_under_another_prefix_keep_it(
     assert {rename(name) for name in plain} == set(written)
     for name, tensor in plain.items():
         assert torch.equal(written[rename(name)], tensor), name
-
-
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
-def test_a_quantised_checkpoint_is_refused_with_the_reason(saved: Callable[..., Path], method: str) -> None:
-    base = saved(build("llama"))
-    config: dict[str, Any] = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4}
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=rf"quantised \({method}\).*Prune the checkpoint it was made from"):
-        prunecomp.prune(base, 1, torch.zeros(1, 8, dtype=torch.int64))

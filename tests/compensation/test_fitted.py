@@ -65,7 +65,8 @@ def test_exports_equal_the_seam_model(
     tokens = draw_tokens(model, generator, windows=8)
     layers = 1 if compensation == "search" else 3  # the best scales of random models multiply to what folds badly
     result = prunecomp.prune(model, layers, tokens, metric="given", given=given, compensation=compensation)
-    loosened = max(1.0, *(max(scale, 1 / scale) for scale in result.scales)) ** 2  # NORM_EPSILON is for scales up to 2
+    # NORM_EPSILON is for scales up to 2, and for what norms read: layers of random gains may amplify it twofold.
+    loosened = 2 * max(1.0, *(max(scale, 1 / scale) for scale in result.scales)) ** 2
     assert (len(result.stack.overlays) > 0) or compensation != "linear"
     assert set(result.stack.overlays) <= set(result.stack.alive)
     decoder = Decoder(model)

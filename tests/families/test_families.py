@@ -20,6 +20,7 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe, open_subject
 from tests.conftest import SEED
 from tests.families.configs import COMMON, FAMILIES, FOLLOWS
+from tests.generation import assert_the_cache_holds
 from tests.models import draw_tokens
 from tests.tolerances import ROUNDINGS
 
@@ -104,11 +105,7 @@ def test_export_is_the_seam_model(case: str, fold: str, generator: torch.Generat
     count = families.find(model.config.model_type).layer_count
     for name, value in {count: 5, **FOLLOWS.get(case, {})}.items():
         assert config[name] == value, name
-    prompt = tokens[:1, :11]  # longer than a window
-    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with_cache = loaded.generate(prompt, use_cache=True, **options)
-    assert with_cache.shape == (1, 17)
-    assert torch.equal(with_cache, loaded.generate(prompt, use_cache=False, **options))
+    assert_the_cache_holds(loaded, tokens[:1, :11], 6)  # longer than a window
 
 
 @pytest.mark.parametrize("case", ["gemma3", "olmo3", "deepseek-v3", "llama4", "gpt2", "falcon-40b"])

@@ -18,6 +18,7 @@ from prunecomp.subject import describe
 from tests.conftest import SEED
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
+from tests.generation import assert_the_cache_holds
 
 VISION: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
@@ -90,9 +91,8 @@ def test_a_text_decoder_is_pruned_inside_its_model(
     for name in seen:
         assert torch.equal(read[name], written[name]), name
     loaded = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
-    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with_cache = loaded.generate(tokens[:1], use_cache=True, **options)
-    assert torch.equal(with_cache, loaded.generate(tokens[:1], use_cache=False, **options))
+    if case != "paligemma":  # within a prompt it attends both ways, so a longer one is another computation
+        assert_the_cache_holds(loaded, tokens[:1], 4)
 
 
 def test_the_newer_names_are_known_too(generator: torch.Generator, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Checkpoints whose weights are stored quantised: read as the numbers they stand for, written as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunecomp.errors import CheckpointError
+from prunecomp.model.quantised import bitsandbytes, compressed, fp8, packed
+from prunecomp.model.quantised.source import Dequantised
+from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
+from prunecomp.model.weights import StoredTensors
+
+__all__ = [
+    "NARROW",
+    "Dequantised",
+    "StoredWeight",
+    "check_quantisation",
+    "dequantised",
+    "method_of",
+    "quantisation",
+    "summary",
+]
+
+
+class Method(NamedTuple):
+    """A way to store weights: whether a variant can be read, and where each weight is."""
+
+    check: Callable[[Settings, str], None]
+    weights: Callable[[StoredTensors, Settings], dict[str, StoredWeight]]
+
+
+SHOWN = (
+    "load_in_4bit",
+    "bnb_4bit_quant_type",
+    "load_in_8bit",
+    "format",
+    "checkpoint_format",
+    "version",
+    "bits",
+    "group_size",
+    "desc_act",
+    "weight_block_size",
+)
+
+METHODS = {
+    "fp8": Method(fp8.check, fp8.weights),
+    "bitsandbytes": Method(bitsandbytes.check, bitsandbytes.weights),
+    "compressed-tensors": Method(compressed.check, compressed.weights),
+    "gptq": Method(packed.check_gptq, packed.gptq_weights),
+    "awq": Method(packed.check_awq, packed.awq_weights),
+}
+
+
+def quantisation(config: Any) -> dict[str, Any] | None:
+    """The ``quantization_config`` of a model's configuration, if there is one."""
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        return None
+    return dict(stated) if isinstance(stated, dict) else dict(stated.to_dict())
+
+
+def method_of(stated: Settings) -> str:
+    """``quant_method`` as a name."""
+    return str(getattr(stated.get("quant_method"), "value", stated.get("quant_method") or "unnamed"))
+
+
+def check_quantisation(config: Any, folder: Path) -> None:
+    """Raise :class:`CheckpointError` for weights in a quantised format that cannot be read here."""
+    stated = quantisation(config)
+    if stated is None:
+        return
+    where, method = str(folder / "config.json"), method_of(stated)
+    if method not in METHODS:
+        raise CheckpointError(
+            f"{where}: the weights are quantised ({method}), a format that is not read; {', '.join(METHODS)} are. "
+            "Prune the checkpoint it was made from, and quantise that"
+        )
+    METHODS[method].check(stated, where)
+
+
+def dequantised(files: StoredTensors, config: Any) -> StoredTensors:
+    """``files`` under the names of plain weights; as they are where ``config`` states no quantisation."""
+    stated = quantisation(config)
+    if stated is None:
+        return files
+    method = method_of(stated)
+    return Dequantised(files, method, METHODS[method].weights(files, stated))
+
+
+def summary(config: Any) -> str | None:
+    """The method and its bits, groups or blocks in a line, for people; None for plain weights."""
+    stated = quantisation(config)
+    if stated is None:
+        return None
+    said = (f"{field.replace('_', ' ')} {stated[field]}" for field in SHOWN if stated.get(field) is not None)
+    return ", ".join([method_of(stated), *said])
