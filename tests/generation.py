@@ -17,7 +17,8 @@ def assert_the_cache_holds(model: Any, prompt: torch.Tensor, count: int) -> None
     token elsewhere, so it is the median over tokens that rounding bounds; a cache that is misindexed spoils all.
     """
     out = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), use_cache=True, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
+        prompt, attention_mask=torch.ones_like(prompt),  # else a prompt's own 0 would count as padding
+        use_cache=True, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     assert out.sequences.shape == (prompt.shape[0], prompt.shape[1] + count)
