@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunecomp.errors import CheckpointError
-from prunecomp.model.quantised import bitsandbytes, compressed, fp8, packed
+from prunecomp.model.quantised import bitsandbytes, compressed, fp8, mxfp4, packed
 from prunecomp.model.quantised.source import Dequantised
 from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
@@ -46,6 +46,7 @@ SHOWN = (
 
 METHODS = {
     "fp8": Method(fp8.check, fp8.weights),
+    "mxfp4": Method(mxfp4.check, mxfp4.weights),
     "bitsandbytes": Method(bitsandbytes.check, bitsandbytes.weights),
     "compressed-tensors": Method(compressed.check, compressed.weights),
     "gptq": Method(packed.check_gptq, packed.gptq_weights),
