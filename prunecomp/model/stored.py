@@ -47,9 +47,21 @@ class RenamedCheckpoint:
     def read(self, name: str) -> torch.Tensor:
         """See :class:`TensorSource`."""
         if name in self._parts and self._parts[name].stacked:
-            lists = self._parts[name].lists()
-            return torch.cat([torch.stack([self._checkpoint.read(part) for part in names]) for names in lists], dim=1)
+            return self._fused(name)
         return self._checkpoint.read(self._stored(name)[0])
+
+    def _fused(self, name: str) -> torch.Tensor:
+        """Put together in place: experts can be most of a model, and a second copy of them too much."""
+        fused = torch.empty(0)
+        row = 0
+        for names in self._parts[name].lists():
+            for expert, part in enumerate(names):
+                tensor = self._checkpoint.read(part)
+                if not len(fused):
+                    fused = torch.empty(self.shape(name), dtype=tensor.dtype)
+                fused[expert, row : row + len(tensor)] = tensor
+            row += len(tensor)
+        return fused
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises :class:`CheckpointError` where experts are missing or differ in shape."""
