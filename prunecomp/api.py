@@ -120,7 +120,7 @@ def prune(
     if metric == "given":
         check_order(options.given, subject.num_layers)  # before any work, not after the first pass
     replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
-    subject.check_export(chosen, repairs=compensation != "none", replaces=replaces)
+    subject.check_export(chosen, None if compensation == "none" else options.fold, replaces)
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
     eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):

@@ -240,6 +240,8 @@ class PruneResult:
             raise OptionError("the model was changed in place by apply(); save the model itself instead")
         decoder = self.subject.load()
         plan = plan_fold(decoder, self.stack, self.options.fold)
+        if plan.factors:
+            self.subject.check_fold(plan.form)
         return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
 
     def save(

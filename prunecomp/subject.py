@@ -17,7 +17,7 @@ from prunecomp.checkpoint.scales import check_repair
 from prunecomp.checkpoint.writer import copy_companions
 from prunecomp.data.sources import Tokenize
 from prunecomp.engine.placement import ModelShape, model_shape
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.families.document import needs_care
@@ -29,6 +29,7 @@ from prunecomp.model.loader import (
     load_decoder,
     read_config,
     resolve_model,
+    text_decoder_of,
 )
 from prunecomp.model.quantised import Dequantised, dequantised, method_of, quantisation, summary
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
@@ -89,9 +90,22 @@ class Subject:
         plain = self.plain_tensors()
         return plain.method if isinstance(plain, Dequantised) else None
 
-    def check_export(self, candidates: Collection[int], repairs: bool, replaces: bool) -> None:
-        """Raise for what is known before any work to have no export: of a compensation that ``repairs``, and possibly
-        ``replaces`` weights, or of any of the ``candidates``."""
+    part_of: str | None = None
+    """The ``model_type`` of the multimodal model whose text decoder this is, if it is one."""
+
+    def check_fold(self, form: str) -> None:
+        """Raise :class:`FoldError` where a fold cannot take this form."""
+        if form == "down" and self.part_of is not None:
+            raise FoldError(
+                f"--fold down scales the embedding, and in {self.part_of} images enter the stream beside it, unscaled: "
+                "use --fold up"
+            )
+
+    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+        """Raise for what is known before any work to have no export: of a compensation that is put in by a ``fold`` of
+        this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
+        if fold is not None:
+            self.check_fold(fold)
 
     def raw_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint stores it."""
@@ -130,6 +144,7 @@ class FolderSubject(Subject):
         self.folder = folder
         self.name = name
         self.config = read_config(folder)
+        self.part_of = text_decoder_of(folder, self.config)
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
         choose_attention(attention, self.config, choose_device(device), choose_dtype(dtype, self.config))
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
@@ -174,12 +189,13 @@ class FolderSubject(Subject):
     def layers(self) -> str:
         return layers_path(self._plain, families.find(self.config.model_type))
 
-    def check_export(self, candidates: Collection[int], repairs: bool, replaces: bool) -> None:
+    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+        super().check_export(candidates, fold, replaces)
         stated = quantisation(self.config)
         if stated is None:
             return
         family = families.find(self.config.model_type)
-        if repairs:
+        if fold is not None:
             decoder = Decoder(build_skeleton(self.config, self.dtype))
             check_repair(decoder, self.plain_tensors(), self.stored, replaces)
         lowest = min(candidates)  # every number above it changes
@@ -311,7 +327,6 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
     """What the adapter sees in a checkpoint, without loading its weights."""
     folder = resolve_model(model, allow_pickle)
     config = read_config(folder)
-    outer = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     checkpoint = open_checkpoint(folder, allow_pickle)
     skeleton: Any = build_skeleton(config, choose_dtype("auto", config))
     skeleton.tie_weights()
@@ -320,7 +335,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
     return {
         "model": str(model),
         "family": family.name,
-        "text_decoder_of": outer if outer != config.model_type else None,
+        "text_decoder_of": text_decoder_of(folder, config),
         "model_type": config.model_type,
         "layers": decoder.num_layers,
         "hidden_size": decoder.hidden_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def read_config(folder: Path) -> Any:
         config = text
     families.find(config.model_type)
     return config
+
+
+def text_decoder_of(folder: Path, config: Any) -> str | None:
+    """The ``model_type`` of the multimodal model in ``folder`` whose text decoder has this ``config``; None if the
+    decoder is all there is."""
+    stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return None if stated == config.model_type else str(stated)
 
 
 def build_skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> nn.Module:

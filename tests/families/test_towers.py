@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import prunecomp
-from prunecomp.errors import CheckpointError, OptionError
+from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe
 from tests.conftest import SEED
@@ -26,9 +26,11 @@ VISION: dict[str, Any] = {
 }  # fmt: skip
 TOWERS: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 8},
-               "vision_config": {"model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4},
+               "vision_config": {"model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4,
+               "image_token_index": 60},
     "mistral3": {"text_config": {"model_type": "mistral", "head_dim": 8}, "vision_config": {"model_type": "pixtral"}},
-    "llava": {"text_config": {"model_type": "llama"}, "vision_config": {"model_type": "clip_vision_model"}},
+    "llava": {"text_config": {"model_type": "llama"}, "vision_config": {"model_type": "clip_vision_model"},
+              "image_token_index": 60},
     "internvl": {"text_config": {"model_type": "qwen2"}, "vision_config": {"model_type": "internvl_vision"}},
     "paligemma": {"text_config": {"model_type": "gemma", "head_dim": 16}, "projection_dim": 32,
                   "vision_config": {"model_type": "siglip_vision_model", "projection_dim": 32}},
@@ -65,14 +67,11 @@ def tokens_for(generator: torch.Generator) -> torch.Tensor:
     return torch.randint(0, 60, (2, 14), generator=generator)
 
 
-@pytest.mark.parametrize("fold", ["up", "down"])
 @pytest.mark.parametrize("case", TOWERS)
-def test_a_text_decoder_is_pruned_inside_its_model(
-    case: str, fold: str, generator: torch.Generator, tmp_path: Path
-) -> None:
+def test_a_text_decoder_is_pruned_inside_its_model(case: str, generator: torch.Generator, tmp_path: Path) -> None:
     model = save_tower(case, tmp_path / "base")
     tokens = tokens_for(generator)
-    result = pruned_by(tmp_path / "base", tokens, LOWER, fold)
+    result = pruned_by(tmp_path / "base", tokens, LOWER, "up")
     decoder = result.subject.load()
     with decoder.evaluating():
         dense = decoder.logits(decoder.run(LayerStack.dense(8), tokens))
@@ -93,6 +92,51 @@ def test_a_text_decoder_is_pruned_inside_its_model(
     loaded = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
     if case != "paligemma":  # within a prompt it attends both ways, so a longer one is another computation
         assert_the_cache_holds(loaded, tokens[:1], 4)
+
+
+IMAGE = 60
+PIXELS: dict[str, int] = {"llava": 4, "gemma3": 4}
+"""Tokens of an image of 28 x 28."""
+
+
+@pytest.mark.parametrize("case", PIXELS)
+def test_images_are_seen_as_before(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    """Against the whole model with its layers taken out by hand and their scales put on the stream by hooks."""
+    model = save_tower(case, tmp_path / "base")
+    tokens = tokens_for(generator)[:1]
+    out = pruned_by(tmp_path / "base", tokens, LOWER, "up").save(tmp_path / "out")
+    seen = torch.cat([tokens[:, :3], torch.full((1, PIXELS[case]), IMAGE), tokens[:, 3:]], dim=1)
+    pixels = torch.randn(1, 3, 28, 28, generator=generator)
+    options: dict[str, Any] = {"input_ids": seen, "pixel_values": pixels, "use_cache": False}
+    if case == "gemma3":
+        options["token_type_ids"] = (seen == IMAGE).long()
+    layers = model.model.language_model.layers
+    scale = 1.0
+    for layer in range(8):  # a layer that goes passes the stream on, times its scale
+        if layer in LOWER:
+            scale = LOWER[layer]
+            layers[layer].register_forward_hook(
+                lambda _, args, kwargs, out, scale=scale: scale * (args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
+    loaded = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected, got = model(**options).logits, loaded(**options).logits
+        other = loaded(**{**options, "pixel_values": -pixels}).logits
+    assert float(token_errors(got, expected).max()) < EPSILON
+    assert float(token_errors(other, expected)[:, -1].max()) > EPSILON
+
+
+def test_an_embedding_beside_images_is_not_scaled(generator: torch.Generator, tmp_path: Path) -> None:
+    save_tower("llava", tmp_path / "base")
+    tokens = tokens_for(generator)
+    with pytest.raises(FoldError, match="in llava images enter the stream beside it, unscaled: use --fold up"):
+        prunecomp.prune(tmp_path / "base", 1, tokens, fold="down")
+    result = prunecomp.prune(tmp_path / "base", 2, tokens, fold="down", compensation="none")
+    result.save(tmp_path / "none")
+    result.stack = LayerStack.dense(8).remove(2, 1.5)
+    with pytest.raises(FoldError, match="use --fold up"):
+        result.save(tmp_path / "scaled")
 
 
 def test_the_newer_names_are_known_too(generator: torch.Generator, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ with a warning, and so are generation options that name layers.
 The text decoder of a multimodal model (Gemma 3, Llama 4, Mistral 3, LLaVA, InternVL, PaliGemma and others whose
 `text_config` is of a family in the table) is pruned where it stands: its tensors keep their prefix, everything else is
 copied, and `text_config` alone is cut. It is calibrated on text, attended to causally (PaliGemma attends both ways
-within a prompt when it generates).
+within a prompt when it generates), and folds `up`: images enter the stream beside the embedding, which `down` scales.
 
 Refused: """
 
