@@ -262,7 +262,13 @@ class ModelSubject(Subject):
         return self._decoder
 
     def tensors(self) -> TensorSource:
+        self._decoder.check_plain("a checkpoint of it")
         return ModuleTensors(self._decoder.model)
+
+    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+        super().check_export(candidates, fold, replaces)
+        if fold is not None:
+            self._decoder.check_plain("a fold")
 
     def raw_config(self) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(self.config.to_json_string())

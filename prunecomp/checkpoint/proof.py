@@ -53,6 +53,7 @@ def prove_fold(decoder: Decoder, stack: LayerStack, plan: FoldPlan, tokens: torc
     proofs: list[LayerProof] = []
     if not plan.stream_scales:
         return proofs
+    decoder.check_plain("a fold")
     with decoder.evaluating():
         stream, arguments = decoder.enter(tokens[:ROWS].unsqueeze(0))
         walk = decoder.weights.walk([(layer,) for layer in stack.alive])

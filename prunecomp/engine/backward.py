@@ -46,6 +46,7 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
     backward through it, twice the work of a forward, is not counted. Raises :class:`NumericalError` for a sum that is
     not finite.
     """
+    run.decoder.check_plain("the metric taylor")
     stack, parts = run.stack, run.current
     lowest, top = min(stack.position(layer) for layer in layers), len(stack.alive) - 1
     for part in parts:

@@ -29,6 +29,7 @@ class Magnitude(Metric):
     def score(self, evidence: Evidence) -> dict[int, float]:
         decoder, stack = evidence.decoder, evidence.stack
         if not self._sums:
+            decoder.check_plain("the metric magnitude")
             for (layer,) in decoder.weights.walk([(layer,) for layer in range(decoder.num_layers)]):
                 self._sums[layer] = layer_magnitude(decoder.layers[layer], decoder.family.writers)
         official = evidence.parity == "official"

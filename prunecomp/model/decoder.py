@@ -86,13 +86,16 @@ class Decoder:
                 f"the model has {len(self.layers)} layers, its config says {self.config.num_hidden_layers}"
             )
 
-    def _refuse_unknown_parts(self) -> None:
+    def check_plain(self, purpose: str) -> None:
+        """Raise :class:`CheckpointError` if the model holds quantised weights: they run, and cannot be looked at."""
         quantised = getattr(self.model, "hf_quantizer", None) is not None
         if quantised or not all(p.is_floating_point() and p.dtype.itemsize > 1 for p in self.model.parameters()):
             raise CheckpointError(
-                "this model holds quantised weights, which cannot be looked at or folded where they are. Give the "
-                "folder of its checkpoint instead, or load it with dequantize=True, or prune the model it was made from"
+                f"this model holds quantised weights, and {purpose} needs plain ones. Give the folder of its "
+                "checkpoint instead, or load it with dequantize=True, or prune the model it was made from"
             )
+
+    def _refuse_unknown_parts(self) -> None:
         owner, _, leaf = self.family.final_norm.rpartition(".")
         if getattr(self.model.get_submodule(owner), leaf, None) is None:
             raise CheckpointError(
@@ -194,6 +197,7 @@ class Decoder:
         """A parameter as its checkpoint holds it, on the CPU; not to be written to."""
         if self._source is not None:
             return self._source.read(name)
+        self.check_plain("this compensation")
         parameter: torch.Tensor = self.model.get_parameter(name)
         return parameter.detach().cpu()
 

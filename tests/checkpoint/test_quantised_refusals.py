@@ -167,12 +167,46 @@ def test_a_recipe_for_mergekit_is_refused(
     assert "mergekit does not read quantised weights" in " ".join(refused.stderr.split())
 
 
-def test_a_model_object_with_quantised_modules_is_refused() -> None:
-    model = build("llama")
-    weight = model.model.layers[1].mlp.up_proj.weight
-    model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(CheckpointError, match=r"holds quantised weights.*Give the folder"):
+class StoredInBytes(torch.nn.Module):
+    """A linear layer of int8 with one scale, as a library would put it into a model."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.scale = weight.abs().max() / 127
+        self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight * self.scale)
+
+
+def test_a_model_object_with_quantised_modules_runs_and_is_not_folded(
+    generator: torch.Generator, tmp_path: Path
+) -> None:
+    model, plain = build("llama"), build("llama")
+    for layer, other in zip(model.model.layers, plain.model.layers, strict=True):
+        layer.mlp.up_proj = StoredInBytes(layer.mlp.up_proj.weight.detach())
+        other.mlp.up_proj.weight.data = layer.mlp.up_proj.weight * layer.mlp.up_proj.scale
+    plain.load_state_dict({name: t for name, t in model.state_dict().items() if "up_proj" not in name}, strict=False)
+    tokens = draw_tokens(model, generator)
+    assert prunecomp.score(model, tokens).scores == prunecomp.score(plain, tokens).scores
+    assert (prunecomp.collect(model, tokens).cosine == prunecomp.collect(plain, tokens).cosine).all()
+    for metric in ("magnitude", "taylor"):
+        with pytest.raises(CheckpointError, match=f"the metric {metric} needs plain ones. Give the folder"):
+            prunecomp.score(model, tokens, metric=metric)
+    with pytest.raises(CheckpointError, match="holds quantised weights, and a fold needs plain ones"):
         prunecomp.prune(model, 1, TOKENS)
+    pruner = prunecomp.pruner_for(model, tokens)
+    pruner.remove(2)
+    with pytest.raises(CheckpointError, match="a fold needs plain ones"):
+        pruner.result().save(tmp_path / "out")
+    result = prunecomp.prune(model, 2, tokens, compensation="none")
+    with pytest.raises(CheckpointError, match="a checkpoint of it needs plain ones"):
+        result.save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    result.apply(model)
+    assert len(model.model.layers) == 4
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=tokens).logits).all()
 
 
 def test_integers_without_a_quantization_config_are_refused(
