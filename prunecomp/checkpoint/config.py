@@ -45,8 +45,8 @@ def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive:
     """The configuration of a model of which only the layers ``alive`` remain; the given one is left alone.
 
     Lists with one entry a layer are cut with the layers, lists of layers renumbered, thresholds move down by the layers
-    removed below them, and what a period says is said by a list. Raises :class:`CheckpointError` for a list whose
-    length is not the number of layers.
+    removed below them, and what a period says is said by a list, where layers move within the period. Raises
+    :class:`CheckpointError` for a list whose length is not the number of layers.
     """
     pruned = copy.deepcopy(config)
     pruned[family.layer_count] = len(alive)
@@ -69,7 +69,9 @@ def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive:
             removed_below = sum(1 for layer in range(min(threshold, num_layers)) if layer not in alive)
             pruned[name] = threshold - removed_below
     for name in family.layer_periods:
-        pruned.pop(name, None)
+        # Software that knows the period and not the list still reads what is left where whole periods went.
+        if name in pruned and not _keeps_places(number, pruned[name]):
+            del pruned[name]
     for name in family.extra_layers:
         if pruned.get(name):
             warnings.warn(
@@ -95,6 +97,11 @@ def prune_generation(config: dict[str, Any]) -> dict[str, Any]:
             stacklevel=2,
         )
     return {name: value for name, value in config.items() if name not in gone}
+
+
+def _keeps_places(number: dict[int, int], period: Any) -> bool:
+    """Whether every layer that remains, by its old and new number, has the place within a period that it had."""
+    return isinstance(period, int) and period > 0 and all(old % period == new % period for old, new in number.items())
 
 
 def _write_out_period(config: dict[str, Any], period: str, indices: str, num_layers: int) -> None:

@@ -144,6 +144,30 @@ def test_a_folder_is_pruned_like_the_model(case: str, generator: torch.Generator
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("removed", "left"),
+    [
+        ([1, 2, 3, 4], {"no_rope_layer_interval": 4, "interleave_moe_layer_step": 2}),
+        ([3, 4], {"interleave_moe_layer_step": 2}),
+        ([0, 3, 4], {}),
+    ],
+)
+def test_a_period_stays_in_the_config_where_it_stays_true(
+    removed: list[int], left: dict[str, int], generator: torch.Generator, tmp_path: Path
+) -> None:
+    """Software that knows Llama 4's periods and not its lists reads the model right where whole periods are gone."""
+    model = build("llama4")
+    model.config.no_rope_layer_interval, model.config.interleave_moe_layer_step = 4, 2
+    model.save_pretrained(tmp_path / "base")
+    stored = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert (stored["no_rope_layer_interval"], stored["interleave_moe_layer_step"]) == (4, 2)
+    tokens = draw_tokens(model, generator, windows=2, seqlen=14)
+    pruned_by(tmp_path / "base", tokens, dict.fromkeys(removed, 1.5), "up").save(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    periods = ("no_rope_layer_interval", "interleave_moe_layer_step")
+    assert {name: config[name] for name in periods if name in config} == left
+
+
 STORED_OTHERWISE = ["mixtral", "qwen3-moe", "deepseek-v3", "gpt-neox"]
 
 

@@ -27,9 +27,9 @@ COLUMNS = (
 FOOT = """
 The head is what the config of a checkpoint says; both are supported. Under a tied head `--fold down` divides the final
 norm's gain and bias. A gain of *1 + w* becomes `a (1 + w) - 1`. Layer lists that a config leaves out are written out
-before they are cut; fields that give the kinds of layers as a period are dropped for the list that says the same, or,
-where a list of layers overrules the period, set to 1. Layers behind the last that predict further tokens are dropped
-with a warning, and so are generation options that name layers.
+before they are cut; fields that give the kinds of layers as a period are dropped for the list that says the same (but
+where whole periods go, and the period stays true), or, where a list of layers overrules the period, set to 1. Layers
+behind the last that predict further tokens are dropped with a warning, and so are generation options that name layers.
 
 The text decoder of a multimodal model (Gemma 3, Llama 4, Mistral 3, LLaVA, InternVL, PaliGemma and others whose
 `text_config` is of a family in the table) is pruned where it stands: its tensors keep their prefix, everything else is

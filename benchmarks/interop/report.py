@@ -1,0 +1,118 @@
+"""What the checks found: as a table, as plain data, and as docs/interop.md."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.interop.suite import CHECKS
+
+HEADINGS = ("software", "export", "compared", "values", "error", "tolerance", "control", "verdict")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison of what other software makes of an export with what we say of it."""
+
+    software: str
+    export: str
+    compared: str
+    error: float
+    tolerance: float
+    control: float | None = None
+    """The same error against a model that it must not be taken for; None where there is no such model."""
+    values: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """An error that is not finite does not pass, nor a comparison that the control would pass."""
+        sees = self.control is None or self.control > self.tolerance
+        return math.isfinite(self.error) and self.error <= self.tolerance and sees
+
+    def record(self) -> dict[str, Any]:
+        """For JSON, which has no infinity: null is a number that is not finite."""
+        return {
+            "software": self.software,
+            "export": self.export,
+            "compared": self.compared,
+            "values": self.values,
+            "error": _finite(self.error),
+            "tolerance": self.tolerance,
+            "control": _finite(self.control),
+            "verdict": "pass" if self.passed else "fail",
+        }
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def cells(finding: dict[str, Any]) -> list[str]:
+    control = "" if finding["control"] is None else f"{finding['control']:.3g}"
+    error = "not finite" if finding["error"] is None else f"{finding['error']:.3g}"
+    return [
+        finding["software"],
+        finding["export"],
+        finding["compared"],
+        finding["values"],
+        error,
+        f"{finding['tolerance']:.3g}",
+        control,
+        finding["verdict"],
+    ]
+
+
+def table(findings: list[dict[str, Any]]) -> Table:
+    result = Table(title="exports of the bundled model in other software")
+    for heading in HEADINGS:
+        number = heading in ("error", "tolerance", "control")
+        result.add_column(heading, justify="right" if number else "left", no_wrap=heading != "compared")
+    for finding in findings:
+        result.add_row(*cells(finding), style=None if finding["verdict"] == "pass" else "bold red")
+    return result
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """docs/interop.md of a recorded run."""
+    passed = sum(finding["verdict"] == "pass" for finding in record["findings"])
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    removed = ", ".join(map(str, record["removed"]))
+    lines = [
+        "# Other software loads what we export",
+        "",
+        "Made by `make interop`, which sets up an environment of its own (compiling llama.cpp takes some minutes), "
+        "exports the bundled model and gives the exports to other software. Nothing is fetched but from the package "
+        "index. `make test` does not run it.",
+        "",
+        f"**{passed} of {len(record['findings'])} comparisons pass**, on {record['machine']} with Python "
+        f"{record['python']}: {versions}.",
+        "",
+        f"The exports have layers {removed} of the bundled model removed by block influence, and differ in what took "
+        "their place: the paper's scale folded up, the same folded down, or the linear repair. They are stored in "
+        "bfloat16, as the model is, and all sides compute in float32.",
+        "",
+        "*Control* is the error of the same comparison with a model that it must not be taken for: an export with the "
+        "same layers removed and nothing put in their place, unless told otherwise below. A comparison passes if its "
+        "error is within the tolerance and the control's is not.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
+        *("| " + " | ".join(cells(finding)) + " |" for finding in record["findings"]),
+        "",
+        "## What each check does",
+        "",
+        *(f"- **{name}**: {check.about}" for name, check in CHECKS.items()),
+        "",
+        "[`benchmarks/results/interop.json`](../benchmarks/results/interop.json) has the figures in full; "
+        "[`benchmarks/interop`](../benchmarks/interop) is the code.",
+    ]
+    return "\n".join(line if line.startswith("|") else _wrapped(line) for line in lines) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
