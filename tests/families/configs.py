@@ -23,6 +23,13 @@ LATENT: dict[str, Any] = {
 }  # fmt: skip
 
 FAMILIES: dict[str, dict[str, Any]] = {
+    "llama3": {"model_type": "llama", "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}},
+    "mistral": {"model_type": "mistral", "sliding_window": 8, "head_dim": 16},
+    "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16, "use_sliding_window": True, "sliding_window": 8,
+              "max_window_layers": 4, "attention_bias": True, "tie_word_embeddings": True},
     "gemma": {"model_type": "gemma", "head_dim": 16},
     "gemma2": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "gemma3": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16,
@@ -64,6 +71,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 FOLLOWS: dict[str, dict[str, Any]] = {
+    "qwen2": {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 3, "max_window_layers": 2},
+    "qwen3": {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 3, "max_window_layers": 2},
     "gemma2": {"layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention",
                                "full_attention"]},
     "gemma3": {"layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention",
