@@ -12,6 +12,7 @@ from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
+from prunecomp.metrics import METRICS
 from prunecomp.model.families import families
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
 
@@ -52,12 +53,15 @@ class RunPlan:
     device: str
     dtype: str
     layers: int
+    metric: str
     windows: int
     seqlen: int
     shape: ModelShape
     placement: Placement
     compiled: bool
     """Whether ``--compile auto`` would compile the layers."""
+    adds: str
+    """What the metric does in a round beside the pass, in words: it is not counted below."""
     first_round: Work
     later_round: Work
     """On average, if cuts fall anywhere with equal chance."""
@@ -85,6 +89,8 @@ def plan(
     model: str | Path,
     layers: int,
     *,
+    metric: str = "bi",
+    span: int | None = None,
     samples: int = 128,
     seqlen: int | None = None,
     dtype: str = "auto",
@@ -93,7 +99,11 @@ def plan(
     host_memory: int | None = None,
     disk: str | Path | None = None,
 ) -> RunPlan:
-    """Plan a run from a model's config alone; rates are measured on the machine, which takes about a second."""
+    """Plan a run from a model's config alone; rates are measured on the machine, which takes about a second.
+
+    The placement has room for what the ``metric`` takes, for blocks of ``span`` layers (by default as
+    :func:`prunecomp.prune` has them); the work is that of its passes.
+    """
     folder = resolve_model(model, weights=False)
     config = read_config(folder)
     where, compute_dtype = choose_device(device), choose_dtype(dtype, config)
@@ -105,7 +115,9 @@ def plan(
     seqlen = seqlen or default_seqlen(config)
     states = None if disk is None else Path(disk)
     memory = available_memory(where, device_memory, host_memory, states)
-    placement = place(shape, samples, seqlen, memory, where)
+    scorer = METRICS[metric]()
+    size = span or (layers if scorer.one_block else 1)
+    placement = place(shape, samples, seqlen, memory, where, demand=scorer.demand(shape, size))
     first, later, total = rounds(shape, placement, samples, seqlen, layers)
     rates = measure_rates(where, compute_dtype, shape.hidden_size, folder, states)
     return RunPlan(
@@ -113,11 +125,13 @@ def plan(
         device=str(where),
         dtype=str(compute_dtype).removeprefix("torch."),
         layers=layers,
+        metric=metric,
         windows=samples,
         seqlen=seqlen,
         shape=shape,
         placement=placement,
         compiled=should_compile("auto", total.flops, where),
+        adds=scorer.adds,
         first_round=first,
         later_round=later,
         total=total,

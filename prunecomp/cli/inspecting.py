@@ -19,9 +19,11 @@ from prunecomp.cli.options import (
     DtypeOption,
     HostMemory,
     Json,
+    Metric,
     Model,
     Samples,
     Seqlen,
+    Span,
     parse_size,
 )
 from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
@@ -91,6 +93,8 @@ def info(
 def plan(
     model: Model,
     layers: Annotated[int, typer.Option(min=1, help="how many layers to remove", show_default=False)],
+    metric: Metric = "bi",
+    span: Span = None,
     samples: Samples = 128,
     seqlen: Seqlen = None,
     dtype: DtypeOption = Dtype.auto,
@@ -102,7 +106,7 @@ def plan(
 ) -> None:
     """What a run would do: bytes, FLOPs, the bound that holds, memory in each tier. Loads no weights."""
     made = prunecomp.plan(
-        model, layers, samples=samples, seqlen=seqlen, dtype=dtype.value, device=device,
+        model, layers, metric=metric, span=span, samples=samples, seqlen=seqlen, dtype=dtype.value, device=device,
         device_memory=parse_size("--device-memory", device_memory),
         host_memory=parse_size("--host-memory", host_memory), disk=disk,
     )  # fmt: skip

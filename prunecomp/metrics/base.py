@@ -74,6 +74,9 @@ class Metric:
     backward = False
     """Whether scores come from gradients, for which the engine is to keep states."""
 
+    adds: str = ""
+    """The work of a round beside its pass, in words; none where statistics are all it reads."""
+
     def needs_gram(self, span: int, parity: str | None = None) -> bool:
         """Whether the engine is to take the Gram matrix of all states."""
         return False

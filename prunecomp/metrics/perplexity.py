@@ -35,6 +35,7 @@ class LeaveOneOut(Metric):
     looks_ahead = True
     ends_early = True
     reads_states = True
+    adds = "a run of the layers above each candidate: half the square of their number, where none is kept"
 
     def __init__(self) -> None:
         self._losses: WeakKeyDictionary[Part, _Losses] = WeakKeyDictionary()

@@ -19,6 +19,7 @@ class Taylor(Metric):
     """
 
     backward = True
+    adds = "a backward pass, of three times a layer-forward for each layer from the lowest candidate up"
 
     def score(self, evidence: Evidence) -> dict[int, float]:
         return saliences(evidence.run, evidence.candidates, is_weight)

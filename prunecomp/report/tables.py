@@ -107,6 +107,8 @@ def plan_tables(plan: RunPlan) -> list[Table]:
             decimal(sum(part.state_nbytes.values())),
         )  # fmt: skip
     work.caption = "rounds after the first: on average, if cuts fall anywhere with equal chance"
+    if plan.adds:
+        work.caption += f". {plan.metric} adds to each {plan.adds}"
     time = Table(title=f"time at the rates measured here; the bound is {plan.bound}")
     for heading in ("resource", "rate", "seconds"):
         time.add_column(heading, justify="left" if heading == "resource" else "right")

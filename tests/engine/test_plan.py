@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import prunecomp
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
-from tests.models import build
+from tests.models import build, draw_tokens
 
 MEASURED = """
 import sys, threading, time
@@ -136,6 +137,17 @@ def test_more_memory_keeps_more_and_recomputes_less(tmp_path: Path) -> None:
     assert forwards == sorted(forwards, reverse=True)
     # With every boundary kept, a cut that may fall anywhere leaves half of the layers to run again.
     assert forwards[-1] == pytest.approx(8 + sum(alive / 2 for alive in (7, 6, 5)))
+
+
+@pytest.mark.parametrize(("metric", "span"), [("bi", None), ("bi", 2), ("span", None), ("ppl", None), ("taylor", None)])
+def test_a_plan_places_what_the_metric_takes(tmp_path: Path, metric: str, span: int | None) -> None:
+    model = build("llama", num_hidden_layers=10)
+    model.save_pretrained(tmp_path / "base")
+    options = {"metric": metric, "span": span, "device": "cpu", "device_memory": 3_000_000, "disk": tmp_path}
+    tokens = draw_tokens(model, torch.Generator().manual_seed(3), windows=4, seqlen=24)
+    plan = prunecomp.plan(tmp_path / "base", 2, samples=4, seqlen=24, **options)
+    assert plan.placement == prunecomp.prune(tmp_path / "base", 2, tokens, **options).placement
+    assert bool(plan.adds) == (metric in ("ppl", "taylor"))
 
 
 def test_impossible_plans_are_refused(tmp_path: Path) -> None:
