@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunecomp.checkpoint.config import prune_config, prune_generation, written_out
-from prunecomp.errors import CheckpointError, FoldError, PrunecompWarning
+from prunecomp.errors import CheckpointError, FoldError, OutputError, PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import TABLE, families
 from prunecomp.model.families.document import families_page
@@ -66,6 +66,22 @@ def test_an_adapter_that_forgets_something_is_caught_by_the_proof(
     decoder = result.subject.load()
     decoder.family = dataclasses.replace(decoder.family, **forgotten)
     with pytest.raises(FoldError, match=r"layer \d cannot take a stream scaled by"):
+        result.save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wrong_experts_are_noticed_as_the_export_is_read_back(
+    dtype: torch.dtype, generator: torch.Generator, tmp_path: Path
+) -> None:
+    """Where single tokens may go to other experts for a rounding, the median over tokens tells."""
+    model = build("deepseek-v3").to(dtype)
+    result = pruned_by(model, draw_tokens(model, generator, windows=2, seqlen=14), LOWER, "up")
+    plan, proofs = result.prove()
+    wrong = dict(plan.factors)
+    wrong["model.layers.7.mlp.experts.down_proj"] *= 3.0
+    result.prove = lambda: (dataclasses.replace(plan, factors=wrong), proofs)  # type: ignore[method-assign]
+    with pytest.raises(OutputError, match="its logits are off by"):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
