@@ -316,10 +316,13 @@ def open_subject(
     return ModelSubject(model, tokenizer)
 
 
-def quantised_by(model: str | Path) -> str | None:
-    """The method by which a checkpoint is quantised, if it is; only its config is fetched."""
-    stated = quantisation(read_config(resolve_model(model, weights=False)))
-    return None if stated is None else method_of(stated)
+def stored_as(model: str | Path) -> tuple[str | None, str | None]:
+    """The method by which a checkpoint is quantised, and the larger model whose text decoder it is, if so; only its
+    config is fetched."""
+    folder = resolve_model(model, weights=False)
+    config = read_config(folder)
+    stated = quantisation(config)
+    return None if stated is None else method_of(stated), text_decoder_of(folder, config)
 
 
 def _over_layers(decoder: Decoder, tensors: Callable[[int], list[str]]) -> list[str]:

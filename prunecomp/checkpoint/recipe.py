@@ -20,12 +20,18 @@ HEADER = (
 )
 
 
-def check_recipe(fold: str, compensation: str, base: str | None, quantised: str | None = None) -> None:
+def check_recipe(
+    fold: str, compensation: str, base: str | None, quantised: str | None = None, part_of: str | None = None
+) -> None:
     """Raise :class:`OptionError` for what is known before any work to have no recipe."""
+    if part_of is not None:
+        raise OptionError(f"--recipe: mergekit does not look for the text decoder of a {part_of} model; leave it out")
     if quantised is not None:
         raise OptionError(f"--recipe: mergekit does not read quantised weights ({quantised}); leave it out")
     if base is None:
         raise OptionError("--recipe: mergekit reads a folder or a hub id, and this model has neither")
+    if compensation == "linear":
+        raise OptionError("--recipe: linear puts new weights into layers, which no scale of mergekit's can make")
     if fold == "down" and compensation != "none":
         raise OptionError(
             "--recipe with --fold down: the embedding and the final norm change too, and mergekit's slices scale "
@@ -43,8 +49,7 @@ def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None, layers: str
     check_recipe(plan.form, "none" if not plan.factors else "scale", base, quantised)
     if layers != decoder.family.layers:
         raise OptionError(
-            f"--recipe: the files have the layers as {layers}, of the text decoder of a larger model or of a bare "
-            "backbone, where mergekit does not look"
+            f"--recipe: the files have the layers as {layers}, where mergekit does not look; leave it out"
         )
     if plan.replaced:
         raise OptionError("--recipe: this compensation put new weights into layers, which no scale can make")

@@ -51,7 +51,7 @@ from prunecomp.engine.progress import silent
 from prunecomp.journal import journal_path, remove_journal
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
 from prunecomp.result import RECORD
-from prunecomp.subject import quantised_by
+from prunecomp.subject import stored_as
 
 
 def only_the_journal_is_left(out: Path) -> bool:
@@ -121,7 +121,7 @@ def prune(
             return
         from_leader(lambda: check_output(out))
         if recipe:
-            check_recipe(fold.value, compensation, model, quantised_by(model))
+            check_recipe(fold.value, compensation, model, *stored_as(model))
         progress = progress_on_stderr() if job.leads else silent
         result = prunecomp.prune(
             model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
+from typer.testing import CliRunner
 
 import prunecomp
+from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe
@@ -197,5 +199,9 @@ def test_a_multimodal_model_object_is_told_to_come_as_a_folder(tmp_path: Path) -
 def test_no_recipe_for_a_part_of_a_model(generator: torch.Generator, tmp_path: Path) -> None:
     save_tower("llava", tmp_path / "base")
     result = pruned_by(tmp_path / "base", tokens_for(generator), LOWER, "up")
-    with pytest.raises(OptionError, match=r"--recipe: .* text decoder of a larger model"):
+    with pytest.raises(OptionError, match=r"--recipe: the files have the layers as language_model\.model\.layers"):
         result.save(tmp_path / "out", recipe=True)
+    command = ["prune", tmp_path / "base", "--layers", 1, "--calibration", "none.txt", "--out", tmp_path / "o"]
+    refused = CliRunner().invoke(app, [*map(str, command), "--recipe"])
+    assert refused.exit_code == OptionError.exit_code
+    assert "text decoder of a llava model" in " ".join(refused.stderr.split())
