@@ -67,8 +67,9 @@ def read_config(folder: Path) -> Any:
 def text_decoder_of(folder: Path, config: Any) -> str | None:
     """The ``model_type`` of the multimodal model in ``folder`` whose text decoder has this ``config``; None if the
     decoder is all there is."""
-    stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    return None if stated == config.model_type else str(stated)
+    stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    inside = "text_config" in stated and stated.get("model_type") != config.model_type
+    return str(stated.get("model_type")) if inside else None
 
 
 def build_skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> nn.Module:
