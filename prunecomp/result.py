@@ -18,7 +18,6 @@ from prunecomp.checkpoint.config import prune_generation, prune_stored
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
-from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.checkpoint.scales import plan_as_stored
 from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
 from prunecomp.checkpoint.writer import (
@@ -282,7 +281,7 @@ class PruneResult:
                 some = self.calibration.take(slice(0, WINDOWS))
                 shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
                 tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-                self.verified = verify_export(folder, digests, self.subject.load(), self.stack, proofs, tokens)
+                self.verified = verify_export(folder, digests, decoder, self.stack, proofs, tokens)
             record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
             write_json(folder / RECORD, record)
             write_text(folder / CARD, model_card(self._card(command)))
@@ -299,8 +298,7 @@ class PruneResult:
         config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
         stated = config.get("quantization_config")
         if stated is not None:
-            modules = {name.rpartition(".")[0] for name in subject.tensors().names()}
-            config["quantization_config"] = renumber_rules(stated, family, subject.layers, plan.renumber, modules)
+            config["quantization_config"] = subject.renumber_rules(stated, plan.renumber)
         return config
 
     def _prune_generation(self, path: Path) -> None:

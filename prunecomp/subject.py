@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,12 @@ class Subject:
         """The method by which weights are quantised, if they are."""
         plain = self.plain_tensors()
         return plain.method if isinstance(plain, Dequantised) else None
+
+    def renumber_rules(self, stated: Any, renumber: Mapping[int, int]) -> Any:
+        """``stated``, the ``quantization_config``, once layers have the numbers of ``renumber``. Raises
+        :class:`CheckpointError` for a rule that cannot follow them."""
+        modules = {name.rpartition(".")[0] for name in self.tensors().names()}
+        return renumber_rules(stated, families.find(self.config.model_type), self.layers, renumber, modules)
 
     part_of: str | None = None
     """The ``model_type`` of the multimodal model whose text decoder this is, if it is one."""
@@ -194,14 +200,12 @@ class FolderSubject(Subject):
         stated = quantisation(self.config)
         if stated is None:
             return
-        family = families.find(self.config.model_type)
         if fold is not None:
             decoder = Decoder(build_skeleton(self.config, self.dtype))
             check_repair(decoder, self.plain_tensors(), self.stored, replaces)
         lowest = min(candidates)  # every number above it changes
         alive = [layer for layer in range(self.num_layers) if layer != lowest]
-        modules = {name.rpartition(".")[0] for name in self._tensors.names()}
-        renumber_rules(stated, family, self.layers, {layer: number for number, layer in enumerate(alive)}, modules)
+        self.renumber_rules(stated, {layer: number for number, layer in enumerate(alive)})
 
     def raw_config(self) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))

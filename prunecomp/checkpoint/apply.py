@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from prunecomp.checkpoint.config import prune_config, written_out
+from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
@@ -36,8 +36,7 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     owner, _, leaf = decoder.family.layers.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.ModuleList(survivors))
     config: Any = decoder.config
-    before = written_out({}, config, decoder.family)
-    for name, value in prune_config(before, decoder.family, stack.num_layers, stack.alive).items():
+    for name, value in prune_stored({}, config, decoder.family, stack.num_layers, stack.alive).items():
         setattr(config, name, value)
 
 

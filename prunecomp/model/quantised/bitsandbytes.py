@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from prunecomp.errors import CheckpointError
-from prunecomp.model.quantised.stored import Settings, StoredWeight, check_dtype, pieces
+from prunecomp.model.quantised.stored import Settings, StoredWeight, check_dtype, check_there, pieces
 from prunecomp.model.weights import StoredTensors
 
 STATE = ".quant_state.bitsandbytes__"
@@ -84,7 +84,7 @@ def weights(files: StoredTensors, stated: Settings) -> dict[str, StoredWeight]:
         if state:
             nested = [f"{owner}.{part}" for part in ("nested_absmax", "nested_quant_map") if f"{owner}.{part}" in names]
             parts = (owner, f"{owner}.absmax", f"{owner}.quant_map", name, *nested)
-            _check_there(files, parts, names)
+            check_there(files, parts, names)
             if kind not in ("nf4", "fp4"):
                 raise CheckpointError(f"{files.location(name)}: {owner} is stored as {kind}; nf4 and fp4 are read")
             check_dtype(files, parts[1], {torch.uint8} if nested else {torch.float32})
@@ -93,14 +93,8 @@ def weights(files: StoredTensors, stated: Settings) -> dict[str, StoredWeight]:
             owner = name.removesuffix(".SCB")
             marks = [f"{owner}.weight_format"] if f"{owner}.weight_format" in names else []
             parts = (f"{owner}.weight", name, *marks)
-            _check_there(files, parts, names)
+            check_there(files, parts, names)
             check_dtype(files, parts[0], {torch.int8})
             check_dtype(files, name, {torch.float32})
             found[f"{owner}.weight"] = EightBits(parts, (name,))
     return found
-
-
-def _check_there(files: StoredTensors, parts: tuple[str, ...], names: set[str]) -> None:
-    for part in parts:
-        if part not in names:
-            raise CheckpointError(f"{files.folder}: the quantised {parts[0]} lacks {part}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from prunecomp.errors import CheckpointError
-from prunecomp.model.quantised.stored import Settings, StoredWeight, check_dtype
+from prunecomp.model.quantised.stored import Settings, StoredWeight, check_dtype, check_there
 from prunecomp.model.weights import StoredTensors
 
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -54,8 +54,7 @@ def weights(files: StoredTensors, stated: Settings) -> dict[str, StoredWeight]:
             continue
         owner = name.removesuffix("_blocks")
         scales = f"{owner}_scales"
-        if scales not in names:
-            raise CheckpointError(f"{files.location(name)}: {name} is there, and {scales} is not")
+        check_there(files, (name, scales), names)
         for part in (name, scales):
             check_dtype(files, part, {torch.uint8})
         shape = files.shape(name)

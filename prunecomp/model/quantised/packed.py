@@ -18,6 +18,7 @@ from prunecomp.model.quantised.stored import (
     Settings,
     StoredWeight,
     check_dtype,
+    check_there,
     in_order,
     no_scale_to_fold,
     pieces,
@@ -171,7 +172,7 @@ def _packed(files: StoredTensors, group_size: int, bits: int | None, offset: int
         if leaf != "qweight":
             continue
         parts = [name, f"{owner}.qzeros", f"{owner}.scales"]
-        _check_parts(files, owner, parts, names)
+        _check_parts(files, parts, names)
         index = f"{owner}.g_idx"
         if index in names and bits is not None:
             parts.append(index)
@@ -180,9 +181,7 @@ def _packed(files: StoredTensors, group_size: int, bits: int | None, offset: int
     return found
 
 
-def _check_parts(files: StoredTensors, owner: str, parts: Sequence[str], names: set[str]) -> None:
-    for part in parts:
-        if part not in names:
-            raise CheckpointError(f"{files.location(parts[0])}: {parts[0]} is there, and {part} is not")
+def _check_parts(files: StoredTensors, parts: Sequence[str], names: set[str]) -> None:
+    check_there(files, parts, names)
     for part in parts[:2]:
         check_dtype(files, part, {torch.int32})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,13 @@ def check_blocks(
             f"{files.location(name)}: {name} is {list(scale)}; a weight of {list(shape)} in blocks of {list(block)} "
             f"has {[*shape[:-2], *wanted]} scales"
         )
+
+
+def check_there(files: StoredTensors, parts: Sequence[str], names: Collection[str]) -> None:
+    """Raise :class:`CheckpointError` unless all ``parts`` of a weight, its first one aside, are among the ``names``."""
+    for part in parts:
+        if part not in names:
+            raise CheckpointError(f"{files.location(parts[0])}: {parts[0]} is there, and {part} is not")
 
 
 def check_dtype(files: StoredTensors, name: str, allowed: set[torch.dtype]) -> None:
