@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
     {"errors"},
+    {"plain"},
     {"registry"},
     {"kernels"},
     {"ops"},

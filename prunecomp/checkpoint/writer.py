@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
 from prunecomp.model.weights import INDEX, SINGLE, TensorSource
+from prunecomp.plain import json_text
 
 GENERATION = "generation_config.json"
 CARRIED_FILES = (GENERATION, "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
@@ -139,7 +139,7 @@ def write_tensors(
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from rich.text import Text
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
 from prunecomp.errors import PrunecompError, PrunecompWarning
+from prunecomp.plain import json_text
 from prunecomp.report.progress import RichProgress
 
 app = typer.Typer(
@@ -65,4 +65,4 @@ def progress_on_stderr() -> Progress:
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json_text(value, ascii_only=True) + "\n")
