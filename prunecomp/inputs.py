@@ -16,11 +16,7 @@ from prunecomp.data.windows import (
     draw_windows,
 )
 from prunecomp.engine.placement import free_host_memory
-from prunecomp.errors import OptionError
 from prunecomp.subject import Subject
-
-TOKEN_NBYTES = 8
-"""Windows are int64."""
 
 
 def calibration_windows(
@@ -34,12 +30,7 @@ def calibration_windows(
         read = read_documents(source, subject.tokenize, subject.vocab_size)
         return in_context(subject, draw_documents(read, samples, length, seed))
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    if tokens.tokens.ndim == 1 and samples * length * TOKEN_NBYTES > (room := free_host_memory()):
-        raise OptionError(
-            f"--samples {samples} --seqlen {length}: the windows alone take {samples * length * TOKEN_NBYTES:,} bytes, "
-            f"and {room:,} are free: give at most --samples {max(1, room // (2 * length * TOKEN_NBYTES))}"
-        )
-    return in_context(subject, draw_windows(tokens, samples, length, seed))
+    return in_context(subject, draw_windows(tokens, samples, length, seed, free_host_memory()))
 
 
 def evaluation_windows(subject: Subject, source: Any, seqlen: int | None) -> Windows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,9 @@ def named_texts(given: Any) -> dict[str, Any]:
         if not isinstance(text, str | Path):
             raise OptionError("token ids need a name to go by: give eval={'name': array}")
         name, named, source = str(text).partition("=")
-        if not named or Path(text).is_file():
+        if not named or os.path.isfile(text):
             source = str(text)
-            name = Path(text).stem if Path(text).is_file() else source
+            name = Path(text).stem if os.path.isfile(text) else source
         if not name or not source:
             raise OptionError(f"--eval {text}: write NAME=PATH, a path, or the name of a text")
         if name in texts:

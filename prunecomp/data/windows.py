@@ -148,12 +148,12 @@ def check_context(length: int, rows: int | None, context: int | None) -> None:
         )
 
 
-def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> Windows:
+def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room: int | None = None) -> Windows:
     """Draw ``samples`` windows of ``seqlen`` tokens.
 
     Windows do not overlap where the source is long enough for that many disjoint ones; a shorter source is sampled
     with overlap. A 2-D source is taken as it stands. Raises :class:`DataError` if it is too short for one window, and
-    :class:`OptionError` for more windows than it can be meant to give.
+    :class:`OptionError` for more windows than it can be meant to give, or than fit in ``room`` bytes.
     """
     if source.tokens.ndim == 2:
         return _as_windows(source)
@@ -170,6 +170,11 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> W
         raise OptionError(
             f"--samples {samples}: {source.name} gives {usable} tokens, which make {disjoint} windows of {seqlen} that "
             f"do not overlap, and {differing} that differ: give at most {max(FEW, differing)}"
+        )
+    if room is not None and samples * seqlen * source.tokens.itemsize > room:
+        raise OptionError(
+            f"--samples {samples} --seqlen {seqlen}: these windows take {samples * seqlen * source.tokens.itemsize:,} "
+            f"bytes, and {room:,} are free: give at most --samples {room // (2 * seqlen * source.tokens.itemsize)}"
         )
     random = np.random.default_rng(seed)
     if disjoint >= samples:
