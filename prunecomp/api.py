@@ -14,7 +14,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
-from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, disk_folder, place, should_compile
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import JournalError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
@@ -356,8 +356,7 @@ def place_run(
     demand: Demand | None = None,
 ) -> Placement:
     """The placement of a run over ``windows`` within limits in bytes; no weights are loaded."""
-    folder = None if disk is None else Path(disk)
-    memory = available_memory(subject.device, device_memory, host_memory, folder, processes=processes_here())
+    memory = available_memory(subject.device, device_memory, host_memory, disk_folder(disk), processes=processes_here())
     # Every process must come to the same placement.
     on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
     memory = Memory(on_device, on_host, on_disk, memory.disk_folder)

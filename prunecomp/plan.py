@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.data.windows import default_seqlen
-from prunecomp.engine.placement import ModelShape, Placement, available_memory, model_shape, place, should_compile
+from prunecomp.engine.placement import (
+    ModelShape,
+    Placement,
+    available_memory,
+    disk_folder,
+    model_shape,
+    place,
+    should_compile,
+)
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
 from prunecomp.engine.states import Tier
@@ -113,7 +121,7 @@ def plan(
     if not 0 < layers < shape.num_layers:
         raise OptionError(f"--layers {layers}: the model has {shape.num_layers}; give 1 to {shape.num_layers - 1}")
     seqlen = seqlen or default_seqlen(config)
-    states = None if disk is None else Path(disk)
+    states = disk_folder(disk)
     memory = available_memory(where, device_memory, host_memory, states)
     scorer = METRICS[metric]()
     size = span or (layers if scorer.one_block else 1)

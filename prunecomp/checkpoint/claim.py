@@ -83,7 +83,7 @@ def claimed(
     if _owners.get(lock) == me:
         yield
         return
-    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
     try:
         descriptor = _opened(lock)
         if descriptor is None:

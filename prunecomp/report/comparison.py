@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.journal import partial, write_whole
+from prunecomp.plain import brief, read_object
 
 try:
     from matplotlib.axes import Axes
@@ -43,6 +45,8 @@ def save_record(result: Comparison, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(result.record(), indent=1) + "\n").encode())
     except OSError as error:
+        with suppress(OSError):
+            folder.rmdir()  # where it is empty: nothing was measured before
         raise OutputError(f"{path} cannot be written: {error}") from error
 
 
@@ -50,9 +54,10 @@ def load_record(folder: Path) -> Comparison:
     """What :func:`save_record` wrote. Raises :class:`JournalError` where it cannot be read."""
     path = folder / RECORD
     try:
-        return Comparison.from_record(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
+        return Comparison.from_record(read_object(path, JournalError, "give another --out"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = brief(f"{type(error).__name__}: {error}")
+        raise JournalError(f"{path} cannot be read as a comparison ({reason}): give another --out") from None
 
 
 def save_tables(result: Comparison, folder: Path) -> list[Path]:
