@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.claim import claimed
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
-from prunecomp.engine.placement import (
-    Demand,
-    Memory,
-    Placement,
-    available_memory,
-    place,
-    should_compile,
-)
+from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, disk_folder, place, should_compile
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import OptionError
+from prunecomp.errors import JournalError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import Journal
@@ -138,25 +133,23 @@ def prune(
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
-    log = (
-        None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
-    )
-    decoder = load(subject, placement, compiled)
-    pruner = pruner_of(
-        decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
-    )
-    rounds = run_rounds(
-        pruner, layers, chosen, one_shot,
-        done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
-        on_round=None if log is None else log.append,
-    )  # fmt: skip
-    measured: dict[str, float] | None = None
-    if eval_windows is not None:
-        dense = LayerStack.dense(decoder.num_layers)
-        measured = {
-            "dense": perplexity(decoder, dense, eval_windows, placement, progress),
-            "pruned": perplexity(decoder, pruner.stack, eval_windows, placement, progress),
-        }
+    with open_journal(journal, resume, subject, options, windows, placement, compiled, chosen) as log:
+        decoder = load(subject, placement, compiled)
+        pruner = pruner_of(
+            decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
+        )
+        rounds = run_rounds(
+            pruner, layers, chosen, one_shot,
+            done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
+            on_round=None if log is None else log.append,
+        )  # fmt: skip
+        measured: dict[str, float] | None = None
+        if eval_windows is not None:
+            dense = LayerStack.dense(decoder.num_layers)
+            measured = {
+                "dense": perplexity(decoder, dense, eval_windows, placement, progress),
+                "pruned": perplexity(decoder, pruner.stack, eval_windows, placement, progress),
+            }
     return PruneResult(
         options=options,
         subject=subject,
@@ -212,20 +205,33 @@ def pruner_of(
     )  # fmt: skip
 
 
+@contextmanager
 def open_journal(
-    path: Path,
+    path: str | Path | None,
     resume: bool,
     subject: Subject,
     options: PruneOptions,
     windows: Windows,
     placement: Placement,
     compiled: bool,
-) -> Journal:
-    """The journal of a run, bound to all that its choices depend on."""
+    candidates: Collection[int],
+) -> Iterator[Journal | None]:
+    """The journal of a run, bound to all that its choices depend on, and to this run while it lasts."""
+    if path is None:
+        yield None
+        return
     identity = identity_of(subject, options, windows, placement, compiled, left_out=("fold", "device"))
-    # Read in one place: another machine may not see the file, or not its last state.
-    journal = from_leader(lambda: Journal.open(path, identity, resume=resume))
-    return journal if rank() == 0 else journal.followed(identity)
+    with ExitStack() as held:
+
+        def opened() -> Journal:
+            held.enter_context(claimed(Path(path), JournalError, "give another journal"))
+            journal = Journal.open(Path(path), identity, resume=resume)
+            journal.check(subject.num_layers, candidates, options.layers)
+            return journal
+
+        # Read in one place: another machine may not see the file, or not its last state.
+        journal = from_leader(opened)
+        yield journal if rank() == 0 else journal.followed(identity)
 
 
 def identity_of(
@@ -353,8 +359,7 @@ def place_run(
     demand: Demand | None = None,
 ) -> Placement:
     """The placement of a run over ``windows`` within limits in bytes; no weights are loaded."""
-    folder = None if disk is None else Path(disk)
-    memory = available_memory(subject.device, device_memory, host_memory, folder, processes=processes_here())
+    memory = available_memory(subject.device, device_memory, host_memory, disk_folder(disk), processes=processes_here())
     # Every process must come to the same placement.
     on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
     memory = Memory(on_device, on_host, on_disk, memory.disk_folder)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.data.windows import check_context, check_count, choose_seqlen, context_of
-from prunecomp.engine.placement import ModelShape, Placement, available_memory, model_shape, place, should_compile
+from prunecomp.engine.placement import (
+    ModelShape,
+    Placement,
+    available_memory,
+    disk_folder,
+    model_shape,
+    place,
+    should_compile,
+)
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
 from prunecomp.engine.states import Tier
@@ -116,7 +124,7 @@ def plan(
     seqlen = choose_seqlen(seqlen, config)
     check_count("--samples", samples, 1)
     check_context(seqlen, position_rows(config), context_of(config))
-    states = None if disk is None else Path(disk)
+    states = disk_folder(disk)
     memory = available_memory(where, device_memory, host_memory, states)
     scorer = METRICS[metric]()
     size = span or (layers if scorer.one_block else 1)

@@ -14,6 +14,7 @@ from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
+from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.config import prune_generation, prune_stored
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
@@ -263,7 +264,14 @@ class PruneResult:
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
-        check_output(out)
+        with claimed(out):
+            check_output(out)
+            self._write(out, shard_bytes, verify, recipe, command, progress)
+        return out
+
+    def _write(
+        self, out: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
+    ) -> None:
         plan, proofs = self.prove()
         subject = self.subject
         decoder = subject.load()
@@ -289,7 +297,6 @@ class PruneResult:
                 write_text(folder / RECIPE, merge)
         if self.on_saved is not None:
             self.on_saved()
-        return out
 
     def _config(self, plan: FoldPlan) -> dict[str, Any]:
         """The exported configuration."""

@@ -196,7 +196,7 @@ def test_survivors_of_a_killed_process_say_so_by_themselves(
 
 def test_a_job_goes_on_with_the_journal_of_a_single_process(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "here" / "out"
-    bench.forks.run(*bench.command(out), harm=Harm("journal", 4, after=True))
+    bench.forks.run(*bench.command(out), harm=Harm("journal", 3, after=True))
     ended = bench.forks.job(bench.command(out, "--resume"), 2)
     assert [e.code for e in ended] == [0, 0], ended
     bench.equals_one_process(out)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
-    {"errors"},
+    {"errors", "starting"},
     {"plain"},
     {"registry"},
     {"kernels"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -103,7 +102,7 @@ DeviceMemory = Annotated[
 HostMemory = Annotated[
     str | None, typer.Option(help="host memory for states behind a GPU [default: as above]", show_default=False)
 ]
-Disk = Annotated[Path | None, typer.Option(help="folder for states that fit nowhere else", show_default=False)]
+Disk = Annotated[str | None, typer.Option(help="folder for states that fit nowhere else", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, and nothing else there")]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="read pytorch_model.bin where there is no safetensors")

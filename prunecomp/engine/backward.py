@@ -195,7 +195,7 @@ def _make_room(run: Run, part: Part, lowest: int) -> None:
     """Give up kept states for the gradient's place, and those that the way down does not set out from."""
     alive, states = run.stack.alive, part.states
     if len(alive) > 1:
-        check_room(states.budget)
+        check_room(states.budget, run.placement.disk_folder)
         wanted = reversal(0, lowest, len(alive) - 1, states.budget - 1)
         states.retain([GRADIENT, *(alive[p] for p in wanted if alive[p] in states.kept)])
 

@@ -206,7 +206,8 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                "give --disk DIR, more --host-memory, or fewer windows (a shorter text, or fewer --samples)"
+                f"{disk_advice(memory.disk_folder)}, more --host-memory, or fewer windows (a shorter text, or fewer "
+                "--samples)"
             )
         free[carry] -= boundary
         used[carry] += boundary
@@ -240,6 +241,21 @@ def should_compile(option: str, total_flops: float, device: torch.device) -> boo
     return option == "on"
 
 
+def disk_folder(disk: str | Path | None) -> Path | None:
+    """The folder that ``--disk`` names. Raises :class:`OptionError` for no name at all, which a path would take for the
+    current folder, and for one that cannot be."""
+    if disk is None:
+        return None
+    if not str(disk) or "\0" in str(disk) or max(map(len, map(os.fsencode, Path(disk).parts)), default=0) > 255:
+        raise OptionError(f"--disk {str(disk)[:40]!r}: give the folder by its name, or . for the current one")
+    return Path(disk)
+
+
+def disk_advice(folder: Path | None) -> str:
+    """How a run that lacks room gets it on disk."""
+    return "give --disk DIR" if folder is None else f"give a --disk with more room than {folder}"
+
+
 def available_memory(
     device: torch.device,
     device_memory: int | None = None,
@@ -254,6 +270,8 @@ def available_memory(
         device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
     if disk is not None and not disk.is_dir():
         raise OptionError(f"--disk {disk}: no such folder")
+    if disk is not None and not os.access(disk, os.W_OK | os.X_OK):
+        raise OptionError(f"--disk {disk}: cannot be written to")
     space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN)) // processes
     return Memory(device_memory, host, space, disk)
 

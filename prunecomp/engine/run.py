@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from prunecomp.engine.gram import GramTaker
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.overflow import overflow
 from prunecomp.engine.parallel import Workers, world_size
-from prunecomp.engine.placement import Placement, largest_share, micro_batch
+from prunecomp.engine.placement import Placement, disk_advice, largest_share, micro_batch
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
 from prunecomp.engine.sinks import PairStatistics
@@ -143,7 +144,7 @@ class Run:
         )
         self._in_turn = turns > 1
         if backward:
-            check_room(placement.kept_boundaries)
+            check_room(placement.kept_boundaries, placement.disk_folder)
         parts = max(parts, turns)
         bounds = [windows.count * i // parts for i in range(parts + 1)]
         self.parts = [
@@ -293,7 +294,7 @@ class Run:
         alive, kept = self.stack.alive, part.states.kept
         if self._spans:
             return part.states.retain(alive[1:])
-        check_room(part.states.budget)
+        check_room(part.states.budget, self.placement.disk_folder)
         lowest = min((p for p, layer in enumerate(alive) if layer in self.candidates), default=0)
         wanted = reversal(0, lowest, len(alive) - 1, part.states.budget - 1)  # one place is the gradient's
         chosen = [p for p in wanted if p > start or alive[p] in kept]
@@ -357,12 +358,12 @@ def whole(forwards: float) -> float:
     return int(forwards) if float(forwards).is_integer() else forwards
 
 
-def check_room(boundaries: int) -> None:
+def check_room(boundaries: int, folder: Path | None) -> None:
     """Raise :class:`OptionError` where a gradient and the state it is handed down to have no room together."""
     if boundaries < 2:
         raise OptionError(
             "gradients need room for two boundaries of all windows at once, and memory is left for "
-            f"{boundaries}: give --disk DIR, more --host-memory or --device-memory, or fewer --samples"
+            f"{boundaries}: {disk_advice(folder)}, more --host-memory or --device-memory, or fewer --samples"
         )
 
 
@@ -381,6 +382,6 @@ def take_turns(boundaries: int, windows: Windows, placement: Placement) -> tuple
             return turns, capacity
     raise OptionError(
         f"blocks of layers are scored from all {boundaries} states of a window at once, and memory is left for "
-        f"{placement.kept_boundaries} of the whole set: give --disk DIR, more --host-memory or --device-memory, or "
-        "fewer --samples"
+        f"{placement.kept_boundaries} of the whole set: {disk_advice(placement.disk_folder)}, more --host-memory or "
+        "--device-memory, or fewer --samples"
     )

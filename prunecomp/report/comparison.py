@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.text import Text
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.journal import partial, write_whole
-from prunecomp.plain import json_text, read_object
+from prunecomp.plain import brief, json_text, read_object
 
 try:
     from matplotlib.axes import Axes
@@ -43,6 +44,8 @@ def save_record(result: Comparison, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json_text(result.record(), ascii_only=True) + "\n").encode())
     except OSError as error:
+        with suppress(OSError):
+            folder.rmdir()  # where it is empty: nothing was measured before
         raise OutputError(f"{path} cannot be written: {error}") from error
 
 
@@ -51,8 +54,9 @@ def load_record(folder: Path) -> Comparison:
     path = folder / RECORD
     try:
         return Comparison.from_record(read_object(path, JournalError, "give another --out"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = brief(f"{type(error).__name__}: {error}")
+        raise JournalError(f"{path} cannot be read as a comparison ({reason}): give another --out") from None
 
 
 def save_tables(result: Comparison, folder: Path) -> list[Path]:
