@@ -9,13 +9,14 @@ from functools import wraps
 from typing import Any, TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
 from prunecomp.errors import PrunecompError, PrunecompWarning
+from prunecomp.escape import one_line
 from prunecomp.plain import json_text
+from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             line: str | None = None,
         ) -> None:  # fmt: skip
             if issubclass(category, PrunecompWarning):
-                console.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+                console.print(Text.assemble(("warning:", "bold yellow"), f" {one_line(message)}"))
             else:
                 usual(message, category, filename, lineno, file, line)
 
@@ -49,7 +50,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **kwargs)
         except PrunecompError as error:
             # In one write: other processes of the job have something to say at the same moment.
-            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {error}"))
+            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {one_line(error)}"))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             console.print(

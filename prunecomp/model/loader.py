@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from prunecomp.model.quantised import check_quantisation, dequantised, quantisat
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.values import shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
@@ -144,10 +146,14 @@ def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and re.fullmatch("[0-9]{1,4}", number))):
+        raise OptionError(f"--device {shown(name)}: choose auto, cpu, cuda or, for the second card, cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return device
+    if colon and int(number) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: the last card here is cuda:{torch.cuda.device_count() - 1}")
+    return torch.device(name)
 
 
 def check_tensors(model: Any, checkpoint: StoredTensors) -> None:
