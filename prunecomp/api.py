@@ -111,6 +111,7 @@ def prune(
         backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
+    flag("cache", cache)
     if flag("resume", resume) and journal is None:
         raise OptionError("resume: there is nothing to go on with without a journal; give one, or leave it out")
     subject = open_model(model, options, tokenizer, allow_pickle)
@@ -127,7 +128,9 @@ def prune(
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
     log = (
-        None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
+        None
+        if journal is None
+        else open_journal(folder_path("journal", journal), resume, subject, options, windows, placement, compiled)
     )
     decoder = load(subject, placement, compiled)
     pruner = pruner_of(
@@ -270,8 +273,8 @@ def score(
     """
     started = time.perf_counter()
     options = PruneOptions.of(
-        layers=1 if span is None else span, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype,
-        device=device, metric=metric, compensation=compensation, given=given, span=span, lookahead=lookahead,
+        span=span, layers=1 if span is None else span, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+        dtype=dtype, device=device, metric=metric, compensation=compensation, given=given, lookahead=lookahead,
         parity=parity, attn=attn, compile=compile, backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)

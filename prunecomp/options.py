@@ -190,16 +190,14 @@ def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_p
     model, and for options of loading that ask of a model in memory what it is not."""
     flag("--allow-pickle", allow_pickle)
     in_memory = not isinstance(model, str | Path)
-    if not in_memory and (not str(model).strip() or "\0" in str(model)):
-        raise OptionError(f"model {shown(str(model))}: give a local folder or a hub id")
     if not in_memory and tokenizer is not None:
         raise OptionError("tokenizer: a model folder brings its own; leave it out")
-    if in_memory and not (isinstance(model, nn.Module) and hasattr(getattr(model, "config", None), "model_type")):
+    if in_memory and not _has_head(model):
         raise OptionError(
-            f"model: give a local folder, a hub id or a transformers causal language model, not {_kind(model)}"
+            f"model: give a local folder, a hub id or a transformers causal language model, not {type(model).__name__}"
         )
     if tokenizer is not None and not callable(tokenizer):
-        raise OptionError(f"tokenizer: give one of transformers, not {_kind(tokenizer)}")
+        raise OptionError(f"tokenizer: give one of transformers, not {type(tokenizer).__name__}")
     subject = open_subject(
         model, dtype=options.compute_dtype, device=options.device, tokenizer=tokenizer, allow_pickle=allow_pickle,
         attention=options.attn,
@@ -207,6 +205,12 @@ def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_p
     if in_memory:
         _check_as_it_is(model, subject, options)
     return subject
+
+
+def _has_head(model: Any) -> bool:
+    """Whether it is a model of transformers that ends in logits."""
+    known = isinstance(model, nn.Module) and hasattr(getattr(model, "config", None), "model_type")
+    return known and getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
 def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None:
@@ -224,10 +228,6 @@ def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None
                 f"{option} {value}: a model in memory is used as it is, and this one has {being}; leave it out, or "
                 "give the model's folder"
             )
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def check_taken(windows: Windows, samples: int, seqlen: int | None, documents: bool = False) -> None:

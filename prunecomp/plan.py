@@ -114,8 +114,6 @@ def plan(
     if options.metric in METRICS and METRICS[options.metric].takes_order:  # which ones they are makes no difference
         options = replace(options, given=list(range(options.layers)))
     options.check(METRICS, COMPENSATIONS)
-    if not isinstance(model, str | Path):
-        raise OptionError(f"model: give a local folder or a hub id, not a {type(model).__name__}")
     folder = resolve_model(model, weights=False)
     config = read_config(folder)
     where, compute_dtype = choose_device(options.device), choose_dtype(options.dtype, config)

@@ -22,7 +22,7 @@ from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.result import Origin, PruneResult, RoundRecord
-from prunecomp.values import listed, one_of
+from prunecomp.values import layer_numbers, listed, one_of, whole
 
 NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or without --one-shot"
 
@@ -150,7 +150,7 @@ class Pruner:
 
         ``keep`` off promises that no score will follow; ``most`` is how many layers may still go.
         """
-        evidence = self.evidence(most)
+        evidence = self.evidence(None if most is None else whole("most", most, 1))
         for part in self.run.parts:
             self.run.bring(part, keep=keep or self._reads_states)
             self.metric.observe(evidence, part)
@@ -202,7 +202,7 @@ class Pruner:
         then as it was.
         """
         started, spent = time.perf_counter(), self.layer_forwards
-        block = self.stack.neighbours(block)
+        block = self.stack.neighbours(tuple(layer_numbers("remove:", block)))
         if len(block) > 1 and self._span == 1:
             raise OptionError(
                 f"remove: {len(block)} layers at once need statistics across them: make the pruner with "

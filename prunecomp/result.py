@@ -36,7 +36,7 @@ from prunecomp.errors import CheckpointError, OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.subject import Subject
-from prunecomp.values import whole
+from prunecomp.values import flag, whole
 
 RECORD = "prunecomp.json"
 
@@ -193,7 +193,8 @@ class PruneResult:
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
-        shard_bytes = whole("--max-shard-size", shard_bytes, 1)
+        verify, recipe = flag("verify", verify), flag("recipe", recipe)
+        shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         check_output(out)
         plan, proofs = self.prove()
         subject = self.subject

@@ -66,8 +66,8 @@ def pruner_for(
     >>> pruner.result().save("pruned")
     """
     options = PruneOptions.of(
-        layers=span, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
-        metric=metric, compensation=compensation, span=span, candidates=candidates, attn=attn, compile="off",
+        span=span, layers=span, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype,
+        device=device, metric=metric, compensation=compensation, candidates=candidates, attn=attn, compile="off",
         backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)

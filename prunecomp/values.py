@@ -14,35 +14,35 @@ MOST_LAYERS = 10_000
 """More than any model has: a list of layers is not read beyond it."""
 
 
-def whole(option: str, value: Any, least: int, most: int | None = None) -> int:
+def whole(option: str, value: Any, least: int, most: int | None = None, unit: str = "") -> int:
     """A whole number, of Python, numpy or torch."""
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise OptionError(f"{option} {shown(value)}: give a whole number") from None
+        raise OptionError(f"{option} {shown(repr(value))}: give a whole number{unit and f' of {unit}'}") from None
     if number < least or (most is not None and number > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise OptionError(f"{option} {shown(number)}: give {bounds}")
+        raise OptionError(f"{option} {shown(number)}: give {bounds}{unit and f' {unit}'}")
     return number
 
 
 def flag(option: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"{option} {shown(value)}: give True or False")
+        raise OptionError(f"{option} {shown(repr(value))}: give True or False")
     return value
 
 
 def text(option: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise OptionError(f"{option} {shown(value)}: give its name as text")
+        raise OptionError(f"{option} {shown(repr(value))}: give its name as text")
     return value
 
 
 def folder_path(option: str, value: Any) -> Path:
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
-        raise OptionError(f"{option} {shown(value)}: give a folder, as in {option} /tmp")
+        raise OptionError(f"{option} {shown(value)}: give a path")
     return Path(value)
 
 
@@ -55,7 +55,7 @@ def one_of(option: str, value: Any, choices: Collection[str]) -> str:
 def layer_numbers(option: str, values: Any) -> list[int]:
     """Layer indices in the order given."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise OptionError(f"{option} {shown(values)}: give layer numbers as a list, as in [0, 1, 7]")
+        raise OptionError(f"{option} {shown(repr(values))}: give layer numbers as a list, as in [0, 1, 7]")
     numbers = [whole(option, value, 0) for value in islice(values, MOST_LAYERS + 1)]
     if len(numbers) > MOST_LAYERS:
         raise OptionError(f"{option}: more than {MOST_LAYERS:,} numbers; no model has so many layers")
@@ -70,5 +70,6 @@ def listed(values: Collection[Any], most: int = 8) -> str:
 
 def shown(value: Any) -> str:
     """A value as a message shows it, short."""
-    words = str(value) if isinstance(value, str) and value.strip() else repr(value)
+    plain = isinstance(value, str) and value.isprintable() and value.strip()
+    words = str(value) if plain else repr(value)
     return words if len(words) <= 60 else f"{words[:57]}..."

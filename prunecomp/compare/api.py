@@ -134,6 +134,8 @@ def compare(
             **{name: version(name) for name in ("torch", "transformers", "safetensors")},
         },
     )
+    if earlier is not None and not isinstance(earlier, Comparison):
+        raise OptionError("earlier: give the Comparison that on_measured was last called with")
     if earlier is not None:
         before = continued(before, earlier, chosen)
     left = [arm for arm in chosen if not before.complete(arm, counts)]

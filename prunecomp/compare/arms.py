@@ -172,6 +172,11 @@ def named_texts(given: Any) -> dict[str, Any]:
     :class:`OptionError` where two have one name.
     """
     if isinstance(given, Mapping):
+        for name in given:
+            if not isinstance(name, str) or not name.strip():
+                raise OptionError(
+                    f"--eval: {shown(repr(name))} is no name; give sources by names, as in {{'mine': 'a.txt'}}"
+                )
         return {name: _fed(name, source) for name, source in given.items()}
     if not isinstance(given, str | Path | list | tuple):
         return {"eval": given}

@@ -244,10 +244,13 @@ that a run decides the same each time. No figure for GPUs has been measured, so 
 def should_compile(option: str, total_flops: float, device: torch.device) -> bool:
     """What ``--compile auto|on|off`` means for a run of so many FLOPs."""
     one_of("--compile", option, COMPILES)
-    if option == "auto":
-        pays = total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
-        return pays and (device.type != "cpu" or shutil.which(os.environ.get("CXX", "c++")) is not None)
-    return option == "on"
+    compiler = os.environ.get("CXX", "c++")
+    runs = device.type != "cpu" or shutil.which(compiler) is not None
+    if option == "on" and not runs:
+        raise OptionError(f"--compile on: torch.compile needs a C++ compiler, and there is no {compiler}; set CXX")
+    return option == "on" or (
+        option == "auto" and runs and total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
+    )
 
 
 def available_memory(
@@ -261,9 +264,9 @@ def available_memory(
     the ``processes`` of this machine. Disk is used only when named. Raises :class:`OptionError` for a limit that cannot
     be one, or that means nothing here."""
     if device_memory is not None:
-        device_memory = whole("--device-memory", device_memory, 1)
+        device_memory = whole("--device-memory", device_memory, 1, unit="bytes")
     if host_memory is not None:
-        host_memory = whole("--host-memory", host_memory, 0)
+        host_memory = whole("--host-memory", host_memory, 0, unit="bytes")
         if device.type != "cuda":
             raise OptionError(
                 f"--host-memory: it is the memory behind a GPU, and this run is on the {device.type}; give"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*
 def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
     """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache, of its config
     alone without ``weights``."""
+    if not isinstance(model, str | Path):
+        raise OptionError(f"model: give a local folder or a hub id, not {type(model).__name__}")
+    if not str(model).strip() or "\0" in str(model):
+        raise OptionError(f"model {shown(str(model))}: give a local folder or a hub id")
     path = Path(model)
+    if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
+        raise OptionError(f"model {shown(str(model))}: no folder and no hub id has so long a name")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
