@@ -30,8 +30,8 @@ from tests.situations.small import Small, invoke, said, small
 __all__ = ["small"]
 
 HOSTILE = ["mit\n# Owned", "x[/b]", "[red]x", "\x1b[31mred\x1b[0m", "a|b|c", "`rm`", "<b>x</b>", "![x](http://e)",
-           "=1+1", "@SUM(A1)", "$\\frac{1}{0}$", "$$", "\u202eevil", "a\r\nb", "---", "--- \nlicense: mit", "| a |\n| - |",
-           "**b**", "_x_", "```\nx", "\u2028", "\x9b31m", "\t=1", "&lt;", ":smile:", "\ud800", "%s", "{x}"]  # fmt: skip
+           "=1+1", "@SUM(A1)", "$\\frac{1}{0}$", "$$", "\u202eevil", "a\r\nb", "---", "--- \nlicense: mit",
+           "| a |\n| - |", "**b**", "_x_", "```\nx", "\u2028", "\x9b31m", "\t=1", "&lt;", ":smile:", "\ud800", "%s", "{x}"]  # fmt: skip
 names = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(
@@ -95,7 +95,8 @@ def card_of(name: str) -> Card:
     return Card(
         base=f"{name}/{name}", licence=Licence({"license": name, "license_name": [name]}), num_layers=6,
         removals=[([2], 0.5, 1.25), ([3], None, 0.75)], metric=name, compensation=name, fold="up",
-        command=f"prunecomp {name}", calibration=name, digest="abc", versions={"prunecomp": "1"}, verified=name, quantised=name,
+        command=f"prunecomp {name}", calibration=name, digest="abc", versions={"prunecomp": "1"},
+        verified=name, quantised=name,
         perplexity={"source": name, "windows": 2, "seqlen": 8, "dense": 3.0, "pruned": 4.0},
     )  # fmt: skip
 
