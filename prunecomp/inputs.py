@@ -8,7 +8,6 @@ from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import (
     Windows,
     check_context,
-    check_count,
     choose_seqlen,
     consecutive_windows,
     context_of,
@@ -17,6 +16,7 @@ from prunecomp.data.windows import (
 )
 from prunecomp.engine.placement import free_host_memory
 from prunecomp.subject import Subject
+from prunecomp.values import whole
 
 
 def calibration_windows(
@@ -25,7 +25,7 @@ def calibration_windows(
     """Windows of one length cut from the whole text, or ``documents`` one by one. Raises :class:`OptionError` or
     :class:`DataError`."""
     length = choose_seqlen(seqlen, subject.config)
-    check_count("--samples", samples, 1)
+    whole("--samples", samples, 1)
     if documents:
         read = read_documents(source, subject.tokenize, subject.vocab_size)
         return in_context(subject, draw_documents(read, samples, length, seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.config import prune_generation, prune_stored
-from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
+from prunecomp.checkpoint.fold import FoldPlan, plan_fold
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
 from prunecomp.checkpoint.scales import plan_as_stored
@@ -34,82 +34,12 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError
-from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
+from prunecomp.options import PruneOptions
 from prunecomp.subject import Subject
+from prunecomp.values import flag, whole
 
 RECORD = "prunecomp.json"
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """The options of a run, as they were given; they and the calibration digest determine its choices."""
-
-    layers: int
-    samples: int = 128
-    seqlen: int | None = None
-    seed: int = 0
-    documents: bool = False
-    dtype: str = "auto"
-    device: str = "auto"
-    metric: str = "bi"
-    compensation: str = "scale"
-    one_shot: bool = False
-    fold: str = "up"
-    keep: list[int] = field(default_factory=list)
-    candidates: list[int] | None = None
-    given: list[int] = field(default_factory=list)
-    span: int | None = None
-    lookahead: bool = False
-    confidence: float | None = None
-    parity: str | None = None
-    attn: str = "auto"
-    compile: str = "auto"
-    backend: str = "auto"
-
-    def check(self, metrics: Mapping[str, type[Metric]], compensations: Mapping[str, object]) -> None:
-        """Raise :class:`OptionError` for a name that is not known, and for options that do not go together."""
-        metric, _ = metrics[self.metric], compensations[self.compensation]
-        if self.fold not in FORMS:
-            raise OptionError(f"--fold {self.fold}: choose {', '.join(FORMS)}")
-        if self.parity not in (None, "official"):
-            raise OptionError(f"--parity {self.parity}: choose official, or leave it out")
-        size = self.block_size(metrics)
-        if self.span is not None and self.span < 1:
-            raise OptionError(f"--span {self.span}: give at least 1")
-        if size > 1 and not metric.spans:
-            raise OptionError(f"--span {size}: --metric {self.metric} scores single layers; choose bi, span or angular")
-        if self.one_shot and size > 1 and self.layers % size:
-            raise OptionError(
-                f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
-                "multiple of it"
-            )
-        if self.lookahead and not metric.looks_ahead:
-            raise OptionError(f"--lookahead: --metric {self.metric} runs no candidate; choose ppl")
-        if self.confidence is not None:
-            if not 0.5 <= self.confidence < 1:
-                raise OptionError(
-                    f"--confidence {self.confidence}: give a probability from 0.5 to below 1, as in 0.999"
-                )
-            if not metric.ends_early:
-                raise OptionError(
-                    f"--confidence: --metric {self.metric} is no mean over sequences; choose bi, angular, span or ppl"
-                )
-            if self.lookahead:
-                raise OptionError("--confidence: a --lookahead needs every sequence for its scales; leave out one")
-            if self.parity is not None:
-                raise OptionError("--confidence: --parity official has every sequence looked at; leave out one")
-
-    @property
-    def compute_dtype(self) -> str:
-        """The published code runs every checkpoint in float16."""
-        return "float16" if self.parity == "official" and self.dtype == "auto" else self.dtype
-
-    def block_size(self, metrics: Mapping[str, type[Metric]]) -> int:
-        """How many neighbours go together."""
-        if self.span is not None:
-            return min(self.span, self.layers)
-        return self.layers if metrics[self.metric].one_block else 1
 
 
 @dataclass(frozen=True)
@@ -264,6 +194,8 @@ class PruneResult:
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
+        verify, recipe = flag("verify", verify), flag("recipe", recipe)
+        shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         with claimed(out):
             check_output(out)
             self._write(out, shard_bytes, verify, recipe, command, progress)

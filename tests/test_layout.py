@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
     {"errors", "starting"},
+    {"escape", "values"},
     {"plain"},
     {"registry"},
     {"kernels"},
@@ -21,6 +22,7 @@ ORDER = [
     {"compensation", "checkpoint", "evaluation"},
     {"metrics"},
     {"subject"},
+    {"options"},
     {"result", "inputs"},
     {"pruner", "journal"},
     {"plan"},

@@ -121,7 +121,7 @@ def test_keep_and_candidates_bound_the_choice(model: Any, generator: torch.Gener
     ("arguments", "message"),
     [
         ({"layers": 6}, "at most 5 can be removed"),
-        ({"layers": 2, "candidates": [3, 4]}, "only 2 of the model's 6"),
+        ({"layers": 3, "candidates": [3, 4]}, "only 2 of the model's 6"),
         ({"layers": 1, "keep": [6]}, "--keep"),
         ({"layers": 0}, "at least 1"),
     ],

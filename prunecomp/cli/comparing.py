@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
@@ -54,6 +53,7 @@ from prunecomp.report.comparison import (
     save_tables,
     saving,
 )
+from prunecomp.report.console import Console
 
 
 def parse_names(option: str, text: str | None) -> list[str] | None:
@@ -173,7 +173,7 @@ def compare(
     if not job.leads:
         return
     if note is not None:
-        Console(stderr=True).print(note, highlight=False, markup=False)
+        Console(stderr=True).print(note, highlight=False)
     if as_json:
         print_json(result.record())
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import prunecomp
 from prunecomp.cli.options import (
@@ -31,6 +30,7 @@ from prunecomp.engine.parallel import process_group
 from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError
 from prunecomp.ops.backends import describe_backends
+from prunecomp.report.console import Console
 from prunecomp.report.tables import backends_table, info_table, plan_tables
 from prunecomp.subject import describe
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
@@ -44,6 +43,7 @@ from prunecomp.cli.options import (
     Span,
     parse_layers,
     parse_order,
+    parse_shard_size,
     parse_size,
 )
 from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
@@ -52,6 +52,7 @@ from prunecomp.engine.progress import silent
 from prunecomp.errors import JournalError
 from prunecomp.journal import differences, journal_path
 from prunecomp.plain import json_text, parse_json, read_object
+from prunecomp.report.console import Console
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
 from prunecomp.result import RECORD, PruneResult
 from prunecomp.subject import stored_as
@@ -113,8 +114,7 @@ def prune(
     parity: Parity = None,
     fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
-    max_shard_size: Annotated[float, typer.Option(min=0.001, help="GB a file of the export")] = DEFAULT_SHARD_BYTES
-    / 1e9,
+    max_shard_size: Annotated[float, typer.Option(help="GB a file of the export")] = DEFAULT_SHARD_BYTES / 1e9,
     verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="also write a mergekit.yml that makes the same weights")
@@ -130,6 +130,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove layers, compensate, and write an ordinary Hugging Face checkpoint."""
+    shard_bytes = parse_shard_size("--max-shard-size", max_shard_size)
     with process_group(device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
         whole = from_leader(lambda: occupy(held, out, resume))
@@ -153,7 +154,7 @@ def prune(
         elif job.leads:
             result.save(
                 out,
-                shard_bytes=int(max_shard_size * 1e9),
+                shard_bytes=shard_bytes,
                 verify=verify,
                 recipe=recipe,
                 progress=progress,

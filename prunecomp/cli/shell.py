@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
 from prunecomp.errors import OutputError, PrunecompError, PrunecompWarning
+from prunecomp.escape import one_line
 from prunecomp.plain import json_text
 from prunecomp.report.comparison import RECORD as MEASURED
+from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
 from prunecomp.result import RECORD
 from prunecomp.starting import Stopped, stoppable, unwritten
@@ -43,7 +44,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             line: str | None = None,
         ) -> None:  # fmt: skip
             if issubclass(category, PrunecompWarning):
-                console.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+                console.print(Text.assemble(("warning:", "bold yellow"), f" {one_line(message)}"))
             else:
                 usual(message, category, filename, lineno, file, line)
 
@@ -55,7 +56,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
                 delivered(out)
         except PrunecompError as error:
             # In one write: other processes of the job have something to say at the same moment.
-            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {error}"))
+            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {one_line(error)}"))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as stop:
             word, code = (stop.word, stop.exit_code) if isinstance(stop, Stopped) else ("interrupted", 130)

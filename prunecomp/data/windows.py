@@ -13,6 +13,7 @@ import torch
 
 from prunecomp.data.sources import DocumentSource, TokenSource, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
+from prunecomp.values import whole
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,7 @@ def choose_seqlen(seqlen: int | None, config: Any) -> int:
     :class:`OptionError` for what is no length of a window."""
     if seqlen is None:
         return min(2048, context_of(config) or 2048)
-    return check_count("--seqlen", seqlen, 2)
-
-
-def check_count(option: str, value: Any, least: int) -> int:
-    """Raise :class:`OptionError` unless ``value`` is a whole number, ``least`` or more."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise OptionError(f"{option} {value!r}: give a whole number, {least} or more")
-    return int(value)
+    return whole("--seqlen", seqlen, 2)
 
 
 def check_context(length: int, rows: int | None, context: int | None) -> None:
@@ -157,8 +151,8 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room
     """
     if source.tokens.ndim == 2:
         return _as_windows(source)
-    check_count("--samples", samples, 1)
-    check_count("--seqlen", seqlen, 2)
+    whole("--samples", samples, 1)
+    whole("--seqlen", seqlen, 2)
     usable = int(len(source.tokens) * source.share)
     if usable < seqlen:
         raise DataError(
@@ -242,7 +236,7 @@ def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
     usual perplexity protocol)."""
     if source.tokens.ndim == 2:
         return _as_windows(source).take(slice(source.windows))
-    check_count("--seqlen", seqlen, 2)
+    whole("--seqlen", seqlen, 2)
     count = len(source.tokens) // seqlen
     if source.windows is not None:
         count = min(count, source.windows)

@@ -17,6 +17,7 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.model.adapter import Family
 from prunecomp.model.streaming import slot_nbytes
+from prunecomp.values import one_of, whole
 
 TOKENS_A_MICRO_BATCH = 4096
 """Enough tokens to fill the matrix units, few enough that a layer's activations stay small beside its weights."""
@@ -206,8 +207,7 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                f"{disk_advice(memory.disk_folder)}, more --host-memory, or fewer windows (a shorter text, or fewer "
-                "--samples)"
+                + _remedy(memory, device)
             )
         free[carry] -= boundary
         used[carry] += boundary
@@ -222,6 +222,15 @@ def place(
     return Placement(batch, group_size, capacity, carry, used, memory.disk_folder)
 
 
+def _remedy(memory: Memory, device: torch.device) -> str:
+    """What gives a run more room, of what it does not have already."""
+    behind = "host" if device.type == "cuda" else "device"
+    fewer = "fewer windows (a shorter text, or fewer --samples)"
+    return f"{disk_advice(memory.disk_folder)}, more --{behind}-memory, or {fewer}"
+
+
+COMPILES = ("auto", "on", "off")
+
 COMPILE_PAYS_FROM = {"cpu": 2e13}
 """FLOPs of a run from which compiling its layers pays for itself, by device type.
 
@@ -233,22 +242,14 @@ that a run decides the same each time. No figure for GPUs has been measured, so 
 
 def should_compile(option: str, total_flops: float, device: torch.device) -> bool:
     """What ``--compile auto|on|off`` means for a run of so many FLOPs."""
-    if option not in ("auto", "on", "off"):
-        raise OptionError(f"--compile {option}: choose auto, on or off")
-    if option == "auto":
-        pays = total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
-        return pays and (device.type != "cpu" or shutil.which(os.environ.get("CXX", "c++")) is not None)
-    return option == "on"
-
-
-def disk_folder(disk: str | Path | None) -> Path | None:
-    """The folder that ``--disk`` names. Raises :class:`OptionError` for no name at all, which a path would take for the
-    current folder, and for one that cannot be."""
-    if disk is None:
-        return None
-    if not str(disk) or "\0" in str(disk) or max(map(len, map(os.fsencode, Path(disk).parts)), default=0) > 255:
-        raise OptionError(f"--disk {str(disk)[:40]!r}: give the folder by its name, or . for the current one")
-    return Path(disk)
+    one_of("--compile", option, COMPILES)
+    compiler = os.environ.get("CXX", "c++")
+    runs = device.type != "cpu" or shutil.which(compiler) is not None
+    if option == "on" and not runs:
+        raise OptionError(f"--compile on: torch.compile needs a C++ compiler, and there is no {compiler}; set CXX")
+    return option == "on" or (
+        option == "auto" and runs and total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
+    )
 
 
 def disk_advice(folder: Path | None) -> str:
@@ -264,14 +265,24 @@ def available_memory(
     processes: int = 1,
 ) -> Memory:
     """The limits given, each process's own, and for those not given what is free now less :data:`MARGIN`, shared among
-    the ``processes`` of this machine. Disk is used only when named."""
+    the ``processes`` of this machine. Disk is used only when named. Raises :class:`OptionError` for a limit that cannot
+    be one, or that means nothing here."""
+    if device_memory is not None:
+        device_memory = whole("--device-memory", device_memory, 1, unit="bytes")
+    if host_memory is not None:
+        host_memory = whole("--host-memory", host_memory, 0, unit="bytes")
+        if device.type != "cuda":
+            raise OptionError(
+                f"--host-memory: it is the memory behind a GPU, and this run is on the {device.type}; give"
+                " --device-memory instead"
+            )
     host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN)) // processes
     if device_memory is None:
         device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
     if disk is not None and not disk.is_dir():
         raise OptionError(f"--disk {disk}: no such folder")
-    if disk is not None and not os.access(disk, os.W_OK | os.X_OK):
-        raise OptionError(f"--disk {disk}: cannot be written to")
+    if disk is not None and not os.access(disk, os.W_OK):
+        raise OptionError(f"--disk {disk} is not writable: name another folder")
     space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN)) // processes
     return Memory(device_memory, host, space, disk)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from prunecomp.model.quantised import check_quantisation, dequantised, quantisat
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.values import shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
@@ -28,7 +31,13 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*
 def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
     """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache, of its config
     alone without ``weights``."""
+    if not isinstance(model, str | Path):
+        raise OptionError(f"model: give a local folder or a hub id, not {type(model).__name__}")
+    if not str(model).strip() or "\0" in str(model):
+        raise OptionError(f"model {shown(str(model))}: give a local folder or a hub id")
     path = Path(model)
+    if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
+        raise OptionError(f"model {shown(str(model))}: no folder and no hub id has so long a name")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
@@ -144,10 +153,14 @@ def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and re.fullmatch("[0-9]{1,4}", number))):
+        raise OptionError(f"--device {shown(name)}: choose auto, cpu, cuda or, for the second card, cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return device
+    if colon and int(number) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: the last card here is cuda:{torch.cuda.device_count() - 1}")
+    return torch.device(name)
 
 
 def check_tensors(model: Any, checkpoint: StoredTensors) -> None:

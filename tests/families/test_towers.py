@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def test_an_embedding_beside_images_is_not_scaled(generator: torch.Generator, tm
     tokens = tokens_for(generator)
     with pytest.raises(FoldError, match="in llava images enter the stream beside it, unscaled: use --fold up"):
         prunecomp.prune(tmp_path / "base", 1, tokens, fold="down")
-    result = prunecomp.prune(tmp_path / "base", 2, tokens, fold="down", compensation="none")
+    result = prunecomp.prune(tmp_path / "base", 2, tokens, compensation="none")
+    result.options = replace(result.options, fold="down")
     result.save(tmp_path / "none")
     result.stack = LayerStack.dense(8).remove(2, 1.5)
     with pytest.raises(FoldError, match="use --fold up"):
