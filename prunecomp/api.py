@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
@@ -132,6 +133,7 @@ def prune(
         None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
     )
     decoder = load(subject, placement, compiled)
+    check_layers_move(decoder, options.given[:layers] if metric == "given" else [min(chosen)], windows.tokens[0])
     pruner = pruner_of(
         decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
     )

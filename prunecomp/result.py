@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.config import prune_generation, prune_stored
 from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
+from prunecomp.checkpoint.numbers import check_built_alike
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
 from prunecomp.checkpoint.scales import plan_as_stored
@@ -32,7 +34,7 @@ from prunecomp.checkpoint.writer import (
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import CheckpointError, OptionError
+from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
 from prunecomp.metrics import Metric
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import Subject
@@ -238,6 +240,9 @@ class PruneResult:
         if self._changed_in_place:
             raise OptionError("the model was changed in place by apply(); save the model itself instead")
         decoder = self.subject.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
+            check_built_alike(decoder, self.stack.alive)
         plan = plan_fold(decoder, self.stack, self.options.fold)
         if plan.factors:
             self.subject.check_fold(plan.form)
