@@ -21,7 +21,7 @@ from prunecomp.checkpoint.numbers import check_built_alike
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
 from prunecomp.checkpoint.scales import plan_as_stored
-from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
+from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_export
 from prunecomp.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
     GENERATION,
@@ -262,7 +262,8 @@ class PruneResult:
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
         files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
-        written config, and logits on the first calibration windows against the model that was measured. With
+        written config, and logits on the first calibration windows, in float32, against the base as transformers loads
+        it, with its layers removed and the seams in place. With
         ``recipe`` a ``mergekit.yml`` that makes the same weights is written beside them. ``command`` is what the model
         card says the export was made by; by default the call of :func:`prunecomp.prune`. Raises
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
@@ -274,11 +275,11 @@ class PruneResult:
         decoder = subject.load()
         merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
         config = self._config(plan)
-        plan = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
+        as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
         with atomic_folder(out) as folder:
             self.verified = None
             digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, plan, shard_bytes, progress, digests)
+            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             self._prune_generation(folder / GENERATION)
@@ -286,7 +287,8 @@ class PruneResult:
                 some = self.calibration.take(slice(0, WINDOWS))
                 shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
                 tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-                self.verified = verify_export(folder, digests, decoder, self.stack, proofs, tokens)
+                measured = Measured(decoder, subject.as_loaded(), self.stack, plan, proofs)
+                self.verified = verify_export(folder, digests, measured, tokens, subject.load_export)
             record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
             write_json(folder / RECORD, record)
             write_text(folder / CARD, model_card(self._card(command)))
