@@ -32,14 +32,18 @@ from prunecomp.checkpoint.writer import (
     write_text,
 )
 from prunecomp.data.windows import Windows
-from prunecomp.engine.placement import Placement
+from prunecomp.engine.parallel import world_size
+from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import Metric
+from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import Subject
 
 RECORD = "prunecomp.json"
+SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,8 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    measured_on: str = SEAMS
+    """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
     """Called when a checkpoint is safely written: it ends the run's journal."""
     verified: Verification | None = None
@@ -230,6 +236,7 @@ class PruneResult:
             return None
         return {
             **self.perplexity,
+            "measured_on": self.measured_on,
             "source": self.evaluation.source,
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
@@ -277,18 +284,14 @@ class PruneResult:
         config = self._config(plan)
         as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
         with atomic_folder(out) as folder:
-            self.verified = None
             digests: dict[str, str] | None = {} if verify else None
             write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             self._prune_generation(folder / GENERATION)
-            if digests is not None:
-                some = self.calibration.take(slice(0, WINDOWS))
-                shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
-                tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-                measured = Measured(decoder, subject.as_loaded(), self.stack, plan, proofs)
-                self.verified = verify_export(folder, digests, measured, tokens, subject.load_export)
+            self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
+            del decoder
+            self._measure(folder, progress)
             record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
             write_json(folder / RECORD, record)
             write_text(folder / CARD, model_card(self._card(command)))
@@ -297,6 +300,36 @@ class PruneResult:
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+    def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
+        some = self.calibration.take(slice(0, WINDOWS))
+        shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
+        tokens = some.tokens[:, :shortest]  # padding would be no part of a window
+        measured = Measured(self.subject.load(), self.subject.as_loaded(), self.stack, plan, proofs)
+        return verify_export(folder, digests, measured, tokens, self.subject.load_export)
+
+    def _measure(self, folder: Path, progress: Progress) -> None:
+        """Perplexity of what was written, in the place of that of the seam model: a fold rounds. Left as it is, and
+        called what it is, where the other processes of a job do not take part, or memory holds no second model."""
+        if self.perplexity is None or self.evaluation is None or world_size() > 1:
+            return
+        placement, device = self.placement, self.subject.device
+        dtype = str(self.subject.dtype).removeprefix("torch.")
+        attention = str(self.subject.load().config._attn_implementation)
+        if self.subject.resident:
+            shape, windows = self.subject.shape(), self.evaluation
+            try:
+                placement = place(shape, windows.count, windows.seqlen, available_memory(device), device)
+            except OptionError:
+                return
+        self.subject.release()
+        export = load_decoder(
+            folder, dtype=dtype, device=str(device), group_size=placement.group_size,
+            attention=attention if attention in ATTENTIONS else "auto",
+        )  # fmt: skip
+        dense = LayerStack.dense(export.num_layers)
+        measured = perplexity(export, dense, self.evaluation, placement, progress)
+        self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
 
     def _config(self, plan: FoldPlan) -> dict[str, Any]:
         """The exported configuration."""

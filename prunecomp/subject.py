@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,13 @@ import torch
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.config import prune_stored
+from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
 from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.checkpoint.scales import check_repair
 from prunecomp.checkpoint.writer import copy_companions
 from prunecomp.data.sources import Tokenize
-from prunecomp.engine.placement import MARGIN, ModelShape, free_host_memory, model_shape
-from prunecomp.errors import CheckpointError, FoldError, PrunecompWarning
+from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.families.document import needs_care
@@ -35,16 +33,8 @@ from prunecomp.model.loader import (
     text_decoder_of,
 )
 from prunecomp.model.quantised import Dequantised, dequantised, method_of, quantisation, summary
-from prunecomp.model.reference import as_transformers_loads, check_read_alike
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
-from prunecomp.model.weights import (
-    ModuleTensors,
-    SafetensorsCheckpoint,
-    StoredTensors,
-    TensorSource,
-    fingerprint,
-    open_checkpoint,
-)
+from prunecomp.model.weights import ModuleTensors, SafetensorsCheckpoint, TensorSource, fingerprint, open_checkpoint
 
 
 class Subject:
@@ -77,6 +67,9 @@ class Subject:
     def load(self, group_size: int | None = None) -> Decoder:
         """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of the weights that :meth:`load` brought, where they can be had again: it brings them back."""
 
     def as_loaded(self) -> Decoder:
         """The model as its users load it, to judge by: by transformers, or as :meth:`load` does where that cannot."""
@@ -179,6 +172,7 @@ class FolderSubject(Subject):
         self._plain = dequantised(self._tensors, self.config)
         self._view = under_model_names(self._plain, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
+        self._group_size: int | None = None
         self._shape: ModelShape | None = None
 
     @property
@@ -198,24 +192,17 @@ class FolderSubject(Subject):
 
     def load(self, group_size: int | None = None) -> Decoder:
         if self._decoder is None:
+            self._group_size = group_size = group_size or self._group_size
             self._decoder = load_decoder(
                 self.folder, dtype=self._dtype, device=self._device, allow_pickle=self._allow_pickle,
                 group_size=group_size, attention=self._attention,
             )  # fmt: skip
-            self._check_reading(self._decoder)
+            if self.part_of is None and self.quantised is None:
+                check_read_alike(self._decoder, self.folder, self.config)
         return self._decoder
 
-    def _check_reading(self, decoder: Decoder) -> None:
-        """Hold what was read to what transformers reads: all outside the layers, and the first of them."""
-        if self.part_of is not None or self.quantised is not None:
-            return
-        config = copy.deepcopy(self.config)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PrunecompWarning)
-            first = prune_stored({}, config, decoder.family, self.num_layers, (0,))
-        for name, value in first.items():
-            setattr(config, name, value)
-        check_read_alike(decoder, as_transformers_loads(self.folder, config, decoder.dtype, "eager"), self.folder)
+    def release(self) -> None:
+        self._decoder = None
 
     def as_loaded(self) -> Decoder:
         if self.part_of is not None or self.quantised is not None:
@@ -359,19 +346,6 @@ def open_subject(
     if isinstance(model, str | Path):
         return FolderSubject(resolve_model(model, allow_pickle), str(model), dtype, device, allow_pickle, attention)
     return ModelSubject(model, tokenizer)
-
-
-def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str) -> Any | None:
-    """A whole model in main memory, in a dtype that rounds nothing; None where memory does not hold it so."""
-    names = tensors.names()
-    dtype = max((tensors.dtype(name) for name in names), key=lambda d: (d.is_floating_point, d.itemsize))
-    if len({tensors.dtype(name) for name in names if tensors.dtype(name).itemsize == 2}) > 1:
-        dtype = torch.float32  # of bfloat16 and float16 neither holds the other
-    needed = sum(tensors.nbytes(name) // tensors.dtype(name).itemsize for name in names) * dtype.itemsize
-    if needed > free_host_memory() * (1 - MARGIN):
-        return None
-    flash = attention.startswith("flash_attention")
-    return as_transformers_loads(folder, read_config(folder), dtype, "sdpa" if flash else attention)
 
 
 def stored_as(model: str | Path) -> tuple[str | None, str | None]:

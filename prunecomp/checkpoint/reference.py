@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
@@ -13,8 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from prunecomp.errors import CheckpointError
+from prunecomp.checkpoint.config import prune_stored
+from prunecomp.engine.placement import MARGIN, free_host_memory
+from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.loader import read_config
+from prunecomp.model.weights import StoredTensors
 
 
 def as_transformers_loads(folder: Path, config: Any, dtype: torch.dtype, attention: str) -> Any:
@@ -50,10 +55,20 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_read_alike(decoder: Decoder, reference: Any, folder: Path) -> None:
-    """Raise :class:`CheckpointError` unless embedding, head, final norm and the layers that ``reference`` has are bit
-    for bit those of ``decoder``, and tied where they are tied there."""
+def check_read_alike(decoder: Decoder, folder: Path, config: Any) -> None:
+    """Raise :class:`CheckpointError` unless ``decoder`` has what transformers reads in ``folder``: embedding, head,
+    final norm and the first layer bit for bit, and the head tied where it ties it.
+
+    The ``config`` is that of the decoder; no more is loaded than is compared.
+    """
     family = decoder.family
+    config = copy.deepcopy(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrunecompWarning)  # nothing is dropped from what is written
+        first = prune_stored({}, config, family, decoder.num_layers, (0,))
+    for name, value in first.items():
+        setattr(config, name, value)
+    reference = as_transformers_loads(folder, config, decoder.dtype, "eager")
     tied = reference.get_submodule(family.head).weight is reference.get_submodule(family.embeddings[0]).weight
     if tied != decoder.tied:
         raise CheckpointError(
@@ -68,3 +83,16 @@ def check_read_alike(decoder: Decoder, reference: Any, folder: Path) -> None:
             raise CheckpointError(
                 f"{folder}: {name} is not what transformers reads there: do several files hold it, or several names?"
             )
+
+
+def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str) -> Any | None:
+    """A whole model in main memory, in a dtype that rounds nothing; None where memory does not hold it so."""
+    names = tensors.names()
+    dtype = max((tensors.dtype(name) for name in names), key=lambda d: (d.is_floating_point, d.itemsize))
+    if len({tensors.dtype(name) for name in names if tensors.dtype(name).itemsize == 2}) > 1:
+        dtype = torch.float32  # of bfloat16 and float16 neither holds the other
+    needed = sum(tensors.nbytes(name) // tensors.dtype(name).itemsize for name in names) * dtype.itemsize
+    if needed > free_host_memory() * (1 - MARGIN):
+        return None
+    flash = attention.startswith("flash_attention")
+    return as_transformers_loads(folder, read_config(folder), dtype, "sdpa" if flash else attention)
