@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.checkpoint.claim import claimed
+from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
@@ -134,6 +135,7 @@ def prune(
     compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
     with open_journal(journal, resume, subject, options, windows, placement, compiled, chosen) as log:
         decoder = load(subject, placement, compiled)
+        check_layers_move(decoder, options.given[:layers] if metric == "given" else [min(chosen)], windows.tokens[0])
         pruner = pruner_of(
             decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
         )

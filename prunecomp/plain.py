@@ -43,7 +43,9 @@ def read_object(path: Path, error: type[PrunecompError], remedy: str = "") -> di
     """:func:`read_json` of a file that must hold an object ``{...}``."""
     value = read_json(path, error, remedy)
     if not isinstance(value, dict):
-        raise error(f"{path} cannot be read: it holds {_kind(value)} where an object {{...}} belongs{remedy and f': {remedy}'}")
+        raise error(
+            f"{path} cannot be read: it holds {_kind(value)} where an object {{...}} belongs{remedy and f': {remedy}'}"
+        )
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -17,10 +18,11 @@ from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.config import prune_generation, prune_stored
 from prunecomp.checkpoint.fold import FoldPlan, plan_fold
+from prunecomp.checkpoint.numbers import check_built_alike
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
 from prunecomp.checkpoint.scales import plan_as_stored
-from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
+from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_export
 from prunecomp.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
     GENERATION,
@@ -31,15 +33,19 @@ from prunecomp.checkpoint.writer import (
     write_text,
 )
 from prunecomp.data.windows import Windows
-from prunecomp.engine.placement import Placement
+from prunecomp.engine.parallel import world_size
+from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import CheckpointError, OptionError
+from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.subject import Subject
 from prunecomp.values import flag, whole
 
 RECORD = "prunecomp.json"
+SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    measured_on: str = SEAMS
+    """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
     """Called when a checkpoint is safely written: it ends the run's journal."""
     verified: Verification | None = None
@@ -159,6 +167,7 @@ class PruneResult:
             return None
         return {
             **self.perplexity,
+            "measured_on": self.measured_on,
             "source": self.evaluation.source,
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
@@ -169,6 +178,9 @@ class PruneResult:
         if self._changed_in_place:
             raise OptionError("the model was changed in place by apply(); save the model itself instead")
         decoder = self.subject.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
+            check_built_alike(decoder, self.stack.alive)
         plan = plan_fold(decoder, self.stack, self.options.fold)
         if plan.factors:
             self.subject.check_fold(plan.form)
@@ -188,7 +200,8 @@ class PruneResult:
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
         files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
-        written config, and logits on the first calibration windows against the model that was measured. With
+        written config, and logits on the first calibration windows, in float32, against the base as transformers loads
+        it, with its layers removed and the seams in place. With
         ``recipe`` a ``mergekit.yml`` that makes the same weights is written beside them. ``command`` is what the model
         card says the export was made by; by default the call of :func:`prunecomp.prune`. Raises
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
@@ -209,19 +222,16 @@ class PruneResult:
         decoder = subject.load()
         merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
         config = self._config(plan)
-        plan = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
+        as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
         with atomic_folder(out) as folder:
-            self.verified = None
             digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, plan, shard_bytes, progress, digests)
+            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             self._prune_generation(folder / GENERATION)
-            if digests is not None:
-                some = self.calibration.take(slice(0, WINDOWS))
-                shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
-                tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-                self.verified = verify_export(folder, digests, decoder, self.stack, proofs, tokens)
+            self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
+            del decoder
+            self._measure(folder, progress)
             record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
             write_json(folder / RECORD, record)
             write_text(folder / CARD, model_card(self._card(command)))
@@ -229,6 +239,36 @@ class PruneResult:
                 write_text(folder / RECIPE, merge)
         if self.on_saved is not None:
             self.on_saved()
+
+    def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
+        some = self.calibration.take(slice(0, WINDOWS))
+        shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
+        tokens = some.tokens[:, :shortest]  # padding would be no part of a window
+        measured = Measured(self.subject.load(), self.subject.as_loaded(), self.stack, plan, proofs)
+        return verify_export(folder, digests, measured, tokens, self.subject.load_export)
+
+    def _measure(self, folder: Path, progress: Progress) -> None:
+        """Perplexity of what was written, in the place of that of the seam model: a fold rounds. Left as it is, and
+        called what it is, where the other processes of a job do not take part, or memory holds no second model."""
+        if self.perplexity is None or self.evaluation is None or world_size() > 1:
+            return
+        placement, device = self.placement, self.subject.device
+        dtype = str(self.subject.dtype).removeprefix("torch.")
+        attention = str(self.subject.load().config._attn_implementation)
+        if self.subject.resident:
+            shape, windows = self.subject.shape(), self.evaluation
+            try:
+                placement = place(shape, windows.count, windows.seqlen, available_memory(device), device)
+            except OptionError:
+                return
+        self.subject.release()
+        export = load_decoder(
+            folder, dtype=dtype, device=str(device), group_size=placement.group_size,
+            attention=attention if attention in ATTENTIONS else "auto",
+        )  # fmt: skip
+        dense = LayerStack.dense(export.num_layers)
+        measured = perplexity(export, dense, self.evaluation, placement, progress)
+        self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
 
     def _config(self, plan: FoldPlan) -> dict[str, Any]:
         """The exported configuration."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.api import load, place_run, pruner_of
+from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
@@ -57,7 +58,8 @@ def pruner_for(
         ``ppl``; by default those of the metric. ``remove`` takes any layer.
 
     The other options are those of :func:`prunecomp.prune`; ``dtype``, ``device`` and ``attn`` are for models that are
-    loaded here. Nothing is run before the first call. Raises a subclass of :class:`prunecomp.errors.PrunecompError`.
+    loaded here. Before the first call only a few rows are run, to see that layers can move. Raises a subclass of
+    :class:`prunecomp.errors.PrunecompError`.
 
     >>> pruner = prunecomp.pruner_for(model, tokens)        # tokens: int64 [N, S]
     >>> scores = pruner.score()                             # by original layer index
@@ -83,7 +85,9 @@ def pruner_for(
     placement = place_run(
         subject, windows, device_memory, host_memory, disk, METRICS[metric]().demand(subject.shape(), span)
     )
+    decoder = load(subject, placement, compiled=False)
+    check_layers_move(decoder, [min(chosen)], windows.tokens[0])
     return pruner_of(
-        load(subject, placement, compiled=False), windows, placement, options, candidates=chosen, backend=backend,
+        decoder, windows, placement, options, candidates=chosen, backend=backend,
         progress=progress, origin=Origin(subject, options, windows),
     )  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
 from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.checkpoint.scales import check_repair
 from prunecomp.checkpoint.writer import copy_companions
@@ -33,7 +34,7 @@ from prunecomp.model.loader import (
 )
 from prunecomp.model.quantised import Dequantised, dequantised, method_of, quantisation, summary
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
-from prunecomp.model.weights import ModuleTensors, TensorSource, fingerprint, open_checkpoint
+from prunecomp.model.weights import ModuleTensors, SafetensorsCheckpoint, TensorSource, fingerprint, open_checkpoint
 
 
 class Subject:
@@ -66,6 +67,20 @@ class Subject:
     def load(self, group_size: int | None = None) -> Decoder:
         """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of the weights that :meth:`load` brought, where they can be had again: it brings them back."""
+
+    def as_loaded(self) -> Decoder:
+        """The model as its users load it, to judge by: by transformers, or as :meth:`load` does where that cannot."""
+        return self.load()
+
+    def load_export(self, folder: Path) -> Any | None:
+        """An export of this model as its users load it; None where transformers cannot, or memory does not hold it."""
+        if self.part_of is not None or self.quantised is not None:
+            return None
+        attention = str(self.load().config._attn_implementation)
+        return whole_by_transformers(folder, SafetensorsCheckpoint(folder), attention)
 
     def tensors(self) -> TensorSource:
         """The original weights, for export, as they are stored."""
@@ -167,6 +182,7 @@ class FolderSubject(Subject):
         self._plain = dequantised(self._tensors, self.config)
         self._view = under_model_names(self._plain, families.find(self.config.model_type))
         self._decoder: Decoder | None = None
+        self._group_size: int | None = None
         self._shape: ModelShape | None = None
 
     @property
@@ -186,11 +202,23 @@ class FolderSubject(Subject):
 
     def load(self, group_size: int | None = None) -> Decoder:
         if self._decoder is None:
+            self._group_size = group_size = group_size or self._group_size
             self._decoder = load_decoder(
                 self.folder, dtype=self._dtype, device=self._device, allow_pickle=self._allow_pickle,
                 group_size=group_size, attention=self._attention,
             )  # fmt: skip
+            if self.part_of is None and self.quantised is None:
+                check_read_alike(self._decoder, self.folder, self.config)
         return self._decoder
+
+    def release(self) -> None:
+        self._decoder = None
+
+    def as_loaded(self) -> Decoder:
+        if self.part_of is not None or self.quantised is not None:
+            return self.load()
+        loaded = whole_by_transformers(self.folder, self._tensors, str(self.load().config._attn_implementation))
+        return self.load() if loaded is None else Decoder(loaded)
 
     def tensors(self) -> TensorSource:
         return self._tensors

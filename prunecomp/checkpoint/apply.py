@@ -8,6 +8,7 @@ from torch import nn
 
 from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.fold import FoldPlan
+from prunecomp.checkpoint.numbers import renumber
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
@@ -38,10 +39,3 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     config: Any = decoder.config
     for name, value in prune_stored({}, config, decoder.family, stack.num_layers, stack.alive).items():
         setattr(config, name, value)
-
-
-def renumber(layer: nn.Module, number: int) -> None:
-    """Give a layer and its parts their new ``layer_idx``: generation indexes its cache by it."""
-    for module in layer.modules():
-        if isinstance(getattr(module, "layer_idx", None), int):
-            module.layer_idx = number  # type: ignore[assignment]

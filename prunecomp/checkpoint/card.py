@@ -131,6 +131,6 @@ def _perplexity(measured: dict[str, Any] | None) -> list[str]:
         return []
     return [
         f"Perplexity on {markdown(measured['source'])} ({measured['windows']} windows of {measured['seqlen']} tokens): "
-        f"{measured['dense']:.2f} before, {measured['pruned']:.2f} after.",
+        f"{measured['dense']:.2f} before, {measured['pruned']:.2f} after (measured on {measured['measured_on']}).",
         "",
     ]

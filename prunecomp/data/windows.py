@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +93,20 @@ class Windows:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(self.count))
         return Windows(self.tokens[order], self.source, None if self.lengths is None else self.lengths[order])
 
-    def batches(self, size: int, packed: bool = False) -> list[Batch]:
-        """Micro-batches of at most ``size`` windows, in order.
+    def batches(self, size: int, packed: bool = False, kind: Callable[[int], Hashable] | None = None) -> list[Batch]:
+        """Micro-batches of at most ``size`` windows, in order; where ``kind`` is given, of lengths of one kind.
 
         Windows of different lengths are cut to the longest of their batch, or laid end to end if ``packed``. Padding
         stands on the right, where causal attention keeps it from every real token: no mask is needed.
         """
         batches: list[Batch] = []
-        first = 0
-        for start in range(0, self.count, size):
+        first = start = 0
+        while start < self.count:
             rows = slice(start, min(start + size, self.count))
+            if kind is not None and self.lengths is not None:
+                _, alike = next(groupby(self.lengths[rows].tolist(), key=kind))
+                rows = slice(start, start + len(list(alike)))
+            start = rows.stop
             tokens, lengths = self.tokens[rows], None if self.lengths is None else self.lengths[rows]
             if lengths is not None and packed:
                 tokens = torch.cat([row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]).unsqueeze(0)

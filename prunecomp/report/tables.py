@@ -50,6 +50,7 @@ def perplexity_table(result: PruneResult) -> Table | None:
     table.add_column("perplexity", justify="right")
     table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}")
     table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}")
+    table.caption = f"pruned: {record['measured_on']}"
     return table
 
 
