@@ -14,7 +14,11 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.families import families
+from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
+from prunecomp.model.quantised import dequantised
+from prunecomp.model.stored import under_model_names
+from prunecomp.model.weights import StoredTensors, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,7 @@ def plan(
     folder = resolve_model(model, weights=False)
     config = read_config(folder)
     where, compute_dtype = choose_device(device), choose_dtype(dtype, config)
-    skeleton: Any = build_skeleton(config, compute_dtype)
-    skeleton.tie_weights()
+    skeleton: Any = build_skeleton(config, compute_dtype, checkpoint=_local_weights(model, config))
     shape = model_shape(skeleton, families.find(config.model_type), compute_dtype)
     if not 0 < layers < shape.num_layers:
         raise OptionError(f"--layers {layers}: the model has {shape.num_layers}; give 1 to {shape.num_layers - 1}")
@@ -139,6 +142,14 @@ def plan(
         rates=rates,
         seconds=seconds(total, rates),
     )
+
+
+def _local_weights(model: str | Path, config: Any) -> StoredTensors | None:
+    """Those of a local folder, to hold its config to; a config alone, or a pickle, is planned on trust."""
+    folder = Path(model)
+    if not folder.is_dir() or not any((folder / file).is_file() for file in (SINGLE, INDEX)):
+        return None
+    return under_model_names(dequantised(open_checkpoint(folder), config), families.find(config.model_type))
 
 
 def rounds(shape: ModelShape, placement: Placement, windows: int, seqlen: int, layers: int) -> tuple[Work, Work, Work]:

@@ -9,6 +9,7 @@ from torch import nn
 from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import OptionError
+from prunecomp.model.checks import check_in_memory
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
@@ -19,6 +20,7 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     Raises :class:`OptionError` if the model is not one with the layers that were pruned.
     """
     decoder = Decoder(model)
+    check_in_memory(model)
     if decoder.num_layers != stack.num_layers:
         raise OptionError(
             f"the result is of a model with {stack.num_layers} layers, this one has {decoder.num_layers}: "
@@ -36,8 +38,10 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     owner, _, leaf = decoder.family.layers.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.ModuleList(survivors))
     config: Any = decoder.config
-    for name, value in prune_stored({}, config, decoder.family, stack.num_layers, stack.alive).items():
-        setattr(config, name, value)
+    held = config.to_dict()
+    for name, value in prune_stored(held, config, decoder.family, stack.num_layers, stack.alive).items():
+        if name not in held or held[name] != value:
+            setattr(config, name, value)
 
 
 def renumber(layer: nn.Module, number: int) -> None:
