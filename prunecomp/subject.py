@@ -244,11 +244,17 @@ class FolderSubject(Subject):
     def tokenize(self) -> Tokenize | None:
         if not any(path.match(pattern) for path in self.folder.iterdir() for pattern in TOKENIZERS):
             return None
+        return lambda text: _ids(self._tokenizer)(text)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Read for the first text: token ids need none."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except Exception as error:  # what a damaged file raises is up to the class of the tokenizer
-            raise CheckpointError(f"{self.folder}: the tokenizer cannot be read: {reason_of(error)}") from error
-        return _ids(tokenizer)
+            raise CheckpointError(
+                f"{self.folder}: the tokenizer cannot be read: {reason_of(error)}. Token ids in a .npy file need none"
+            ) from error
 
     def fingerprint(self) -> str:
         return fingerprint(self._tensors)

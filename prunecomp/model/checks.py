@@ -21,17 +21,17 @@ MOST_LAYERS = 2000
 
 COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 LEFT_OVER = (r"rotary_emb\.inv_freq", r"\.(input|activation|output|k|v|q)_(global_)?(scale|zero_point)$")
-"""Tensors that no model of transformers has and that say nothing: computed anew, or of activations that are quantised."""
+"""Tensors that no model has and that say nothing of it: computed anew, or scales of activations."""
 
 OPTIONAL_COUNTS = ("num_key_value_heads", "intermediate_size", "head_dim", "max_position_embeddings")
 
 
 def check_config(config: Any, family: Family, path: Path) -> None:
     """Raise :class:`CheckpointError`, naming the field, for a count that is none, or what contradicts it."""
-    for name in (*COUNTS, *OPTIONAL_COUNTS):
-        value = getattr(config, name, None)
-        if (value is not None or name in COUNTS) and (type(value) is not int or value < 1):
-            raise CheckpointError(f"{path}: {name} is {value!r}; a whole number from 1 up belongs there")
+    for name in COUNTS:
+        if getattr(config, name, None) is None:
+            raise CheckpointError(f"{path} states no {name}")
+    check_counts({name: getattr(config, name, None) for name in (*COUNTS, *OPTIONAL_COUNTS)}, {}, path)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if layers > MOST_LAYERS:
         raise CheckpointError(f"{path}: {family.layer_count} is {layers}; no model has more than {MOST_LAYERS:,}")
@@ -50,6 +50,15 @@ def check_config(config: Any, family: Family, path: Path) -> None:
         value = getattr(config, name, None)
         if value is not None and (type(value) is not int or value < 0):
             raise CheckpointError(f"{path}: {name} is {value!r}; a whole number belongs there")
+
+
+def check_counts(stated: Mapping[str, Any], attributes: Mapping[str, str], path: Path) -> None:
+    """Raise :class:`CheckpointError` for a count that is none, under any of its names."""
+    for name in (*COUNTS, *OPTIONAL_COUNTS):
+        for known in {name, attributes.get(name, name)}:
+            value = stated.get(known)
+            if value is not None and (type(value) is not int or value < 1):
+                raise CheckpointError(f"{path}: {known} is {value!r}; a whole number from 1 up belongs there")
 
 
 def check_names(stated: Mapping[str, Any], attributes: Mapping[str, str], path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from prunecomp.errors import CheckpointError, NumericalError, OptionError, PrunecompError
 from prunecomp.model.checks import (
     check_config,
+    check_counts,
     check_layers,
     check_names,
     check_tensors,
@@ -69,6 +70,7 @@ def read_config(folder: Path) -> Any:
     """
     path = folder / "config.json"
     stated = read_object(path, CheckpointError)
+    _check_stated(stated, path)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # what a value of the wrong kind raises is up to the class of the config
@@ -87,6 +89,15 @@ def read_config(folder: Path) -> Any:
     check_names(inner if isinstance(inner, dict) else {}, type(config).attribute_map, path)
     check_config(config, families.find(config.model_type), path)
     return config
+
+
+def _check_stated(stated: dict[str, Any], path: Path) -> None:
+    """What can be told of a file before it is made into a config, where the field can be named."""
+    kind = stated.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise CheckpointError(f"{path}: model_type is {kind!r}; a name belongs there")
+    if kind is not None and kind in CONFIG_MAPPING:
+        check_counts(stated, CONFIG_MAPPING[kind].attribute_map, path)
 
 
 def reason_of(error: Exception) -> str:
@@ -137,12 +148,23 @@ def build_skeleton(
         raise
     except Exception as error:  # a layer's constructor takes the config at its word
         raise CheckpointError(
-            f"config.json: there is no {family.name} model of this shape: {type(error).__name__}: {reason_of(error)}"
+            f"config.json: there is no {family.name} model of this shape: {_field_of(error, config)}"
         ) from error
     if checkpoint is not None:
         tie_as_stored(model, checkpoint)
     model.eval()
     return model  # type: ignore[no-any-return]
+
+
+def _field_of(error: Exception, config: Any) -> str:
+    """What went wrong; of a name that is not known, the field that has it."""
+    if isinstance(error, KeyError):
+        held = config.to_dict()
+        held.update(entry for value in list(held.values()) if isinstance(value, dict) for entry in value.items())
+        for field, value in held.items():
+            if isinstance(value, str) and error.args[:1] == (value,):
+                return f"{field} is {value!r}, which is not known"
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def _make_buffers(model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -142,6 +143,7 @@ class PickleCheckpoint:
             tensors = _read_pickle(folder / part)
             self._tensors.update(tensors)
             self._place.update(dict.fromkeys(tensors, part))
+        self._storages = Counter(tensor.untyped_storage().data_ptr() for tensor in self._tensors.values())
         for name in entries:
             if name not in self._tensors:
                 raise CheckpointError(f"{folder / file} names {name!r}, which none of its files holds")
@@ -157,7 +159,9 @@ class PickleCheckpoint:
         return self.folder / self._place[name]
 
     def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        shared = self._storages[tensor.untyped_storage().data_ptr()] > 1
+        return tensor.clone() if shared else tensor  # a tied head, say: safetensors writes no two views of one memory
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
