@@ -244,7 +244,14 @@ class FolderSubject(Subject):
     def tokenize(self) -> Tokenize | None:
         if not any(path.match(pattern) for path in self.folder.iterdir() for pattern in TOKENIZERS):
             return None
-        return lambda text: _ids(self._tokenizer)(text)
+        return self._tokenize
+
+    def _tokenize(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer
+        try:
+            return _ids(tokenizer)(text)
+        except Exception as error:  # a wrong value in its config can show as late as here
+            raise CheckpointError(f"{self.folder}: the tokenizer does not run: {reason_of(error)}") from error
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -33,8 +33,7 @@ def check_config(config: Any, family: Family, path: Path) -> None:
             raise CheckpointError(f"{path} states no {name}")
     check_counts({name: getattr(config, name, None) for name in (*COUNTS, *OPTIONAL_COUNTS)}, {}, path)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    if layers > MOST_LAYERS:
-        raise CheckpointError(f"{path}: {family.layer_count} is {layers}; no model has more than {MOST_LAYERS:,}")
+    check_depth(layers, family.layer_count, path)
     shared = getattr(config, "num_key_value_heads", None) or heads
     if heads % shared:
         raise CheckpointError(f"{path}: num_attention_heads is {heads}, no multiple of num_key_value_heads, {shared}")
@@ -59,6 +58,11 @@ def check_counts(stated: Mapping[str, Any], attributes: Mapping[str, str], path:
             value = stated.get(known)
             if value is not None and (type(value) is not int or value < 1):
                 raise CheckpointError(f"{path}: {known} is {value!r}; a whole number from 1 up belongs there")
+
+
+def check_depth(layers: Any, name: str, path: Path) -> None:
+    if isinstance(layers, int | float) and layers > MOST_LAYERS:
+        raise CheckpointError(f"{path}: {name} is {layers}; no model has more than {MOST_LAYERS:,} layers")
 
 
 def check_names(stated: Mapping[str, Any], attributes: Mapping[str, str], path: Path) -> None:

@@ -16,6 +16,7 @@ from prunecomp.errors import CheckpointError, NumericalError, OptionError, Prune
 from prunecomp.model.checks import (
     check_config,
     check_counts,
+    check_depth,
     check_layers,
     check_names,
     check_tensors,
@@ -98,6 +99,9 @@ def _check_stated(stated: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: model_type is {kind!r}; a name belongs there")
     if kind is not None and kind in CONFIG_MAPPING:
         check_counts(stated, CONFIG_MAPPING[kind].attribute_map, path)
+    for part in (stated, *stated.values()):  # before lists of so many entries are made
+        for name in ("num_hidden_layers", "n_layer") if isinstance(part, dict) else ():
+            check_depth(part.get(name), name, path)
 
 
 def reason_of(error: Exception) -> str:
