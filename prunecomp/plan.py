@@ -15,7 +15,11 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.families import families
+from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
+from prunecomp.model.quantised import dequantised
+from prunecomp.model.stored import under_model_names
+from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.options import PruneOptions
 from prunecomp.pruner import choose_candidates
 from prunecomp.subject import position_rows
@@ -118,8 +122,7 @@ def plan(
     folder = resolve_model(model, weights=False)
     config = read_config(folder)
     where, compute_dtype = choose_device(options.device), choose_dtype(options.dtype, config)
-    skeleton: Any = build_skeleton(config, compute_dtype)
-    skeleton.tie_weights()
+    skeleton: Any = build_skeleton(config, compute_dtype, checkpoint=_local_weights(model, config))
     shape = model_shape(skeleton, families.find(config.model_type), compute_dtype)
     candidates_of(options, shape.num_layers)
     seqlen = choose_seqlen(options.seqlen, config)
@@ -169,6 +172,14 @@ def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
         barred = [layer for layer in order if layer not in chosen]
         raise OptionError(f"--given {listed(barred)}: must stay by --keep or --candidates; name other layers")
     return chosen
+
+
+def _local_weights(model: str | Path, config: Any) -> StoredTensors | None:
+    """Those of a local folder, to hold its config to; a config alone, or a pickle, is planned on trust."""
+    folder = Path(model)
+    if not folder.is_dir() or not any((folder / file).is_file() for file in (SINGLE, INDEX)):
+        return None
+    return under_model_names(dequantised(open_checkpoint(folder), config), families.find(config.model_type))
 
 
 def rounds(shape: ModelShape, placement: Placement, windows: int, seqlen: int, layers: int) -> tuple[Work, Work, Work]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import nn
 from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.claim import claimed
-from prunecomp.checkpoint.config import prune_generation, prune_stored
+from prunecomp.checkpoint.config import prune_generation, prune_stored, without_code
 from prunecomp.checkpoint.fold import FoldPlan, plan_fold
 from prunecomp.checkpoint.numbers import check_built_alike
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
@@ -38,9 +37,11 @@ from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.model.files import STATED
 from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
+from prunecomp.plain import read_object
 from prunecomp.subject import Subject
 from prunecomp.values import flag, whole
 
@@ -275,6 +276,7 @@ class PruneResult:
         subject, stack = self.subject, self.stack
         family = subject.load().family
         config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
+        config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
         stated = config.get("quantization_config")
         if stated is not None:
             config["quantization_config"] = subject.renumber_rules(stated, plan.renumber)
@@ -284,11 +286,8 @@ class PruneResult:
         """Leave out what names layers; a file that has nothing of the kind stays as it is."""
         if not path.is_file():
             return
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            pruned = prune_generation(stored)
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{GENERATION} of the model cannot be read as JSON: {error}") from error
+        stored = read_object(path, CheckpointError)
+        pruned = prune_generation(stored)
         if pruned != stored:
             write_json(path, pruned)
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.checkpoint.companions import Companions, find_companions
+from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
 from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.checkpoint.scales import check_repair
-from prunecomp.checkpoint.writer import copy_companions
+from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
-from prunecomp.errors import CheckpointError, FoldError
+from prunecomp.errors import CheckpointError, FoldError, OptionError, PrunecompWarning
+from prunecomp.model.checks import check_config, check_in_memory, check_named, warn_of_surprises
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.families.document import needs_care
@@ -29,12 +34,17 @@ from prunecomp.model.loader import (
     choose_dtype,
     load_decoder,
     read_config,
+    reason_of,
     resolve_model,
     text_decoder_of,
 )
 from prunecomp.model.quantised import Dequantised, dequantised, method_of, quantisation, summary
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import ModuleTensors, SafetensorsCheckpoint, TensorSource, fingerprint, open_checkpoint
+from prunecomp.plain import read_object
+
+TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.spm")
+"""Files of which one at least is there where a tokenizer is."""
 
 
 class Subject:
@@ -127,6 +137,11 @@ class Subject:
         this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
         if fold is not None:
             self.check_fold(fold)
+        alive = tuple(layer for layer in range(self.num_layers) if layer != min(candidates))
+        with warnings.catch_warnings():  # what follows the layers is told of when it is written
+            warnings.simplefilter("ignore", PrunecompWarning)
+            family = families.find(self.config.model_type)
+            prune_stored(self.raw_config(), self.config, family, self.num_layers, alive)
 
     @property
     def vocab_size(self) -> int:
@@ -181,9 +196,14 @@ class FolderSubject(Subject):
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
         self._plain = dequantised(self._tensors, self.config)
         self._view = under_model_names(self._plain, families.find(self.config.model_type))
+        skeleton: Any = build_skeleton(self.config, self.dtype, checkpoint=self._view)
+        check_named(self._tensors.unnamed, folder)
+        if self.part_of is None:  # else the other parts of the model are there too
+            warn_of_surprises(skeleton, self._view)
+        self.described = Decoder(skeleton)
+        """The decoder without its weights."""
         self._decoder: Decoder | None = None
         self._group_size: int | None = None
-        self._shape: ModelShape | None = None
 
     @property
     def device(self) -> torch.device:
@@ -194,11 +214,7 @@ class FolderSubject(Subject):
         return choose_dtype(self._dtype, self.config)
 
     def shape(self) -> ModelShape:
-        if self._shape is None:
-            skeleton: Any = build_skeleton(self.config, self.dtype)
-            skeleton.tie_weights()
-            self._shape = model_shape(skeleton, families.find(self.config.model_type), self.dtype)
-        return self._shape
+        return model_shape(self.described.model, families.find(self.config.model_type), self.dtype)
 
     def load(self, group_size: int | None = None) -> Decoder:
         if self._decoder is None:
@@ -235,22 +251,25 @@ class FolderSubject(Subject):
 
     def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
         super().check_export(candidates, fold, replaces)
+        _ = self._companions
         stated = quantisation(self.config)
         if stated is None:
             return
         if fold is not None:
-            decoder = Decoder(build_skeleton(self.config, self.dtype))
-            check_repair(decoder, self.plain_tensors(), self.stored, replaces)
+            check_repair(self.described, self.plain_tensors(), self.stored, replaces)
         lowest = min(candidates)  # every number above it changes
         alive = [layer for layer in range(self.num_layers) if layer != lowest]
         self.renumber_rules(stated, {layer: number for number, layer in enumerate(alive)})
 
     def raw_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return config
+        return read_object(self.folder / "config.json", CheckpointError)
+
+    @cached_property
+    def _companions(self) -> Companions:
+        return find_companions(self.folder, {path.name for path in self._tensors.files()})
 
     def write_companions(self, folder: Path) -> None:
-        copy_companions(self.folder, folder)
+        self._companions.write(folder)
 
     @property
     def base(self) -> str | None:
@@ -261,16 +280,24 @@ class FolderSubject(Subject):
 
     @property
     def tokenize(self) -> Tokenize | None:
-        if not any(self.folder.glob("tokenizer*")) and not (self.folder / "vocab.json").is_file():
+        if not any(path.match(pattern) for path in self.folder.iterdir() for pattern in TOKENIZERS):
             return None
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._read_tokenizer, self.folder)
+
+    def _read_tokenizer(self) -> Any:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (ValueError, OSError, KeyError) as error:
-            raise CheckpointError(f"{self.folder}: the tokenizer cannot be read: {error}") from error
-        return Tokenizer(tokenizer)
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        except Exception as error:  # what a damaged file raises is up to the class of the tokenizer
+            raise CheckpointError(
+                f"{self.folder}: the tokenizer cannot be read: {reason_of(error)}. Token ids in a .npy file need none"
+            ) from error
 
     def fingerprint(self) -> str:
-        return fingerprint(self.folder)
+        return fingerprint(self._tensors)
 
 
 class ModelSubject(Subject):
@@ -279,14 +306,24 @@ class ModelSubject(Subject):
     resident = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise OptionError(
+                f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
+                "transformers, itself and not wrapped (merge an adapter first)"
+            )
         kind = model.config.model_type
         if hasattr(model.config, "text_config") and kind not in families.known_types():
             raise CheckpointError(
                 f"{kind} has a text decoder inside: to prune that, give the folder of the model instead"
             )
-        self._decoder = Decoder(model)
+        check_config(model.config, families.find(kind), Path("the model's config"))
+        try:
+            self._decoder = Decoder(model)
+        except AttributeError as error:  # no head, say
+            raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None
+        check_in_memory(model)
         self._tokenizer = tokenizer
-        self._tokenize = None if tokenizer is None else Tokenizer(tokenizer)
+        self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer, type(tokenizer).__name__)
         self.config = model.config
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
 
@@ -348,8 +385,7 @@ class ModelSubject(Subject):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.raw_config(), sort_keys=True).encode())
         for name, tensor in self._decoder.model.state_dict().items():
-            sample = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
-            digest.update(f"{name}:{list(tensor.shape)}:".encode() + sample.numpy().tobytes())
+            digest.update(f"{name}:{tensor_digest(tensor)}:".encode())
         return digest.hexdigest()
 
 
@@ -386,27 +422,24 @@ def _over_layers(decoder: Decoder, tensors: Callable[[int], list[str]]) -> list[
 
 def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """What the adapter sees in a checkpoint, without loading its weights."""
-    folder = resolve_model(model, allow_pickle)
-    config = read_config(folder)
-    checkpoint = open_checkpoint(folder, allow_pickle)
-    skeleton: Any = build_skeleton(config, choose_dtype("auto", config))
-    skeleton.tie_weights()
-    decoder = Decoder(skeleton)
+    subject = FolderSubject(resolve_model(model, allow_pickle), str(model), "auto", "cpu", allow_pickle)
+    config, checkpoint = subject.config, subject.tensors()
+    decoder = subject.described
     family = decoder.family
     return {
         "model": str(model),
         "family": family.name,
-        "text_decoder_of": text_decoder_of(folder, config),
+        "text_decoder_of": subject.part_of,
         "model_type": config.model_type,
         "layers": decoder.num_layers,
         "hidden_size": decoder.hidden_size,
-        "parameters": skeleton.num_parameters(),
+        "parameters": decoder.model.num_parameters(),
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "quantised": summary(config),
         "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
         "tied_head": decoder.tied,
         "context": getattr(config, "max_position_embeddings", None),
-        "layers_stored_as": layers_path(checkpoint, family),
+        "layers_stored_as": subject.layers,
         "writers": _over_layers(decoder, decoder.writer_tensors),
         "readers": [path for path in family.readers if any(path in dict(x.named_modules()) for x in decoder.layers)],
         "needs_care": needs_care(family),

@@ -15,9 +15,10 @@ from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.proof import LayerProof
 from prunecomp.checkpoint.replay import Weights, logits_in_float32
 from prunecomp.errors import CheckpointError, NumericalError, OutputError
+from prunecomp.model.checks import check_tensors
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.loader import build_skeleton, check_tensors, load_decoder, read_config
+from prunecomp.model.loader import build_skeleton, load_decoder, read_config
 from prunecomp.model.quantised import NARROW, Dequantised, dequantised
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names

@@ -20,12 +20,11 @@ from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
-from prunecomp.model.weights import INDEX, SINGLE, TensorSource
+from prunecomp.model.files import INDEX, SINGLE
+from prunecomp.model.weights import TensorSource
 from prunecomp.plain import json_text
 
 GENERATION = "generation_config.json"
-CARRIED_FILES = (GENERATION, "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
-CARRIED_PATTERNS = ("tokenizer*", "*processor_config.json", "chat_template*", "*.jinja", "LICENSE*", "NOTICE*")
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
@@ -166,11 +165,3 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation config, chat template and licence files as they are."""
-    names = {path.name for pattern in CARRIED_PATTERNS for path in source.glob(pattern)} | set(CARRIED_FILES)
-    for name in sorted(names):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)

@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 
 from prunecomp.data.files import STDIN, SUFFIXES, Content, read_file
-from prunecomp.errors import DataError, OptionError
+from prunecomp.errors import CheckpointError, DataError
+from prunecomp.plain import brief
 
 Tokenize = Callable[[str], list[int]]
 JOIN = "\n\n"
@@ -92,16 +94,25 @@ class Reading:
 
 
 class Tokenizer:
-    """A tokenizer of transformers, as texts are read with it."""
+    """A tokenizer of transformers, as texts are read with it; it is loaded for the first one, for token ids need none.
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not callable(tokenizer):
-            raise OptionError(f"tokenizer: give a tokenizer of transformers, not {tokenizer!r}")
-        self._tokenizer = tokenizer
+    ``where`` it comes from is told in errors.
+    """
+
+    def __init__(self, load: Callable[[], Any], where: object) -> None:
+        self._load, self._where = load, where
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._load()
 
     def __call__(self, text: str) -> list[int]:
-        # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
-        ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
+        tokenizer = self._tokenizer
+        try:
+            # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
+            ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+        except Exception as error:  # a wrong value in its config can show as late as here
+            raise CheckpointError(f"{self._where}: the tokenizer does not run: {brief(str(error), 500)}") from error
         return ids
 
     def spell(self, token: int) -> str:
