@@ -28,18 +28,21 @@ def calibration_windows(
     whole("--samples", samples, 1)
     if documents:
         read = read_documents(source, subject.tokenize, subject.vocab_size)
-        return in_context(subject, draw_documents(read, samples, length, seed))
+        windows = draw_documents(read, samples, length, seed)
+        check_length(subject, windows.seqlen)
+        return windows
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    return in_context(subject, draw_windows(tokens, samples, length, seed, free_host_memory()))
+    check_length(subject, tokens.longest(length))
+    return draw_windows(tokens, samples, length, seed, free_host_memory())
 
 
 def evaluation_windows(subject: Subject, source: Any, seqlen: int | None) -> Windows:
     length = choose_seqlen(seqlen, subject.config)
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    return in_context(subject, consecutive_windows(tokens, length))
+    check_length(subject, tokens.longest(length))
+    return consecutive_windows(tokens, length)
 
 
-def in_context(subject: Subject, windows: Windows) -> Windows:
-    """``windows``, once it is known that the model has positions for them."""
-    check_context(windows.seqlen, subject.position_rows, context_of(subject.config))
-    return windows
+def check_length(subject: Subject, length: int) -> None:
+    """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model."""
+    check_context(length, subject.position_rows, context_of(subject.config))

@@ -252,8 +252,7 @@ class Pruner:
         if windows is None:
             return self.run.loss()
         context = context_of(self.decoder.config)
-        if not isinstance(windows, Windows):
-            windows = loose_windows(windows, self.decoder.vocab_size, context)
+        windows = loose_windows(windows, self.decoder.vocab_size, context)
         check_context(windows.seqlen, self.decoder.position_rows, context)
         run = Run(self.decoder, windows, self.placement, stack=self.stack, measured=False, progress=self._progress)
         return run.loss(keep=False)

@@ -75,6 +75,10 @@ class TokenSource:
     windows: int | None = None
     """Consecutive windows that count, from the first on; all if None."""
 
+    def longest(self, seqlen: int) -> int:
+        """Tokens of the longest window where ``seqlen`` is asked for."""
+        return seqlen if self.tokens.ndim == 1 else int((self.tokens >= 0).sum(axis=1).max())
+
 
 @dataclass(frozen=True)
 class DocumentSource:
@@ -242,7 +246,7 @@ def check_tokens(tokens: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
     """``tokens`` as int64. Raises :class:`DataError` unless they are ids [T] or [N, S]."""
     if not tokens.size:
         raise DataError(f"{name}: an array of shape {tokens.shape} holds no token ids, nothing to run")
-    if tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.ndim not in (1, 2) or tokens.dtype.kind not in "iu":
         raise DataError(
             f"{name}: token ids must be integers of shape [T] or [N, S], not {tokens.dtype} of shape {tokens.shape}"
         )
@@ -283,7 +287,7 @@ def _may_be_dataset(name: str) -> bool:
     return (
         re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", repository) is not None
         and not repository.lower().endswith(SUFFIXES)
-        and not (slash and os.path.isdir(owner))
+        and not (os.path.isdir(owner) if slash else re.search(r"\.[A-Za-z]\w*$", repository))
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunecomp.data.sources import DocumentSource, TokenSource, read_source
+from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
 from prunecomp.values import whole
 
@@ -189,6 +189,9 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room
 def loose_windows(tokens: Any, vocab_size: int, context: int | None) -> Windows:
     """Token ids [N, S] as windows, or [T] as a single one, which then must not exceed the ``context``. Raises
     :class:`DataError` for what is neither, and :class:`OptionError` for a single one that is too long."""
+    if isinstance(tokens, Windows):
+        check_tokens(as_array(tokens.tokens), tokens.source, vocab_size)
+        return tokens
     if isinstance(tokens, str | Path):
         raise DataError(f"{tokens}: give token ids [N, S] or [T], not a path")
     source = read_source(tokens, None, vocab_size)

@@ -194,7 +194,7 @@ def test_what_is_no_file_is_told_as_it_is(tmp_path: Path) -> None:
             read_source(tmp_path / name, letters, 256)
 
 
-@pytest.mark.parametrize("name", ["missing.csv", "data/missing", "a b", "a/b/c", "x=y", "a\\b", "missing.jsonl.zst"])
+@pytest.mark.parametrize("name", ["missing.csv", "missing.xyz", "data/missing", "a b", "a/b/c", "x=y", "a\\b"])
 def test_a_path_without_a_file_is_not_asked_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -38,6 +38,8 @@ def test_a_window_beyond_the_table_of_positions_is_refused(tmp_path: Path, kind:
         for call in (*calls(subject, 65), *calls(subject, None, IDS[:650].reshape(10, 65))):
             with pytest.raises(OptionError, match="has positions for 64 tokens"):
                 call()
+        with pytest.raises(OptionError, match="has positions for 64 tokens"):
+            prunecomp.evaluate(subject, IDS[:100], seqlen=128)  # and too short besides
         assert prunecomp.evaluate(subject, IDS, seqlen=64) > 1, "the whole table is used"
     with pytest.raises(OptionError, match="has positions for 64 tokens"):
         prunecomp.plan(folder, 1, seqlen=65)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import prunecomp
+from prunecomp.data.windows import Windows
 from prunecomp.errors import DataError, OptionError
 from tests.situations.data import command, model, save
 
@@ -69,7 +71,7 @@ def test_more_windows_than_memory_holds_are_refused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "source", [None, 5, object(), {"input_ids": [1, 2]}, [[1, 2], [3]], [], [[]], b"words", "", ["a", "b"], [2**70, 1],
                np.zeros((3, 3)), np.array([None, 1]), np.zeros((2, 0), int), np.zeros((2, 2, 2), int), [True, False],
-               np.zeros((3, 1), int)],
+               np.zeros((3, 1), int), np.zeros(9, "timedelta64[s]")],
 )  # fmt: skip
 def test_what_holds_no_token_ids_is_refused(source: Any) -> None:
     with pytest.raises(DataError):
@@ -85,6 +87,8 @@ def test_a_row_of_ids_is_one_window_of_a_loss() -> None:
     assert pruner.loss(IDS[:60]) == pruner.loss(IDS[:60][None])
     with pytest.raises(OptionError, match="400 token ids in a row are one window, and the model was trained for 64"):
         pruner.loss(IDS)
+    with pytest.raises(DataError, match="from 0 to 9999, the vocabulary"):
+        pruner.loss(Windows(torch.tensor([[0, 9999]]), "windows"))
     for ids, message in ((IDS[:1], "hold nothing to run"), ([], "no token ids"), ("a.npy", "not a path"), (5, "int")):
         with pytest.raises(DataError, match=message):
             pruner.loss(ids)
