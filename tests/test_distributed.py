@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from prunecomp.engine.parallel import Workers
 from prunecomp.errors import DistributedError
 from prunecomp.journal import journal_path
-from tests.conftest import SEED
 from tests.engine.test_streaming import needed
 from tests.forks import ROOT, Forks
 from tests.killing import Harm
 from tests.models import build
+from tests.seeds import seed
 
 SECONDS_TO_END = 60
 """A job that has lost a process ends within this, imports included; the collectives' own limit is half an hour."""
@@ -66,10 +66,10 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("distributed")
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     model = build("llama", num_hidden_layers=8, max_position_embeddings=2048)
     model.save_pretrained(folder / "base")
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed())
     for name, count in (("tokens", 7), ("held_out", 5)):  # micro-batches of two: the last is not full
         np.save(folder / f"{name}.npy", random.integers(0, 101, (count, 1400)))
     np.save(folder / "many.npy", random.integers(0, 101, (32, 96)))
@@ -260,7 +260,7 @@ def test_uneven_shares_are_gathered_in_order(tmp_path: Path) -> None:
         subprocess.Popen(
             [sys.executable, tmp_path / "gathering.py"], stdout=subprocess.PIPE, text=True,
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(20_000 + SEED % 10_000), "GLOO_SOCKET_IFNAME": "lo"},
+                 "MASTER_PORT": str(20_000 + seed() % 10_000), "GLOO_SOCKET_IFNAME": "lo"},
         )
         for rank in range(3)
     ]  # fmt: skip

@@ -18,10 +18,10 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe, open_subject
-from tests.conftest import SEED
 from tests.families.configs import COMMON, FAMILIES, FOLLOWS
 from tests.generation import assert_the_cache_holds
 from tests.models import draw_tokens
+from tests.seeds import seed
 from tests.tolerances import ROUNDINGS
 
 LOWER = {0: 0.5, 3: 3.0, 4: 0.8}
@@ -53,7 +53,7 @@ def build(case: str) -> Any:
     options = {**COMMON, **FAMILIES[case]}
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     offset = families.find(config.model_type).gain_offset
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomise(model, offset)
     return model.eval()

@@ -18,8 +18,8 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, Evidence
 from prunecomp.metrics.stopping import FEWEST, LOOKS, separated, student_quantile
 from prunecomp.subject import open_subject
-from tests.conftest import SEED
 from tests.models import build, draw_tokens
+from tests.seeds import seed
 
 DRAWS = 200
 SAMPLES = 128
@@ -61,7 +61,7 @@ def test_an_early_choice_differs_no_more_often_than_promised(
     pools: dict[tuple[str, int], torch.Tensor], metric: str, number: int
 ) -> None:
     pool = pools[metric, number]
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed())
     differ = {0.999: 0, 0.9: 0, 0.5: 0}
     seen = dict.fromkeys(differ, 0)
     for _ in range(DRAWS):
@@ -80,7 +80,7 @@ def test_an_early_choice_differs_no_more_often_than_promised(
 
 @pytest.mark.parametrize("candidates", [2, 6])
 def test_candidates_that_differ_by_noise_alone_are_the_hardest_and_keep_the_promise(candidates: int) -> None:
-    random = torch.Generator().manual_seed(SEED)
+    random = torch.Generator().manual_seed(seed())
     differ = early = 0
     for _ in range(1000):
         sums = torch.randn(SAMPLES, candidates, generator=random, dtype=torch.float64)

@@ -31,10 +31,10 @@ from prunecomp.model.decoder import Decoder, call_layer
 from prunecomp.model.families import families
 from prunecomp.model.stack import Overlay
 from prunecomp.pruner import Pruner, run_rounds
-from tests.conftest import SEED
 from tests.engine.test_ragged import PackingDecoder, ragged
 from tests.models import build, draw_tokens
 from tests.oracles import taylor
+from tests.seeds import seed
 from tests.tolerances import ROUNDINGS, SCALE
 
 CPU = torch.device("cpu")
@@ -302,7 +302,7 @@ def test_several_processes_know_the_whole(
         subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(30_000 + SEED % 10_000), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+                 "MASTER_PORT": str(30_000 + seed() % 10_000), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)
     ]  # fmt: skip
