@@ -25,7 +25,8 @@ SHARED = pytest.StashKey[set[str]]()
 """Names of the fixtures that drew and are not made afresh for each test."""
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("ours", deadline=None, database=None)
+EXAMPLES = 500 if os.environ.get("PRUNECOMP_SOAK") == "1" else 100
+hypothesis.settings.register_profile("ours", deadline=None, database=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile("ours")
 
 
