@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from prunecomp.kernels import launch, layer_gram, layer_stats, linear_gram, weight_norms, weight_salience
+from tests.compiled import FOLDER
 from tests.ops.ahead_of_time import SHARED_LIMIT, Compiled, compile_launches, states
 
 WIDE_LOAD = re.compile(r"ld\.global\S*\.v4|cp\.async\.cg\.shared\.global .*, 0x10")
@@ -24,10 +25,10 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No kernel comes from an earlier session."""
+def own_cache() -> Iterator[None]:
+    """No kernel comes from a user's cache, and of an earlier session only what the same sources gave."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        patch.setenv("TRITON_CACHE_DIR", str(FOLDER / "triton"))
         yield
 
 
