@@ -101,6 +101,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench.forks.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_runs_killed_at_random_moments_end_in_the_same_bytes(bench: Bench, tmp_path: Path, way: str) -> None:
     moments = random.Random(f"{seed()} {way}")
@@ -130,6 +131,7 @@ def test_a_kill_at_any_step_is_made_good_by_resuming(bench: Bench, tmp_path: Pat
     bench.holds(way, out)
 
 
+@pytest.mark.slow
 def test_the_kills_hit_every_phase(bench: Bench) -> None:
     if len(bench.killed) < KILLS:
         pytest.skip("counts the kills of the whole file")

@@ -32,7 +32,14 @@ class Kernel(NamedTuple):
     shared: int
 
 
-@pytest.fixture(scope="module", params=[(name, target) for name in ("layer_stats", "layer_gram") for target in TARGETS])
+BUILDS = [
+    pytest.param((name, target), marks=[pytest.mark.slow] if target == "sm_80" else [], id=f"{name}-{target}")
+    for name in ("layer_stats", "layer_gram")
+    for target in TARGETS
+]
+
+
+@pytest.fixture(scope="module", params=BUILDS)
 def built(request: pytest.FixtureRequest) -> tuple[str, Path, str]:
     """Source, object and the compiler's report; warnings of either compiler are errors."""
     assert NVCC is not None
