@@ -128,8 +128,8 @@ def test_a_model_pruned_in_place_is_the_exported_one(case: str, generator: torch
     assert torch.equal(model.generate(tokens[:1], **options), loaded.generate(tokens[:1], **options))
 
 
-HOMES = ("gemma2", "gemma3", "qwen3-moe", "olmo2", "cohere", "stablelm", "gpt2", "gpt-neox", "falcon-40b", "deepseek-v3",
-         "gpt-oss", "llama4")  # fmt: skip
+HOMES = ("gemma2", "gemma3", "qwen3-moe", "olmo2", "cohere", "stablelm", "gpt2", "gpt-neox", "falcon-40b",
+         "deepseek-v3", "gpt-oss", "llama4")  # fmt: skip
 """One or two of every kind of layer, which the quick run takes."""
 EVERY = [case if case in HOMES else pytest.param(case, marks=pytest.mark.slow) for case in FAMILIES]
 
