@@ -64,9 +64,10 @@ soak: $(VENV)/.tests
 	$(BIN)/python -m tests.soak --seeds $(SEEDS) --processes $(WORKERS)
 
 coverage: $(VENV)/.tests
-	$(BIN)/$(PYTEST) -m "$(MARK)" --cov=prunecomp --cov-branch --cov-context=test --cov-report=term:skip-covered
+	$(BIN)/$(PYTEST) -m "$(MARK)" --cov=prunecomp --cov-branch --cov-context=test --cov-report=term:skip-covered \
+		--seconds .coverage.seconds
 
-mutations: $(VENV)/.tests
+mutations: coverage
 	$(BIN)/python -m tests.mutations --count $(MUTATIONS)
 
 test-oldest: $(OLDEST)/.tests

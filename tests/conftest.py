@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ hypothesis.settings.load_profile("ours")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seconds", type=Path, help="write how long each test took, as JSON")
     parser.addoption("--seeds", type=int, default=1, help="pass over every test that draws with so many seeds")
 
 
@@ -96,7 +99,13 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     return True
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    reports = [report for kind in ("passed", "failed", "") for report in terminalreporter.stats.get(kind, ())]
+    if config.getoption("seconds") is not None:
+        seconds = Counter[str]()
+        for report in reports:
+            seconds[report.nodeid] += report.duration
+        config.getoption("seconds").write_text(json.dumps(seconds))
     seeds: dict[str, list[str]] = {}
     for report in (*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())):
         seeds.setdefault(report.nodeid, []).extend(text for name, text in report.sections if name == VARIABLE)
