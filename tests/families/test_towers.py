@@ -18,10 +18,10 @@ from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe
-from tests.conftest import SEED
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
 from tests.generation import assert_the_cache_holds
+from tests.seeds import seed
 
 VISION: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
@@ -50,7 +50,7 @@ def save_tower(case: str, folder: Path) -> Any:
     text = {**COMMON, "pad_token_id": 0, **options.pop("text_config")}
     vision = {**VISION, **options.pop("vision_config")}
     config = AutoConfig.for_model(case, text_config=text, vision_config=vision, **options)
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     randomise(model, 1.0 if "gemma" in case else 0.0)
     model.save_pretrained(folder)
