@@ -15,7 +15,7 @@ from rich.text import Text
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.journal import partial, write_whole
-from prunecomp.plain import json_text, read_object
+from prunecomp.plain import json_text, read_json
 
 try:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def load_record(folder: Path) -> Comparison:
     """What :func:`save_record` wrote. Raises :class:`JournalError` where it cannot be read."""
     path = folder / RECORD
     try:
-        return Comparison.from_record(read_object(path, JournalError, "give another --out"))
+        return Comparison.from_record(read_json(path, JournalError, "give another --out"))
     except (KeyError, TypeError, AttributeError) as error:
         raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
 
