@@ -39,7 +39,7 @@ from prunecomp.subject import describe
 @reporting
 def evaluate(
     model: Model,
-    eval: Annotated[str, typer.Option(help="text, .jsonl, .npy, 'wikitext2-test' or a dataset", show_default=False)],
+    eval: Annotated[str, typer.Option(help="as --calibration of prune, or 'wikitext2-test'", show_default=False)],
     seqlen: Seqlen = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",

@@ -38,7 +38,8 @@ Model = Annotated[str, typer.Argument(help="local checkpoint folder or hub id", 
 Calibration = Annotated[
     str,
     typer.Option(
-        help="text, .jsonl ('text' field), .npy of token ids, 'wikitext2' (the paper's protocol), or a dataset as "
+        help="text, .jsonl, .json or .parquet ('text' field), each also as .gz, .npy of token ids, - for stdin, "
+        "'wikitext2' (the paper's protocol), or a dataset as "
         "NAME[:CONFIG[:SPLIT[:FIELD]]]",
         show_default=False,
     ),

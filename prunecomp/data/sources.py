@@ -97,6 +97,9 @@ class Reading:
     protocol: Protocol = PLAIN
 
 
+UNDESCRIBED = "the tokenizer gives a token the id {}"
+
+
 class Tokenizer:
     """A tokenizer of transformers, as texts are read with it; it is loaded for the first one, for token ids need none.
 
@@ -119,12 +122,13 @@ class Tokenizer:
             raise CheckpointError(f"{self._where}: the tokenizer does not run: {brief(str(error), 500)}") from error
         return ids
 
-    def spell(self, token: int) -> str:
-        """A token as the vocabulary has it."""
+    def describe(self, token: int) -> str:
+        """How many tokens there are, and what the one of this id is."""
         try:
-            return repr(self._tokenizer.convert_ids_to_tokens(token))
+            spelt = self._tokenizer.convert_ids_to_tokens(token)
+            return f"the tokenizer, of {len(self._tokenizer)} tokens, gives {spelt!r} the id {token}"
         except Exception:  # only to say more in an error; what is no tokenizer of transformers may not know
-            return ""
+            return UNDESCRIBED.format(token)
 
 
 def read(source: Any) -> Reading:
@@ -221,11 +225,10 @@ def token_ids(text: str, name: str, tokenize: Tokenize | None, vocab_size: int |
     outside = tokens[(tokens < 0) | (tokens >= vocab_size)] if vocab_size is not None else tokens[:0]
     if len(outside):
         token = int(outside[0])
-        spelt = tokenize.spell(token) if isinstance(tokenize, Tokenizer) else ""
+        given = tokenize.describe(token) if isinstance(tokenize, Tokenizer) else UNDESCRIBED.format(token)
         raise DataError(
-            f"{name}: the tokenizer gives the token {spelt and spelt + ' '}the id {token}, and the model has rows for "
-            f"{vocab_size} (0 to {vocab_size - 1 if vocab_size else 0}): give the tokenizer that the model was trained "
-            "with, or a model whose embedding was resized to it"
+            f"{name}: {given}, and the model has rows for {vocab_size} ids, from 0 on: give the tokenizer that the "
+            "model was trained with, or a model whose embedding was resized to it"
         )
     return tokens
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prunecomp.data import files
 from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import draw_documents, draw_windows
 from prunecomp.errors import DataError
@@ -171,6 +172,15 @@ def test_what_is_not_read_is_refused_with_what_can_be(tmp_path: Path, name: str)
     for source in (tmp_path / name, f"wikitext2={tmp_path / name}"):
         with pytest.raises(DataError, match=message):
             read_source(source, letters, 256)
+
+
+def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGEST", 10_000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 20_000))
+    np.savez_compressed(tmp_path / "a.npz", np.zeros(20_000, dtype=np.int64))
+    for name in ("a.txt.gz", "a.npz"):
+        with pytest.raises(DataError, match="more than 10,000 bytes"):
+            read_source(tmp_path / name, letters, 256)
 
 
 def test_a_zero_length_array_is_refused(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoTokenizer
 
 import prunecomp
+from prunecomp.data.sources import Tokenizer, token_ids
 from prunecomp.errors import DataError, OptionError
 from tests.conftest import REFERENCE_MODEL
 from tests.situations.data import VOCABULARY, command, model, save
 
 TEXT = "Some words, and one <extra> that was added.\n\n" * 40
-MESSAGE = rf"'<extra>' the id {VOCABULARY}, and the model has rows for {VOCABULARY}"
+MESSAGE = rf"of {VOCABULARY + 1} tokens, gives '<extra>' the id {VOCABULARY}, and the model has rows for {VOCABULARY} "
 
 
 @pytest.fixture
@@ -70,6 +71,11 @@ def test_a_head_of_fewer_rows_bounds_the_ids() -> None:
 def test_what_is_no_tokenizer_is_refused() -> None:
     with pytest.raises(OptionError, match="give a tokenizer of transformers"):
         prunecomp.evaluate(model(), REFERENCE_MODEL / "evaluation.txt", tokenizer="gpt2")
+
+
+def test_a_tokenizer_that_knows_no_spelling_is_told_too() -> None:
+    with pytest.raises(DataError, match="gives a token the id 120, and the model has rows for 100 ids"):
+        token_ids("text", "a.txt", Tokenizer(lambda text, **options: {"input_ids": [99, 120]}), 100)
 
 
 def test_a_tokenizer_that_fails_is_told(tmp_path: Path) -> None:
