@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -117,12 +118,19 @@ class Comparison:
         def with_arm(entry: dict[str, Any]) -> dict[str, Any]:
             return {**entry, "arm": Arm(**entry["arm"])}
 
+        def finite_or_not(perplexity: dict[str, float | None]) -> dict[str, float]:
+            return {text: math.inf if value is None else float(value) for text, value in perplexity.items()}
+
         return cls(
             **{
                 **content,
                 "calibration": Text(**content["calibration"]),
                 "texts": [Text(**text) for text in content["texts"]],
-                "measurements": [Measurement(**with_arm(entry)) for entry in content["measurements"]],
+                "dense": finite_or_not(content["dense"]),
+                "measurements": [
+                    Measurement(**{**with_arm(entry), "perplexity": finite_or_not(entry["perplexity"])})
+                    for entry in content["measurements"]
+                ],
                 "work": [ArmWork(**with_arm(entry)) for entry in content["work"]],
             }
         )

@@ -193,7 +193,7 @@ def place(
     if needed > memory.device:
         raise OptionError(
             f"--device-memory {memory.device:,} bytes: two layers, the embedding and one window of {seqlen} tokens "
-            f"need {needed:,}; give more, or a smaller --seqlen"
+            f"need {needed:,}; give more, or shorter windows (--seqlen)"
         )
     free = {Tier.device: memory.device - needed, Tier.host: memory.host, Tier.disk: memory.disk}
     if device.type != "cuda":
@@ -207,7 +207,7 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                + _remedy(memory, device)
+                + more_room(memory.disk_folder, device)
             )
         free[carry] -= boundary
         used[carry] += boundary
@@ -222,12 +222,11 @@ def place(
     return Placement(batch, group_size, capacity, carry, used, memory.disk_folder)
 
 
-def _remedy(memory: Memory, device: torch.device) -> str:
-    """What gives a run more room, of what it does not have already."""
-    disk = (
-        "give --disk DIR" if memory.disk_folder is None else f"give a --disk with more than {memory.disk:,} bytes free"
-    )
-    return f"{disk}, more --{'host' if device.type == 'cuda' else 'device'}-memory, or fewer --samples"
+def more_room(disk: Path | None, device: torch.device) -> str:
+    """What gives states more room than a run has, with this ``disk`` or none, on this ``device``."""
+    folder = "give --disk DIR" if disk is None else f"give a --disk with more space than {disk}"
+    tiers = "--host-memory or --device-memory" if device.type == "cuda" else "--device-memory"
+    return f"{folder}, more {tiers}, or fewer windows (--samples)"
 
 
 COMPILES = ("auto", "on", "off")

@@ -178,7 +178,7 @@ class PairStatistics:
             length = self._windows.seqlen if lengths is None else int(lengths[sequence])
             raise NumericalError(
                 f"layer {layer}, sequence {self._first + sequence}: {count} of {length} tokens have an activation that "
-                "is not finite. Look at the layer's weights, or run with --dtype float32 or bfloat16."
+                "is not finite. Look at the layer's weights; where it computes in float16, use float32 or bfloat16."
             )
 
     def record(self, layer: int) -> LayerRecord:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.escape import csv_cell, plot_label
 from prunecomp.escape import markdown as escaped
 from prunecomp.journal import partial, write_whole
+from prunecomp.plain import json_text, read_object
 from prunecomp.report.console import Table
 
 try:
@@ -46,7 +46,7 @@ def save_record(result: Comparison, folder: Path) -> None:
     path = folder / RECORD
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(result.record(), indent=1) + "\n").encode())
+        write_whole(path, (json_text(result.record()) + "\n").encode())
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
 
@@ -55,8 +55,8 @@ def load_record(folder: Path) -> Comparison:
     """What :func:`save_record` wrote. Raises :class:`JournalError` where it cannot be read."""
     path = folder / RECORD
     try:
-        return Comparison.from_record(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Comparison.from_record(read_object(path, JournalError, "give another --out"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
 
 
