@@ -158,17 +158,17 @@ def plan(
 
 def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
     """The layers that a run may remove from a model of so many. Raises :class:`OptionError` where they are too few, or
-    where an order does not name just those that go."""
+    where an order names fewer than go, or one that must stay."""
     barriers = METRICS[options.metric]().barriers(num_layers)
     if METRICS[options.metric].takes_order:
         order = check_order(options.given, num_layers)
-        if len(order) != options.layers:
+        if len(order) < options.layers:
             raise OptionError(
                 f"--given {listed(order)} names {len(order)} layers, and --layers {options.layers} are to go: give as "
                 "many"
             )
     chosen = choose_candidates(num_layers, options.layers, options.keep, options.candidates, barriers)
-    if METRICS[options.metric].takes_order and not set(order) <= set(chosen):
+    if METRICS[options.metric].takes_order and not set(order[: options.layers]) <= set(chosen):
         barred = [layer for layer in order if layer not in chosen]
         raise OptionError(f"--given {listed(barred)}: must stay by --keep or --candidates; name other layers")
     return chosen

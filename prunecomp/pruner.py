@@ -23,7 +23,7 @@ from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.result import Origin, PruneResult, RoundRecord
 from prunecomp.values import layer_numbers, listed, one_of, whole
 
-NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or without --one-shot"
+NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or let other layers go"
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,9 @@ class Pruner:
         block = self.stack.neighbours(tuple(layer_numbers("remove:", block)))
         if len(block) > 1 and self._span == 1:
             raise OptionError(
-                f"remove: {len(block)} layers at once need statistics across them: make the pruner with "
-                f"span={len(block)}, or remove them one by one"
+                f"remove: {len(block)} layers at once need statistics across them: "
+                + (f"make the pruner with span={len(block)}, or " if self.metric.spans else "")
+                + "remove them one by one"
             )
         for part in self.run.parts:
             self.run.bring(part)
@@ -380,7 +381,7 @@ def run_rounds(
             block = choose(pruner, left)
             most -= 1
             if block is None and (one_shot or most == 0):
-                raise OptionError(NO_BLOCK)
+                raise OptionError(f"{NO_BLOCK}, or leave out --one-shot" if one_shot else NO_BLOCK)
         left = [layer for layer in left if layer not in block]
         gone |= set(block)
         scores = pruner.run.scores

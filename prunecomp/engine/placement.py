@@ -193,7 +193,7 @@ def place(
     if needed > memory.device:
         raise OptionError(
             f"--device-memory {memory.device:,} bytes: two layers, the embedding and one window of {seqlen} tokens "
-            f"need {needed:,}; give more, or a smaller --seqlen"
+            f"need {needed:,}; give more, or shorter windows (--seqlen)"
         )
     free = {Tier.device: memory.device - needed, Tier.host: memory.host, Tier.disk: memory.disk}
     if device.type != "cuda":
@@ -207,7 +207,7 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                + _remedy(memory, device)
+                + more_room(memory.disk_folder, device)
             )
         free[carry] -= boundary
         used[carry] += boundary
@@ -222,11 +222,11 @@ def place(
     return Placement(batch, group_size, capacity, carry, used, memory.disk_folder)
 
 
-def _remedy(memory: Memory, device: torch.device) -> str:
-    """What gives a run more room, of what it does not have already."""
-    behind = "host" if device.type == "cuda" else "device"
-    fewer = "fewer windows (a shorter text, or fewer --samples)"
-    return f"{disk_advice(memory.disk_folder)}, more --{behind}-memory, or {fewer}"
+def more_room(disk: Path | None, device: torch.device) -> str:
+    """What gives states more room than a run has, with this ``disk`` or none, on this ``device``."""
+    folder = "give --disk DIR" if disk is None else f"give a --disk with more space than {disk}"
+    tiers = "--host-memory or --device-memory" if device.type == "cuda" else "--device-memory"
+    return f"{folder}, more {tiers}, or fewer windows (a shorter text, or fewer --samples)"
 
 
 COMPILES = ("auto", "on", "off")
@@ -250,11 +250,6 @@ def should_compile(option: str, total_flops: float, device: torch.device) -> boo
     return option == "on" or (
         option == "auto" and runs and total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
     )
-
-
-def disk_advice(folder: Path | None) -> str:
-    """How a run that lacks room gets it on disk."""
-    return "give --disk DIR" if folder is None else f"give a --disk with more room than {folder}"
 
 
 def available_memory(

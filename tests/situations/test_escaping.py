@@ -31,7 +31,8 @@ __all__ = ["small"]
 
 HOSTILE = ["mit\n# Owned", "x[/b]", "[red]x", "\x1b[31mred\x1b[0m", "a|b|c", "`rm`", "<b>x</b>", "![x](http://e)",
            "=1+1", "@SUM(A1)", "$\\frac{1}{0}$", "$$", "\u202eevil", "a\r\nb", "---", "--- \nlicense: mit",
-           "| a |\n| - |", "**b**", "_x_", "```\nx", "\u2028", "\x9b31m", "\t=1", "&lt;", ":smile:", "\ud800", "%s", "{x}"]  # fmt: skip
+           "| a |\n| - |", "**b**", "_x_", "```\nx", "\u2028", "\x9b31m", "\t=1",
+           "&lt;", ":smile:", "\ud800", "%s", "{x}"]  # fmt: skip
 names = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -28,83 +29,23 @@ fuzzed = settings(
 )  # fmt: skip
 CODES = {0, 2, 3, 4, 5, 6, 7, 9}
 
-WORDS = [
-    "0",
-    "1",
-    "2",
-    "3",
-    "-1",
-    "0-3",
-    "5-2",
-    "0--3",
-    "3,2",
-    "3,3",
-    "1,,2",
-    "3-",
-    "99",
-    "1e9",
-    "inf",
-    "nan",
-    "-0",
-    "0.9",
-    "18446744073709551616",
-    "auto",
-    "cpu",
-    "cuda",
-    "cuda:9",
-    "mps",
-    "meta",
-    "official",
-    "bi",
-    "ppl",
-    "span",
-    "given",
-    "taylor",
-    "last",
-    "scale",
-    "none",
-    "linear",
-    "on",
-    "off",
-    "eager",
-    "float16",
-    "down",
-    "24GB",
-    "1.5MiB",
-    "1e400GB",
-    "x[/b]",
-    "/nonexistent",
-    "True",
-    "None",
-    "٣",
-    "½",
-]
+WORDS = re.findall(
+    r"\S+",
+    "0 1 2 3 -1 0-3 5-2 0--3 3,2 3,3 1,,2 3- 99 1e9 inf nan -0 0.9 18446744073709551616 auto cpu cuda "
+    "cuda:9 mps meta official bi ppl span given taylor last scale none linear on off eager float16 down "
+    "24GB 1.5MiB 1e400GB x[/b] /nonexistent True None ٣ ½",
+)
+
 words = st.one_of(
     st.sampled_from([*WORDS, "", " ", "\x1b[31m", "a\nb", "x" * 300, "9" * 5000]),
     st.text(max_size=8).filter(lambda text: "\0" not in text),
 )
-OPTIONS = [
-    "samples",
-    "seqlen",
-    "seed",
-    "dtype",
-    "device",
-    "metric",
-    "compensation",
-    "keep",
-    "candidates",
-    "given",
-    "span",
-    "confidence",
-    "parity",
-    "fold",
-    "max-shard-size",
-    "attn",
-    "backend",
-    "device-memory",
-    "host-memory",
-    "disk",
-]
+OPTIONS = re.findall(
+    r"\S+",
+    "samples seqlen seed dtype device metric compensation keep candidates given span confidence parity "
+    "fold max-shard-size attn backend device-memory host-memory disk",
+)
+
 FLAGS = ["documents", "one-shot", "lookahead", "no-verify", "recipe", "json"]
 SAFE_SAMPLES = st.sampled_from(["", "0", "-1", "1", "3", "4", "nan", "x", "1.5"])  # many windows would be drawn
 
@@ -174,7 +115,8 @@ class Odd:
 
 ODD = [Odd(), Odd, np.int64(2), np.float32(2), np.array([3, 4]), torch.tensor(2), torch.tensor([3, 4]), torch.float32,
        torch.float16, torch.device("cpu"), torch.device("meta"), range(10**12), b"bi", {"a": 1}, {3, 4},
-       3 + 4j, Ellipsis, Path("/nonexistent"), Arm("bi", "none"), [Arm("bi", "none")], torch.nn.Linear(1, 1)]  # fmt: skip
+       3 + 4j, Ellipsis, Path("/nonexistent"), Arm("bi", "none"),
+       [Arm("bi", "none")], torch.nn.Linear(1, 1)]  # fmt: skip
 anything = st.one_of(
     st.none(),
     st.booleans(),

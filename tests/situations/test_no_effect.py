@@ -98,6 +98,8 @@ def test_what_is_done_anyway_may_be_asked_for(small: Small) -> None:
     asked = prunecomp.prune(small.folder, 2, tokens, metric="span", one_shot=True, span=2, samples=4, seqlen=16)
     assert asked.removed == plain.removed
     assert prunecomp.prune(small.folder, 1, tokens, metric="ppl", span=1, keep=[0]).removed
+    longer = prunecomp.prune(small.folder, 2, tokens, metric="given", given=[4, 1, 3])
+    assert longer.removed == [4, 1]  # an order may go on beyond what is removed now
 
 
 def test_a_model_in_memory_is_used_as_it_is(small: Small) -> None:
