@@ -9,14 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prunecomp.checkpoint.claim import claimed
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, disk_folder, place, should_compile
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import JournalError, OptionError
+from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.journal import Journal
 from prunecomp.metrics import METRICS, check_order
@@ -221,7 +220,7 @@ def open_journal(
     with ExitStack() as held:
 
         def opened() -> Journal:
-            held.enter_context(claimed(Path(path), JournalError, "give another journal"))
+            held.enter_context(Journal.claimed(Path(path)))
             journal = Journal.open(Path(path), identity, resume=resume)
             journal.check(subject.num_layers, candidates, options.layers)
             return journal
