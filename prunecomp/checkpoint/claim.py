@@ -58,8 +58,6 @@ def _obstacle(path: Path, suffix: int) -> str | None:
         return f"has a name of more than {LONGEST_NAME - suffix} bytes"
     with suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(path)  # raises for what is too long as a whole, or may not be looked at
-    if path.is_symlink():
-        return f"is a link to {os.readlink(path)}"
     parent = placed(path).parent
     while not os.path.lexists(parent):
         parent = parent.parent

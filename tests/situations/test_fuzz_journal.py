@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -39,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 def run() -> dict[str, Any]:
     rounds = [{**vars(MADE), "scores": {"3": 0.1, "4": 0.2}}, {**vars(MADE), "layer": 1, "block": [1], "scores": {}}]
-    return {"identity": IDENTITY, "rounds": rounds, "weights": {}}
+    return copy.deepcopy({"identity": IDENTITY, "rounds": rounds, "weights": {}})
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
