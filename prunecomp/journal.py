@@ -154,7 +154,7 @@ class Journal:
         self._write()
 
     @staticmethod
-    def claimed(path: Path) -> AbstractContextManager[None]:
+    def claimed(path: Path) -> AbstractContextManager[object]:
         """Have this process alone use the journal at ``path``."""
         return claimed(path, JournalError, "give another journal", OF_A_JOURNAL)
 

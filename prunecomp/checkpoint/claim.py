@@ -24,8 +24,8 @@ OF_A_JOURNAL = 26
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system answers that has no locks. Folders of one's own and atomic renames must do there."""
 
-_owners: dict[Path, tuple[int, int]] = {}
-"""Process and thread that hold a lock, by its file: who holds it may claim again what is inside."""
+_owners: dict[Path, tuple[tuple[int, int], list[Path]]] = {}
+"""Process and thread that hold a lock, who may claim it again, and the folders made for it, by its file."""
 
 
 def placed(path: Path) -> Path:
@@ -79,27 +79,28 @@ def claimed(
     error: type[PrunecompError] = OutputError,
     remedy: str = "choose another --out",
     suffix: int = LONGEST_SUFFIX,
-) -> Iterator[None]:
+) -> Iterator[list[Path]]:
     """Have no other process that claims ``path`` run at the same time. The kernel lets go when this one ends, however.
 
     Raises ``error`` at once where another one has it, or where nothing can be made there. Folders on the way are made,
-    and on leaving, where nothing came into them, removed.
+    and on leaving, where nothing came into them, removed: those in the list that this gives.
     """
     check_place(path, error, remedy, suffix)
     path = placed(path)
     lock = path.with_name(f".{path.name}.lock")
     me = (os.getpid(), threading.get_ident())
-    if _owners.get(lock) == me:
-        yield
+    owner, made = _owners.get(lock, (None, []))
+    if owner == me:
+        yield made
         return
-    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
+    made = [folder for folder in path.parents if not os.path.lexists(folder)]
     try:
         descriptor = _opened(lock)
         if descriptor is None:
             raise error(f"another run is writing to {path}: wait until it has ended, or {remedy}")
-        _owners[lock] = me
+        _owners[lock] = me, made
         try:
-            yield
+            yield made
         finally:
             del _owners[lock]
             with suppress(OSError):  # removed while it is held, so that nobody locks a file that is going
@@ -109,7 +110,7 @@ def claimed(
     except _Unlockable as problem:
         raise error(f"{path} cannot be written ({problem}): {remedy}") from None
     finally:
-        for folder in missing:
+        for folder in made:
             with suppress(OSError):
                 folder.rmdir()
 

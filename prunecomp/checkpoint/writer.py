@@ -51,8 +51,9 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     """
     out = placed(out)
     partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
-    with claimed(out):
+    with claimed(out) as made:
         try:
+            made.clear()  # folders that were written to stay
             remove_leftovers(out)
             partial.mkdir()
             with _open_folder(partial) as descriptor:
