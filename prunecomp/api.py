@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
@@ -17,7 +16,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import JournalError, OptionError
+from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import Journal
@@ -226,7 +225,7 @@ def open_journal(
     with ExitStack() as held:
 
         def opened() -> Journal:
-            held.enter_context(claimed(file, JournalError, "give another journal"))
+            held.enter_context(Journal.claimed(file))
             journal = Journal.open(file, identity, resume=resume)
             journal.check(subject.num_layers, candidates, options.layers)
             return journal

@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from prunecomp.checkpoint.claim import claimed, placed
+from prunecomp.checkpoint.claim import OF_A_JOURNAL, claimed, placed
 from prunecomp.errors import JournalError, PrunecompError, PrunecompWarning
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.plain import as_fields_of, brief, parse_json
@@ -153,12 +153,17 @@ class Journal:
             self._put(_weights_path(self.path, number), data)
         self._write()
 
+    @staticmethod
+    def claimed(path: Path) -> AbstractContextManager[object]:
+        """Have this process alone use the journal at ``path``."""
+        return claimed(path, JournalError, "give another journal", OF_A_JOURNAL)
+
     def remove(self) -> None:
         """The run is complete and its result safe. What another run has put there since stays."""
         if not self._writes:
             return
         try:
-            with claimed(self.path, JournalError):
+            with self.claimed(self.path):
                 if self.path.is_file() and self.path.read_bytes() == self._data:
                     self.path.unlink()
                     for number in range(len(self.rounds) + 1):  # a kill can leave the next round's

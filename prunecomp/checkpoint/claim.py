@@ -18,11 +18,14 @@ LONGEST_NAME = 255
 LONGEST_SUFFIX = 40
 """Bytes that hidden names beside an output add to its own: the weights of a journal's round while they are written."""
 
+OF_A_JOURNAL = 26
+"""What they add to the journal's."""
+
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system answers that has no locks. Folders of one's own and atomic renames must do there."""
 
-_owners: dict[Path, tuple[int, int]] = {}
-"""Process and thread that hold a lock, by its file: who holds it may claim again what is inside."""
+_owners: dict[Path, tuple[tuple[int, int], list[Path]]] = {}
+"""Process and thread that hold a lock, who may claim it again, and the folders made for it, by its file."""
 
 
 def placed(path: Path) -> Path:
@@ -31,10 +34,15 @@ def placed(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
-def check_place(path: Path, error: type[PrunecompError] = OutputError, remedy: str = "choose another --out") -> None:
+def check_place(
+    path: Path,
+    error: type[PrunecompError] = OutputError,
+    remedy: str = "choose another --out",
+    suffix: int = LONGEST_SUFFIX,
+) -> None:
     """Raise ``error`` unless something new can be made at ``path``, in folders that are there or can be made."""
     try:
-        obstacle = _obstacle(path)
+        obstacle = _obstacle(path, suffix)
     except (OSError, ValueError) as problem:  # a name with a null byte is a ValueError, one not in UTF-8 too
         reason = problem.strerror if isinstance(problem, OSError) else "its name is no text in UTF-8 or has a null byte"
         obstacle = f"cannot be written ({reason})"
@@ -42,16 +50,14 @@ def check_place(path: Path, error: type[PrunecompError] = OutputError, remedy: s
         raise error(f"{_shown(path)} {obstacle}: {remedy}")
 
 
-def _obstacle(path: Path) -> str | None:
+def _obstacle(path: Path, suffix: int) -> str | None:
     if path.name in ("", ".."):
         return "names no new file or folder"
     str(path).encode()  # a cause of its own: cards and records are UTF-8
-    if max(len(os.fsencode(name)) for name in (*path.parts, path.name + " " * LONGEST_SUFFIX)) > LONGEST_NAME:
-        return f"has a name of more than {LONGEST_NAME - LONGEST_SUFFIX} bytes"
+    if max(len(os.fsencode(name)) for name in (*path.parts, path.name + " " * suffix)) > LONGEST_NAME:
+        return f"has a name of more than {LONGEST_NAME - suffix} bytes"
     with suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(path)  # raises for what is too long as a whole, or may not be looked at
-    if path.is_symlink():
-        return f"is a link to {os.readlink(path)}"
     parent = placed(path).parent
     while not os.path.lexists(parent):
         parent = parent.parent
@@ -69,28 +75,32 @@ def _shown(path: Path) -> str:
 
 @contextmanager
 def claimed(
-    path: Path, error: type[PrunecompError] = OutputError, remedy: str = "choose another --out"
-) -> Iterator[None]:
+    path: Path,
+    error: type[PrunecompError] = OutputError,
+    remedy: str = "choose another --out",
+    suffix: int = LONGEST_SUFFIX,
+) -> Iterator[list[Path]]:
     """Have no other process that claims ``path`` run at the same time. The kernel lets go when this one ends, however.
 
     Raises ``error`` at once where another one has it, or where nothing can be made there. Folders on the way are made,
-    and on leaving, where nothing came into them, removed.
+    and on leaving, where nothing came into them, removed: those in the list that this gives.
     """
-    check_place(path, error, remedy)
+    check_place(path, error, remedy, suffix)
     path = placed(path)
     lock = path.with_name(f".{path.name}.lock")
     me = (os.getpid(), threading.get_ident())
-    if _owners.get(lock) == me:
-        yield
+    owner, made = _owners.get(lock, (None, []))
+    if owner == me:
+        yield made
         return
-    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
+    made = [folder for folder in path.parents if not os.path.lexists(folder)]
     try:
         descriptor = _opened(lock)
         if descriptor is None:
             raise error(f"another run is writing to {path}: wait until it has ended, or {remedy}")
-        _owners[lock] = me
+        _owners[lock] = me, made
         try:
-            yield
+            yield made
         finally:
             del _owners[lock]
             with suppress(OSError):  # removed while it is held, so that nobody locks a file that is going
@@ -100,7 +110,7 @@ def claimed(
     except _Unlockable as problem:
         raise error(f"{path} cannot be written ({problem}): {remedy}") from None
     finally:
-        for folder in missing:
+        for folder in made:
             with suppress(OSError):
                 folder.rmdir()
 

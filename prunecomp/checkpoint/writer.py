@@ -31,6 +31,8 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 def check_output(out: Path) -> None:
     """Raise :class:`OutputError` unless ``out`` can become a new folder. Called before any work is done."""
     check_place(out)
+    if out.is_symlink():
+        raise OutputError(f"{out} is a link to {os.readlink(out)}: choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists and is not an empty folder: choose another --out, or remove it")
     if out.exists() and (os.path.ismount(out) or out.samefile(os.curdir)):
@@ -48,8 +50,9 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     """
     out = placed(out)
     partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
-    with claimed(out):
+    with claimed(out) as made:
         try:
+            made.clear()  # folders that were written to stay
             remove_leftovers(out)
             partial.mkdir()
             with _open_folder(partial) as descriptor:

@@ -22,17 +22,18 @@ from tests.models import build
 
 
 def make_base(folder: Path) -> None:
-    """A tiny model and calibration tokens, as ``base`` and ``tokens.npy``."""
+    """A tiny model and calibration tokens, as ``base`` and ``tokens.npy``; to warm up on as well."""
     torch.manual_seed(0)
     build("llama", hidden_size=16, intermediate_size=32).save_pretrained(folder / "base")
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 101, (4, 16)))
+    (folder / "warm").symlink_to("base")
+    (folder / "warm.npy").symlink_to("tokens.npy")
 
 
 def arguments(folder: Path, out: Path, layers: int, *more: object) -> list[str]:
     tokens = folder / "tokens.npy"
-    return [
-        str(a) for a in ("prune", folder / "base", "--layers", layers, "--calibration", tokens, "--out", out, *more)
-    ]  # fmt: skip
+    command = ("prune", folder / "base", "--layers", layers, "--calibration", tokens, "--out", out, *more)
+    return [str(each) for each in command]
 
 
 def together(commands: list[list[str]], log: Path) -> list[int]:

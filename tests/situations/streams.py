@@ -1,7 +1,7 @@
 """Commands over odd streams, in processes forked from one that has imported everything.
 
-``python -m tests.situations.streams`` reads a JSON list of cases, each with the ``arguments`` of a command and what its
-``stdout`` and ``stderr`` are, and prints how each ended.
+``python -m tests.situations.streams FOLDER`` (one of ``make_base``) reads a JSON list of cases, each with the
+``arguments`` of a command and what its ``stdout`` and ``stderr`` are, and prints how each ended.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
+import torch
+
 import prunecomp.cli
+from tests.forks import warm_up
 
 
 def take(descriptor: int, kind: str, log: str) -> None:
@@ -52,5 +56,7 @@ def ended(case: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warm_up(Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps([ended(case, folder) for case in json.load(sys.stdin)]))

@@ -57,12 +57,7 @@ sys.stdin.read()
 
 
 def test_of_two_runs_at_once_one_is_whole_and_one_is_refused(folder: Path) -> None:
-    (folder / "forks").mkdir()
-    make_base(folder / "forks")
-    (folder / "forks" / "base").rename(folder / "forks" / "warm")
-    (folder / "forks" / "tokens.npy").rename(folder / "forks" / "warm.npy")
-    make_base(folder / "forks")
-    command = [sys.executable, "-m", "tests.situations.pairs", str(folder / "forks"), str(PAIRS)]
+    command = [sys.executable, "-m", "tests.situations.pairs", str(folder), str(PAIRS)]
     run = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
