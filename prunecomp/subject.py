@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
 from prunecomp.checkpoint.companions import Companions, find_companions
@@ -22,8 +22,8 @@ from prunecomp.checkpoint.scales import check_repair
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
-from prunecomp.errors import CheckpointError, FoldError, OptionError, PrunecompWarning
-from prunecomp.model.checks import check_config, check_in_memory, check_named, warn_of_surprises
+from prunecomp.errors import CheckpointError, FoldError, PrunecompWarning
+from prunecomp.model.checks import check_named, warn_of_surprises
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.families.document import needs_care
@@ -32,6 +32,7 @@ from prunecomp.model.loader import (
     choose_attention,
     choose_device,
     choose_dtype,
+    decoder_of,
     load_decoder,
     read_config,
     reason_of,
@@ -306,22 +307,7 @@ class ModelSubject(Subject):
     resident = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise OptionError(
-                f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
-                "transformers, itself and not wrapped (merge an adapter first)"
-            )
-        kind = model.config.model_type
-        if hasattr(model.config, "text_config") and kind not in families.known_types():
-            raise CheckpointError(
-                f"{kind} has a text decoder inside: to prune that, give the folder of the model instead"
-            )
-        check_config(model.config, families.find(kind), Path("the model's config"))
-        try:
-            self._decoder = Decoder(model)
-        except AttributeError as error:  # no head, say
-            raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None
-        check_in_memory(model)
+        self._decoder = decoder_of(model)
         self._tokenizer = tokenizer
         self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer, type(tokenizer).__name__)
         self.config = model.config

@@ -30,8 +30,12 @@ LEFT_OUT = {
         "*imatrix*", "*.sha256",
     ),
     "pictures of the model card": ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.pdf"),
+    "data": ("*.csv", "*.jsonl", "*.parquet", "*.arrow", "*.log", "*.gz", "*.zip", "*.tar", "*.zst", "*.7z"),
     "a lock": ("*.lock", "*.partial", "*.incomplete", "*.tmp"),
 }  # fmt: skip
+
+LARGEST = 10**9
+"""Bytes of a file that is copied."""
 
 LARGEST_LINKED = 10**8
 """Bytes of a file that a link out of the folder leads to; a tokenizer has a third of it."""
@@ -143,6 +147,8 @@ def _unreachable(path: Path, folder: Path) -> str | None:
     target = path.resolve()
     if not target.is_file():
         return "no file"
+    if target.stat().st_size > LARGEST:
+        return f"more than {LARGEST:,} bytes"
     if target.is_relative_to(folder.resolve()) or target.parent.name == "blobs":
         return None
     hidden = any(part.startswith(".") for part in target.parts)

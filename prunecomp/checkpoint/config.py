@@ -17,8 +17,9 @@ from prunecomp.model.checks import is_layer
 GENERATION_LAYERS = ("assistant_early_exit", "dola_layers")
 CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 COUNT = re.compile(r"layers?$")
-ELSEWHERE = re.compile(r"encoder|vision|audio|image|mtp|nextn|predict|shared")
-"""In the name of a count, that it is one of other layers."""
+PATTERN = re.compile(r"pattern$")
+ELSEWHERE = re.compile(r"encoder|vision|audio|image|mtp|nextn|predict|shared|quantization|rope")
+"""In the name of a field, that it is of other layers, or of none."""
 
 TEXT = "text_config"
 """Where a multimodal model's configuration has that of its text decoder."""
@@ -68,21 +69,12 @@ def follow_layers(
 
     Other software puts its own fields into a config: a second count, a list with an entry a layer, or of layers.
     """
-    number = {layer: position for position, layer in enumerate(alive)}
-    kept = {*known, *PreTrainedConfig().to_dict()}
-    changed: dict[str, Any] = {}
-    for name, value in config.items():
-        if name in kept or "token" in name:
-            continue
-        by_name = "layer" in name
-        if type(value) is int and value == num_layers and COUNT.search(name) and not ELSEWHERE.search(name):
-            changed[name] = len(alive)
-        elif isinstance(value, list) and by_name and value and _are_layers(value, num_layers):
-            changed[name] = [number[layer] for layer in value if layer in number]
-        elif isinstance(value, list) and len(value) == num_layers:
-            changed[name] = [value[layer] for layer in alive]
-        elif isinstance(value, dict) and by_name and value and all(str(key).isdecimal() for key in value):
-            changed[name] = {str(number[int(key)]): entry for key, entry in value.items() if int(key) in number}
+    changed = {
+        name: new
+        for name, value in config.items()
+        if name not in {*known, *PreTrainedConfig().to_dict()}
+        and (new := _followed(name, value, num_layers, alive, inside=False)) != value
+    }
     if changed:
         warnings.warn(
             f"config.json: {', '.join(sorted(changed))} seem to run by layers and follow them, though nothing is known "
@@ -91,6 +83,27 @@ def follow_layers(
             stacklevel=2,
         )
     return {**config, **changed}
+
+
+def _followed(name: str, value: Any, num_layers: int, alive: tuple[int, ...], *, inside: bool) -> Any:
+    """What a field becomes; ``inside`` of another one it has to speak of layers."""
+    number = {layer: position for position, layer in enumerate(alive)}
+    if "token" in name or ELSEWHERE.search(name):
+        return value
+    by_name = "layer" in name
+    if isinstance(value, list) and by_name and value and _are_layers(value, num_layers):
+        return [number[layer] for layer in value if layer in number]
+    if isinstance(value, list) and len(value) == num_layers and (by_name or not inside):
+        return [value[layer] for layer in alive]
+    if isinstance(value, str) and len(value) == num_layers and PATTERN.search(name):
+        return "".join(value[layer] for layer in alive)
+    if isinstance(value, dict) and by_name and value and all(str(key).isdecimal() for key in value):
+        return {str(number[int(key)]): entry for key, entry in value.items() if int(key) in number}
+    if isinstance(value, dict):
+        return {key: _followed(str(key), entry, num_layers, alive, inside=True) for key, entry in value.items()}
+    if type(value) is int and value == num_layers and COUNT.search(name):
+        return len(alive)
+    return value
 
 
 def _are_layers(values: list[Any], num_layers: int) -> bool:

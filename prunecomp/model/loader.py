@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from prunecomp.errors import CheckpointError, NumericalError, OptionError, PrunecompError
@@ -19,6 +25,7 @@ from prunecomp.model.checks import (
     check_config,
     check_counts,
     check_depth,
+    check_in_memory,
     check_layers,
     check_names,
     check_tensors,
@@ -312,3 +319,27 @@ def load_decoder(
     prefixes = [f"{family.layers}.{number}" for number in range(len(layers))]
     weights = StreamedWeights(layers, prefixes, checkpoint, target, place, group_size)
     return Decoder(model, weights, checkpoint)
+
+
+def decoder_of(model: Any) -> Decoder:
+    """The decoder of a model object, as it is and where it is.
+
+    Raises :class:`OptionError` for what is no model, and :class:`CheckpointError` for one of an unknown family, without
+    a head, with an adapter, or not in memory.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise OptionError(
+            f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
+            "transformers, itself and not wrapped (merge an adapter first)"
+        )
+    kind = model.config.model_type
+    if hasattr(model.config, "text_config") and kind not in families.known_types():
+        raise CheckpointError(f"{kind} has a text decoder inside: to prune that, give the folder of the model instead")
+    check_config(model.config, families.find(kind), Path("the model's config"))
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise CheckpointError("this model has an adapter: merge it into the weights, or take it out, first")
+    check_in_memory(model)
+    try:
+        return Decoder(model)
+    except AttributeError as error:  # no head, say
+        raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None

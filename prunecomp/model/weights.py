@@ -143,7 +143,7 @@ class PickleCheckpoint:
             tensors = _read_pickle(folder / part)
             self._tensors.update(tensors)
             self._place.update(dict.fromkeys(tensors, part))
-        self._storages = Counter(tensor.untyped_storage().data_ptr() for tensor in self._tensors.values())
+        self._storages = _storages(self._tensors)
         for name in entries:
             if name not in self._tensors:
                 raise CheckpointError(f"{folder / file} names {name!r}, which none of its files holds")
@@ -159,9 +159,7 @@ class PickleCheckpoint:
         return self.folder / self._place[name]
 
     def read(self, name: str) -> torch.Tensor:
-        tensor = self._tensors[name]
-        shared = self._storages[tensor.untyped_storage().data_ptr()] > 1
-        return tensor.clone() if shared else tensor  # a tied head, say: safetensors writes no two views of one memory
+        return _unshared(self._tensors[name], self._storages)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
@@ -174,6 +172,16 @@ class PickleCheckpoint:
 
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
+
+
+def _storages(tensors: Mapping[str, torch.Tensor]) -> Counter[int]:
+    """How many of some tensors lie in each storage."""
+    return Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+
+
+def _unshared(tensor: torch.Tensor, storages: Counter[int]) -> torch.Tensor:
+    """``tensor`` with memory of its own: safetensors writes no two views of one, as of a tied head."""
+    return tensor.clone() if storages[tensor.untyped_storage().data_ptr()] > 1 else tensor
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -204,10 +212,11 @@ class ModuleTensors:
     """The tensors of a model in memory as a source; a tensor that is shared is listed under its first name."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._tensors = dict(self._unshared(module))
+        self._tensors = dict(self._once(module))
+        self._storages = _storages(self._tensors)
 
     @staticmethod
-    def _unshared(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    def _once(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         seen: set[int] = set()
         for name, tensor in module.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
@@ -218,7 +227,7 @@ class ModuleTensors:
         return list(self._tensors)
 
     def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name].cpu()
+        return _unshared(self._tensors[name], self._storages).cpu()
 
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes

@@ -23,7 +23,7 @@ KEPT = (
 LEFT = (
     "modeling_own.py", "model.gguf", "model.fp16.safetensors", "original/consolidated.00.pth", "original/params.json",
     "onnx/model.onnx", "checkpoint-5/trainer_state.json", "trainer_state.json", "training_args.bin", "optimizer.pt",
-    "runs/x.tfevents.1", "params.json", "figure.png", "x.lock",
+    "runs/x.tfevents.1", "loss.csv", "params.json", "figure.png", "x.lock",
 )  # fmt: skip
 UNTOLD = ("README.md", ".gitattributes", ".git/config", ".cache/x", "prunecomp.json")
 

@@ -164,13 +164,16 @@ def test_fields_that_nobody_knows_follow_the_layers(base: Path) -> None:
         **json.loads((base / "config.json").read_text()),
         "n_layers": 6, "kinds": list("abcdef"), "global_layers": [0, 2, 5], "layer_ids": [0, 1, 2, 3, 4, 5],
         "by_layer": {"0": "x", "5": "y"}, "eos_token_id": [1, 2, 3, 4, 5, 6], "encoder_layers": 6, "width": 6,
+        "hybrid_pattern": "MM*M-M",
+        "inner": {"n_layers": 6, "layer_kinds": list("uvwxyz"), "factors": [1, 2, 3, 4, 5, 6]},
     }  # fmt: skip
     (base / "config.json").write_text(json.dumps(stored))
     config = read_config(base)
     pruned = prune_stored(stored, config, families.find("llama"), 6, (0, 1, 3, 5))
     assert {name: pruned[name] for name in pruned if pruned[name] != stored.get(name)} == {
         "num_hidden_layers": 4, "n_layers": 4, "kinds": list("abdf"), "global_layers": [0, 3],
-        "layer_ids": [0, 1, 2, 3], "by_layer": {"0": "x", "3": "y"},
+        "layer_ids": [0, 1, 2, 3], "by_layer": {"0": "x", "3": "y"}, "hybrid_pattern": "MMMM",
+        "inner": {"n_layers": 4, "layer_kinds": list("uvxz"), "factors": [1, 2, 3, 4, 5, 6]},
     }  # fmt: skip
 
 

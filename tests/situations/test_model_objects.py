@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import prunecomp
 from prunecomp.errors import CheckpointError, OptionError
 from tests.models import build
-from tests.situations.folders import TOKENS
+from tests.situations.folders import TOKENS, logits, theirs
 
 RUNS: dict[str, Callable[[Any], object]] = {
     "prune": lambda model: prunecomp.prune(model, 1, "no such file"),
@@ -51,3 +52,12 @@ def test_what_is_no_model(run: str, model: Any) -> None:
 def test_a_model_without_its_head() -> None:
     with pytest.raises(CheckpointError, match="a LlamaModel is no causal language model"):
         prunecomp.score(build("llama").model, TOKENS)
+
+
+def test_a_head_that_shares_the_memory_of_the_embedding_is_saved(tmp_path: Path) -> None:
+    model = build("llama")
+    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.data)
+    result = prunecomp.prune(model, 1, TOKENS)
+    out = theirs(result.save(tmp_path / "out"))
+    result.apply(model)
+    assert torch.allclose(logits(out), logits(model), atol=1e-4)
