@@ -228,17 +228,16 @@ def _verify_logits(
 
     folded = logits_in_float32(base, tokens, device, none, folded_exactly(plan)) if plan.factors else seam_model
     epsilons = tight + min(AMPLIFICATION * sum(proof.epsilon_error for proof in measured.proofs), LARGEST_TOLERANCE)
-    other = "up" if plan.form == "down" else "down"
     _hold(
         relative_error(folded, seam_model, experts), epsilons, "the fold does not compute what was measured",
-        f"Go on with --resume --fold {other}, or ",
+        f"Go on with --resume --fold {plan.other_form}, or ",
     )  # fmt: skip
     stored = logits_in_float32(base, tokens, device, none, rounded)
     rounding = relative_error(stored, folded, experts)
     _hold(
-        rounding, allowed_error(layers, _coarsest(written, base.dtype)),
+        rounding, max(tight, allowed_error(layers, _coarsest(written, base.dtype))),
         "rounding the folded weights to the dtype they are stored in costs too much",
-        f"Go on with --resume --fold {other}, or ",
+        f"Go on with --resume --fold {plan.other_form}, or ",
     )  # fmt: skip
     got = logits_in_float32(exported, tokens, device, dict.fromkeys(range(layers), 1.0))
     _hold(relative_error(got, stored, experts), tight, "the export does not compute what was measured")
