@@ -119,7 +119,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for report in (*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())):
         seeds.setdefault(report.nodeid, []).extend(text for name, text in report.sections if name == VARIABLE)
     for test, failed in seeds.items():
-        terminalreporter.write_line(f"{VARIABLE}={failed[0]} repeats {test} (it failed with {', '.join(failed)})")
+        if failed:  # none where a file could not even be collected
+            terminalreporter.write_line(f"{VARIABLE}={failed[0]} repeats {test} (it failed with {', '.join(failed)})")
 
 
 @pytest.fixture
