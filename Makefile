@@ -65,7 +65,7 @@ soak: $(VENV)/.tests
 
 coverage: $(VENV)/.tests
 	$(BIN)/$(PYTEST) -m "$(MARK)" --cov=prunecomp --cov-branch --cov-context=test --cov-report=term:skip-covered \
-		--seconds .coverage.seconds
+		--seconds .seconds.json
 
 mutations: coverage
 	$(BIN)/python -m tests.mutations --count $(MUTATIONS)
@@ -97,5 +97,5 @@ interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m benchmarks.interop
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(OLDEST) demo-out build dist *.egg-info .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(INTEROP) $(OLDEST) demo-out build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -61,6 +61,15 @@ def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
     request.node.stash[DRAWS] = request.node.stash.get(DRAWS, False) or draws.happened()
 
 
+@pytest.fixture(autouse=True)
+def fresh_memory_is_nan() -> Iterator[None]:
+    """``torch.empty`` and its kind give NaN, or the largest integer, so that what is left unwritten is seen."""
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
     """The same for what several tests share."""
@@ -110,7 +119,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for report in (*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())):
         seeds.setdefault(report.nodeid, []).extend(text for name, text in report.sections if name == VARIABLE)
     for test, failed in seeds.items():
-        terminalreporter.write_line(f"{VARIABLE}={failed[0]} repeats {test} (it failed with {', '.join(failed)})")
+        if failed:  # none where a file could not even be collected
+            terminalreporter.write_line(f"{VARIABLE}={failed[0]} repeats {test} (it failed with {', '.join(failed)})")
 
 
 @pytest.fixture

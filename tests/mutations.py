@@ -143,7 +143,7 @@ class Reach:
     def __init__(self, folder: Path) -> None:
         self._data = coverage.CoverageData(str(folder / ".coverage"))
         self._data.read()
-        self.seconds: dict[str, float] = json.loads((folder / ".coverage.seconds").read_text())
+        self.seconds: dict[str, float] = json.loads((folder / ".seconds.json").read_text())
 
     def of(self, fault: Fault) -> list[str]:
         contexts = self._data.contexts_by_lineno(str(fault.file))

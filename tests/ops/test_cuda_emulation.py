@@ -56,12 +56,8 @@ def on_the_emulated_device(emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatc
     def queue(device: torch.device) -> Iterator[int]:
         yield 0
 
-    def poisoned(tensor: torch.Tensor, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.full(shape, 255 if dtype == torch.uint8 else -12345, dtype=dtype)  # 0xff...: NaN as float32
-
     monkeypatch.setattr(cuda, "_queue", queue)
     monkeypatch.setattr(cuda, "require", lambda name, remedy: emulated)
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
 def stats(emulated: ctypes.CDLL, x: torch.Tensor, y: torch.Tensor, lengths: torch.Tensor | None) -> LayerStats:
