@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from prunecomp.data.files import STDIN, SUFFIXES, Content, read_file
-from prunecomp.errors import CheckpointError, DataError
+from prunecomp.errors import CheckpointError, DataError, PrunecompError
 from prunecomp.plain import brief
 
 Tokenize = Callable[[str], list[int]]
@@ -220,6 +220,8 @@ def token_ids(text: str, name: str, tokenize: Tokenize | None, vocab_size: int |
         raise DataError(f"{name} is text, and the model has no tokenizer: add one, or give token ids as .npy")
     try:
         tokens = np.asarray(tokenize(text), dtype=np.int64)
+    except PrunecompError:
+        raise
     except Exception as error:  # tokenizers have errors of many kinds, of other languages too
         raise DataError(f"{name}: the tokenizer does not take it ({type(error).__name__}: {error})") from error
     outside = tokens[(tokens < 0) | (tokens >= vocab_size)] if vocab_size is not None else tokens[:0]

@@ -98,7 +98,7 @@ def card_of(name: str) -> Card:
         removals=[([2], 0.5, 1.25), ([3], None, 0.75)], metric=name, compensation=name, fold="up",
         command=f"prunecomp {name}", calibration=name, digest="abc", versions={"prunecomp": "1"},
         verified=name, quantised=name,
-        perplexity={"source": name, "windows": 2, "seqlen": 8, "dense": 3.0, "pruned": 4.0},
+        perplexity={"source": name, "windows": 2, "seqlen": 8, "dense": 3.0, "pruned": 4.0, "measured_on": "x"},
     )  # fmt: skip
 
 

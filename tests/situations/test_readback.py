@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import prunecomp
 import prunecomp.checkpoint.reference as reference
 import prunecomp.result
-import prunecomp.subject
+import prunecomp.subject.folder
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
 from prunecomp.model.decoder import Decoder
@@ -118,14 +118,14 @@ def test_a_head_that_is_tied_only_here_is_refused(
 ) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    right = prunecomp.subject.load_decoder
+    right = prunecomp.subject.folder.load_decoder
 
     def tying(*some: Any, **options: Any) -> Decoder:
         decoder = right(*some, **options)
         decoder.head.weight = decoder.embedding.weight
         return decoder
 
-    monkeypatch.setattr(prunecomp.subject, "load_decoder", tying)
+    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", tying)
     with pytest.raises(CheckpointError, match="transformers does not tie the head"):
         prunecomp.evaluate(tmp_path / "base", draw_tokens(model, generator))
 
@@ -135,14 +135,14 @@ def test_a_tensor_that_is_another_only_here_is_refused(
 ) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    right = prunecomp.subject.load_decoder
+    right = prunecomp.subject.folder.load_decoder
 
     def other(*some: Any, **options: Any) -> Decoder:
         decoder = right(*some, **options)
         decoder.final_norm.weight.data = decoder.final_norm.weight.data * 1.001
         return decoder
 
-    monkeypatch.setattr(prunecomp.subject, "load_decoder", other)
+    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", other)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is not what transformers reads there"):
         prunecomp.score(tmp_path / "base", draw_tokens(model, generator))
 
