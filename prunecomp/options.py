@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from prunecomp.checkpoint.fold import FORMS
 from prunecomp.data.windows import Windows
@@ -192,10 +191,6 @@ def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_p
     in_memory = not isinstance(model, str | Path)
     if not in_memory and tokenizer is not None:
         raise OptionError("tokenizer: a model folder brings its own; leave it out")
-    if in_memory and not _has_head(model):
-        raise OptionError(
-            f"model: give a local folder, a hub id or a transformers causal language model, not {type(model).__name__}"
-        )
     if tokenizer is not None and not callable(tokenizer):
         raise OptionError(f"tokenizer: give one of transformers, not {type(tokenizer).__name__}")
     subject = open_subject(
@@ -205,12 +200,6 @@ def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_p
     if in_memory:
         _check_as_it_is(model, subject, options)
     return subject
-
-
-def _has_head(model: Any) -> bool:
-    """Whether it is a model of transformers that ends in logits."""
-    known = isinstance(model, nn.Module) and hasattr(getattr(model, "config", None), "model_type")
-    return known and getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
 def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None:

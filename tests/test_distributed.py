@@ -55,8 +55,10 @@ class Bench:
         for ours, theirs in zip(record["rounds"], self.record["rounds"], strict=True):
             assert ours["scores"].keys() == theirs["scores"].keys()
             np.testing.assert_allclose([*ours["scores"].values()], [*theirs["scores"].values()], rtol=rtol)
-        for model in ("dense", "pruned"):
-            assert record["perplexity"][model] == pytest.approx(self.record["perplexity"][model], rel=rtol)
+        dense, pruned = (record["perplexity"][model] for model in ("dense", "pruned"))
+        assert dense == pytest.approx(self.record["perplexity"]["dense"], rel=rtol)
+        # One process measures the export, several the model with its seams: what a fold rounds lies between.
+        assert pruned == pytest.approx(self.record["perplexity"]["pruned"], rel=max(rtol, 1e-5))
         if rtol <= 1e-12:
             for file in ("model.safetensors", "config.json"):
                 assert (out / file).read_bytes() == (self.folder / "one" / file).read_bytes()

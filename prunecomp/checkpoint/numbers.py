@@ -59,12 +59,12 @@ def check_layers_move(decoder: Decoder, removed: Collection[int], tokens: torch.
                 for number in range(layer):
                     renumber(decoder.layers[layer], number)
                     got = call_layer(decoder.layers[layer], stream, arguments[layer])
-                    error = float((got - expected).double().norm() / expected.double().norm())
-                    if not error <= ROUNDINGS * torch.finfo(stream.dtype).eps:
+                    error, size = float((got - expected).double().norm()), float(expected.double().norm())
+                    if not error <= ROUNDINGS * torch.finfo(stream.dtype).eps * size:
                         raise CheckpointError(
                             f"layer {layer} of this {decoder.config.model_type} model gives something else under the "
-                            f"number {number} (off by {error:.1e}): its function depends on its number, so that no "
-                            "layer below it can go"
+                            f"number {number} (off by {error:.1e} of {size:.1e}): its function depends on its number, "
+                            "so that no layer below it can go"
                         )
             finally:
                 renumber(decoder.layers[layer], layer)

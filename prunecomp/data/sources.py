@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from prunecomp.data.files import STDIN, SUFFIXES, Content, read_file
-from prunecomp.errors import CheckpointError, DataError, PrunecompError
-from prunecomp.plain import brief
+from prunecomp.errors import DataError, PrunecompError
 
 Tokenize = Callable[[str], list[int]]
 JOIN = "\n\n"
@@ -101,25 +100,18 @@ UNDESCRIBED = "the tokenizer gives a token the id {}"
 
 
 class Tokenizer:
-    """A tokenizer of transformers, as texts are read with it; it is loaded for the first one, for token ids need none.
+    """A tokenizer of transformers, as texts are read with it: loaded for the first one, for token ids need none."""
 
-    ``where`` it comes from is told in errors.
-    """
-
-    def __init__(self, load: Callable[[], Any], where: object) -> None:
-        self._load, self._where = load, where
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
 
     @cached_property
     def _tokenizer(self) -> Any:
         return self._load()
 
     def __call__(self, text: str) -> list[int]:
-        tokenizer = self._tokenizer
-        try:
-            # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
-            ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
-        except Exception as error:  # a wrong value in its config can show as late as here
-            raise CheckpointError(f"{self._where}: the tokenizer does not run: {brief(str(error), 500)}") from error
+        # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
+        ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return ids
 
     def describe(self, token: int) -> str:

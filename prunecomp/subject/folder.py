@@ -147,7 +147,7 @@ class FolderSubject(Subject):
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(self._read_tokenizer, self.folder)
+        return Tokenizer(self._read_tokenizer)
 
     def _read_tokenizer(self) -> Any:
         try:

@@ -30,7 +30,7 @@ class ModelSubject(Subject):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._decoder = decoder_of(model)
         self._tokenizer = tokenizer
-        self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer, type(tokenizer).__name__)
+        self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer)
         self.config = model.config
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
 

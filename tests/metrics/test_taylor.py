@@ -229,9 +229,14 @@ def test_what_is_asked_for_holds_what_a_layer_saves_for_its_backward(dtype: torc
 def test_only_candidates_are_scored_and_nothing_below_them_is_differentiated(generator: torch.Generator) -> None:
     model = build("llama", num_hidden_layers=10)
     calls = [0] * 10
+    tokens = draw_tokens(model, generator, seqlen=24)  # other rows are of a check beforehand
+
+    def count(number: int, output: torch.Tensor) -> None:
+        calls[number] += output.shape[1] == 24
+
     for number, layer in enumerate(model.model.layers):
-        layer.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, calls[number] + 1))
-    result = prunecomp.prune(model, 1, draw_tokens(model, generator), metric="taylor")
+        layer.register_forward_hook(lambda module, args, output, number=number: count(number, output))
+    result = prunecomp.prune(model, 1, tokens, metric="taylor")
     assert set(result.rounds[0].scores) == {4, 5, 6, 7}
     assert calls == [1] * 4 + [2] * 6
     assert result.layer_forwards == sum(calls)

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 import prunecomp
 import prunecomp.checkpoint.writer as writer
 from prunecomp.checkpoint.claim import LONGEST_NAME, LONGEST_SUFFIX
-from prunecomp.engine.placement import Memory, ModelShape, place
+from prunecomp.engine.placement import Memory, ModelShape, Placement, place
 from prunecomp.engine.run import check_room
+from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError, OutputError
 from prunecomp.journal import journal_path, write_whole
 from tests.situations.outputs import invoke
@@ -191,9 +192,9 @@ def test_a_disk_that_cannot_be_is_told_before_the_work(folder: Path, here: Path,
 @pytest.mark.parametrize("given", [True, False])
 def test_advice_on_disk_minds_the_disk_that_was_given(tmp_path: Path, given: bool) -> None:
     folder = tmp_path if given else None
-    advice = f"give a --disk with more room than {tmp_path}," if given else "give --disk DIR,"
+    advice = f"give a --disk with more space than {tmp_path}," if given else "give --disk DIR,"
     shape = ModelShape(4, 16, 100, 100, 1, 16, 16, 4)
     with pytest.raises(OptionError, match=advice):
-        check_room(1, folder)
+        check_room(1, Placement(1, None, {}, Tier.host, {}, folder), torch.device("cpu"))
     with pytest.raises(OptionError, match=advice):
         place(shape, 100, 16, Memory(33_000, disk_folder=folder), torch.device("cpu"), resident=False)

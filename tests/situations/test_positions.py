@@ -20,7 +20,7 @@ IDS = np.arange(4000) % 97
 
 def calls(subject: Any, seqlen: int | None, ids: np.ndarray = IDS) -> list[Callable[[], object]]:
     """Each function that takes data."""
-    options: dict[str, Any] = {"samples": 2, "seqlen": seqlen}
+    options: dict[str, Any] = {"samples": 2 if ids.ndim == 1 else len(ids), "seqlen": seqlen}
     return [
         lambda: prunecomp.evaluate(subject, ids, seqlen=seqlen),
         lambda: prunecomp.score(subject, ids, **options),

@@ -69,13 +69,13 @@ def test_a_head_of_fewer_rows_bounds_the_ids() -> None:
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:
-    with pytest.raises(OptionError, match="give a tokenizer of transformers"):
+    with pytest.raises(OptionError, match="tokenizer: give one of transformers"):
         prunecomp.evaluate(model(), REFERENCE_MODEL / "evaluation.txt", tokenizer="gpt2")
 
 
 def test_a_tokenizer_that_knows_no_spelling_is_told_too() -> None:
     with pytest.raises(DataError, match="gives a token the id 120, and the model has rows for 100 ids"):
-        token_ids("text", "a.txt", Tokenizer(lambda text, **options: {"input_ids": [99, 120]}), 100)
+        token_ids("text", "a.txt", Tokenizer(lambda: lambda text, **options: {"input_ids": [99, 120]}), 100)
 
 
 def test_a_tokenizer_that_fails_is_told(tmp_path: Path) -> None:

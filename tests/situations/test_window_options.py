@@ -30,7 +30,7 @@ def test_a_length_is_two_or_more(tmp_path: Path, value: Any) -> None:
         lambda: prunecomp.compare(built, [1], IDS, eval=IDS, samples=2, seqlen=value),
         lambda: prunecomp.plan(folder, 1, seqlen=value),
     ):
-        with pytest.raises(OptionError, match=r"--seqlen .*: give a whole number, 2 or more"):
+        with pytest.raises(OptionError, match=r"--seqlen .*: give (a whole number|at least 2)"):
             call()
 
 
@@ -48,7 +48,7 @@ def test_a_number_of_windows_is_one_or_more(tmp_path: Path, value: Any) -> None:
     if value is not None:  # what compare takes for: the preset's, or 128
         calls.append(lambda: prunecomp.compare(built, [1], IDS, eval=IDS, samples=value, seqlen=8))
     for call in calls:
-        with pytest.raises(OptionError, match=r"--samples .*: give a whole number, 1 or more"):
+        with pytest.raises(OptionError, match=r"--samples .*: give (a whole number|at least 1)"):
             call()
 
 
