@@ -24,9 +24,9 @@ def letters(text: str) -> list[int]:
     ("name", "content"),
     [
         ("a.txt", BOM + TEXT.encode()),
-        ("a.txt.gz", gzip.compress(BOM + TEXT.encode())),
+        ("a.txt.gz", gzip.compress(BOM + TEXT.encode(), mtime=0)),
         ("a.jsonl", BOM + LINES.encode()),
-        ("a.jsonl.gz", gzip.compress(BOM + LINES.encode())),
+        ("a.jsonl.gz", gzip.compress(BOM + LINES.encode(), mtime=0)),
         ("a.json", BOM + json.dumps([json.loads(line) for line in LINES.splitlines()]).encode()),
         ("lines.txt", BOM + LINES.encode()),
         ("joined.jsonl", b"".join(BOM + line.encode() for line in LINES.splitlines(keepends=True))),
@@ -46,6 +46,6 @@ def test_marks_and_line_ends_do_not_reach_the_tokenizer(tmp_path: Path, name: st
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
 def test_other_encodings_are_refused(tmp_path: Path, name: str, encoding: str) -> None:
     content = (LINES if "jsonl" in name else TEXT).encode(encoding)
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (tmp_path / name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
     with pytest.raises(DataError, match="is not UTF-8 text"):
         read_source(tmp_path / name, letters, 2**16)

@@ -52,20 +52,20 @@ CONTAINERS: dict[str, Callable[[], bytes]] = {
     "a.ndjson": LINES.encode,
     "a.json": ARRAY.encode,
     "lines.json": LINES.encode,
-    "a.jsonl.gz": lambda: gzip.compress(LINES.encode()),
-    "a.json.gz": lambda: gzip.compress(LINES.encode()),
-    "array.json.gz": lambda: gzip.compress(ARRAY.encode()),
+    "a.jsonl.gz": lambda: gzip.compress(LINES.encode(), mtime=0),
+    "a.json.gz": lambda: gzip.compress(LINES.encode(), mtime=0),
+    "array.json.gz": lambda: gzip.compress(ARRAY.encode(), mtime=0),
     "a.jsonl.bz2": lambda: bz2.compress(LINES.encode()),
     "a.jsonl.xz": lambda: lzma.compress(LINES.encode()),
     "a.parquet": lambda: parquet(DOCUMENTS),
-    "a.parquet.gz": lambda: gzip.compress(parquet(DOCUMENTS)),
-    "two.jsonl.gz": lambda: gzip.compress(LINES[:500].encode()) + gzip.compress(LINES[500:].encode()),
+    "a.parquet.gz": lambda: gzip.compress(parquet(DOCUMENTS), mtime=0),
+    "two.jsonl.gz": lambda: gzip.compress(LINES[:500].encode(), mtime=0) + gzip.compress(LINES[500:].encode()),
     "windows.jsonl": lambda: LINES.replace("\n", "\r\n").encode(),
     # Under another name:
     "lines.txt": LINES.encode,
     "array.txt": ARRAY.encode,
     "no suffix": LINES.encode,
-    "gzip.jsonl": lambda: gzip.compress(LINES.encode()),
+    "gzip.jsonl": lambda: gzip.compress(LINES.encode(), mtime=0),
     "parquet.txt": lambda: parquet(DOCUMENTS),
 }
 
@@ -96,7 +96,7 @@ def test_token_ids_are_told_by_their_bytes(tmp_path: Path, name: str) -> None:
         np.savez_compressed(file, ids=ids)
     else:
         np.save(file, ids)
-    (tmp_path / name).write_bytes(gzip.compress(file.getvalue()) if name.endswith(".gz") else file.getvalue())
+    (tmp_path / name).write_bytes(gzip.compress(file.getvalue(), mtime=0) if name.endswith(".gz") else file.getvalue())
     assert read_source(tmp_path / name, None, 256).tokens.tolist() == list(range(90))
 
 
@@ -104,7 +104,7 @@ def test_token_ids_are_told_by_their_bytes(tmp_path: Path, name: str) -> None:
 def test_a_protocol_takes_as_many_documents_from_any_container(tmp_path: Path, name: str) -> None:
     texts = [f"document {number}" for number in range(1200)]
     lines = "\n".join(json.dumps({"text": text}) for text in texts).encode()
-    packed = {"c4.json.gz": lambda: gzip.compress(lines), "c4.parquet": lambda: parquet(texts)}
+    packed = {"c4.json.gz": lambda: gzip.compress(lines, mtime=0), "c4.parquet": lambda: parquet(texts)}
     array = json.dumps([{"text": text} for text in texts]).encode()
     (tmp_path / name).write_bytes(packed.get(name, lambda: array)())
     source = f"c4-validation={tmp_path / name}"
@@ -133,7 +133,7 @@ def objects() -> bytes:
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "a.csv": (b"text,id\nsome words,1\n", r"\.csv is not read; what can be is text"),
-    "a.csv.gz": (gzip.compress(b"text\nwords\n"), r"\.csv is not read"),
+    "a.csv.gz": (gzip.compress(b"text\nwords\n", mtime=0), r"\.csv is not read"),
     "a.tsv": (b"text\tid\n", r"\.tsv is not read"),
     "a.yaml": (b"- text: words\n", r"\.yaml is not read"),
     "a.jsonl.zst": (b"\x28\xb5\x2f\xfd" + b"x" * 50, r"\.zst is not read"),
@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1 cannot be read as JSON"),
     "digits.jsonl": (b'{"text": "a", "id": ' + b"1" * 4301 + b"}", "line 1 cannot be read as JSON"),
     "half.jsonl": (b'{"text": "fine"}\n{"text": "\\ud800"}\n', "line 2: .*surrogate"),
-    "cut.json.gz": (gzip.compress(LINES.encode())[:-9], r"not a readable \.gz"),
+    "cut.json.gz": (gzip.compress(LINES.encode(), mtime=0)[:-9], r"not a readable \.gz"),
     "empty.txt": (b"", "holds no text"),
     "empty.jsonl": (b"\n \n", "holds no text"),
     "blank.txt": (b" \n\t\n", "holds no text"),
@@ -176,7 +176,7 @@ def test_what_is_not_read_is_refused_with_what_can_be(tmp_path: Path, name: str)
 
 def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST", 10_000)
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 20_000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 20_000, mtime=0))
     np.savez_compressed(tmp_path / "a.npz", np.zeros(20_000, dtype=np.int64))
     for name in ("a.txt.gz", "a.npz"):
         with pytest.raises(DataError, match="more than 10,000 bytes"):
@@ -217,7 +217,7 @@ def test_a_path_without_a_file_is_not_asked_of_the_hub(
 def test_the_command_line_reads_a_c4_file_as_its_lines(tmp_path: Path) -> None:
     folder = save(model(), tmp_path / "m")
     (tmp_path / "a.jsonl").write_text(LINES)
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(LINES.encode()))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(LINES.encode(), mtime=0))
     options = ("--samples", 4, "--seqlen", 16, "--json")
     digests = {
         json.loads(command("score", folder, "--calibration", tmp_path / name, *options).stdout)["calibration_digest"]
