@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_and_one_writes(folder: Path, forks: Forks) -> None:
     one = forks.run(*command(folder, "long", folder / "one", "--json"))
     assert one.code == 0, one.stderr

@@ -132,8 +132,9 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_library(wheel: Path) ->
     assert ("prunecomp/lib/libprunecomp_cpu.so" in names) == HAS_COMPILER
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
-@pytest.mark.parametrize("layout", ["checkout", pytest.param("wheel", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["checkout", "wheel"])
 def test_kernels_import_and_the_other_package_of_that_name_is_left_alone(
     layout: str, place: str, checkout: Path, installed: Path, named_kernels: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_streamed_run_stays_within_its_plan(base: Path, tmp_path: Path, limit:
     assert 0.5 * planned < measured < 1.1 * planned, f"{measured:,} measured, {planned:,} planned"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_bundled_model_runs_in_less_memory_than_it_takes(reference_model: Path, tmp_path: Path) -> None:
     limit, whole = 20_000_000, 2 * (reference_model / "model.safetensors").stat().st_size
