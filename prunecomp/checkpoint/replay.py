@@ -75,6 +75,7 @@ def logits_in_float32(
     finally:
         setattr(place, leaf, layers)
     outer = _in_float32(outer, "", device, weights, copied=True)
+    outer.config.return_dict = True  # where it is not so, models of transformers cannot read their own backbone
     stand_ins = [_StandIn(layer, doing(number)) for number, layer in enumerate(decoder.layers)]
     setattr(outer.get_submodule(owner), leaf, nn.ModuleList(stand_ins))
     for module in outer.modules():  # what is computed from the config is, as it is whenever a checkpoint is loaded

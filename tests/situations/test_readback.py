@@ -20,6 +20,7 @@ from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
 from prunecomp.model.decoder import Decoder
 from tests.models import build, draw_tokens
+from tests.situations.folders import TOKENS, edit_json, folder_of
 
 HALVES = [torch.float16, torch.bfloat16]
 Wrong = Callable[[FoldPlan], FoldPlan]
@@ -170,3 +171,12 @@ def test_a_model_in_16_bits_with_rounded_frequencies_is_no_error(generator: torc
     """``model.to(torch.bfloat16)`` rounds the rotary frequencies too; whoever loads the export has them in float32."""
     out = pruned(generator, torch.bfloat16).save(tmp_path / "out")
     AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.mark.parametrize("fields", [{"return_dict": False}, {"torchscript": True}, {"output_hidden_states": True}])
+def test_what_a_model_returns_is_up_to_its_config(fields: dict[str, Any], tmp_path: Path) -> None:
+    """With ``return_dict: false`` models of transformers cannot read their own backbone: ours must not need it."""
+    base = folder_of("llama", tmp_path / "base")
+    edit_json(base / "config.json", **fields)
+    out = prunecomp.prune(base, 2, TOKENS).save(tmp_path / "out")
+    assert prunecomp.evaluate(out, TOKENS) > 1
