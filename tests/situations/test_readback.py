@@ -19,6 +19,7 @@ import prunecomp.subject.folder
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
 from prunecomp.model.decoder import Decoder
+from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
 from tests.situations.folders import TOKENS, edit_json, folder_of
 
@@ -180,3 +181,14 @@ def test_what_a_model_returns_is_up_to_its_config(fields: dict[str, Any], tmp_pa
     edit_json(base / "config.json", **fields)
     out = prunecomp.prune(base, 2, TOKENS).save(tmp_path / "out")
     assert prunecomp.evaluate(out, TOKENS) > 1
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_model_stored_in_16_bits_is_measured_in_32(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The multiplier of Gemma's embedding is rounded with a model in 16 bits, and is exact in one in 32."""
+    torch.manual_seed(3)
+    base = tmp_path / "base"
+    build_family(family).to(dtype).save_pretrained(base)
+    out = prunecomp.prune(base, 2, TOKENS % 67, dtype="float32").save(tmp_path / "out")
+    assert prunecomp.evaluate(out, TOKENS % 67, dtype="float32") > 1
