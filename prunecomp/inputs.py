@@ -32,17 +32,18 @@ def calibration_windows(
         check_length(subject, windows.seqlen)
         return windows
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    check_length(subject, tokens.longest(length))
+    check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
     return draw_windows(tokens, samples, length, seed, free_host_memory())
 
 
 def evaluation_windows(subject: Subject, source: Any, seqlen: int | None) -> Windows:
     length = choose_seqlen(seqlen, subject.config)
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    check_length(subject, tokens.longest(length))
+    check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
     return consecutive_windows(tokens, length)
 
 
-def check_length(subject: Subject, length: int) -> None:
-    """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model."""
-    check_context(length, subject.position_rows, context_of(subject.config))
+def check_length(subject: Subject, length: int, given: bool = False) -> None:
+    """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model; ``given``
+    says that it came as such."""
+    check_context(length, subject.position_rows, context_of(subject.config), given)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,11 +76,13 @@ def logits_in_float32(
     finally:
         setattr(place, leaf, layers)
     outer = _in_float32(outer, "", device, weights, copied=True)
+    outer.config.return_dict = True  # where it is not so, models of transformers cannot read their own backbone
     stand_ins = [_StandIn(layer, doing(number)) for number, layer in enumerate(decoder.layers)]
     setattr(outer.get_submodule(owner), leaf, nn.ModuleList(stand_ins))
     for module in outer.modules():  # what is computed from the config is, as it is whenever a checkpoint is loaded
-        if module._non_persistent_buffers_set and not list(module.parameters()):
-            outer._init_weights(module)
+        if module._non_persistent_buffers_set:
+            with _parameters_aside(module):
+                outer._init_weights(module)
     RotaryEmbeddings(outer).forget()
     try:
         with decoder.evaluating():
@@ -88,6 +91,20 @@ def logits_in_float32(
     finally:
         walk.close()
     return logits
+
+
+@contextmanager
+def _parameters_aside(module: nn.Module) -> Iterator[None]:
+    """Have none of the parameters that are ``module``'s own be written to: Gemma's embedding has a multiplier beside
+    its weights, which a model in 16 bits holds rounded."""
+    held = dict(module._parameters)
+    for name, parameter in held.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters.update(held)
 
 
 ROUNDING = 2.0**-22

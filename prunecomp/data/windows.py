@@ -134,15 +134,20 @@ def choose_seqlen(seqlen: int | None, config: Any) -> int:
     return whole("--seqlen", seqlen, 2)
 
 
-def check_context(length: int, rows: int | None, context: int | None) -> None:
+def check_context(length: int, rows: int | None, context: int | None, given: bool = False) -> None:
     """Raise :class:`OptionError` for a window of ``length`` tokens where the model has a table of positions with fewer
-    ``rows``; warn where positions are computed, and the ``context`` that the model was trained for is exceeded."""
+    ``rows``; warn where positions are computed, and the ``context`` that the model was trained for is exceeded.
+
+    ``given`` says that the windows came as such, so that ``--seqlen`` does not change them.
+    """
     if rows is not None and length > rows:
-        raise OptionError(f"--seqlen {length}: the model has positions for {rows} tokens, and no window can be longer")
+        which, remedy = (f"windows of {length} tokens", ": give shorter rows") if given else (f"--seqlen {length}", "")
+        raise OptionError(f"{which}: the model has positions for {rows} tokens, and no window can be longer{remedy}")
     if rows is None and context is not None and length > context:
         warnings.warn(
             f"windows of {length} tokens are longer than the {context} that the model was trained for "
-            "(max_position_embeddings): what is measured is the model out of its range; give a smaller --seqlen",
+            "(max_position_embeddings): what is measured is the model out of its range; give "
+            f"{'shorter rows' if given else 'a smaller --seqlen'}",
             PrunecompWarning,
             stacklevel=2,
         )

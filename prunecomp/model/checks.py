@@ -217,8 +217,9 @@ def unused_tensors(model: Any, checkpoint: TensorSource) -> list[str]:
     return [name for name in checkpoint.names() if name not in used and known.search(name) is None]
 
 
-def check_in_memory(model: nn.Module) -> None:
-    """Raise :class:`CheckpointError` for a model whose tensors are not all there, on one device."""
+def check_in_memory(model: Any) -> None:
+    """Raise :class:`CheckpointError` for a model whose tensors are not all there, on one device, or whose linear maps
+    do not take what its embedding gives."""
     places = [(name, tensor.device) for name, tensor in [*model.named_parameters(), *model.named_buffers()]]
     away = [name for name, device in places if device.type == "meta"]
     if away:
@@ -232,3 +233,11 @@ def check_in_memory(model: nn.Module) -> None:
             f"this model lies on several devices ({', '.join(devices)}). Move it to one, or give the folder of its "
             "checkpoint instead: what does not fit is streamed from there"
         )
+    embedding: Any = model.get_input_embeddings()
+    linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    for name, module in linear.items() if getattr(model, "hf_quantizer", None) is None else ():
+        if module.weight.dtype != embedding.weight.dtype:
+            raise CheckpointError(
+                f"{name} of this model is in {module.weight.dtype}, and its embedding in {embedding.weight.dtype}: "
+                "such a model does not run. Convert the whole of it, as in model.to(torch.float32)"
+            )

@@ -84,6 +84,9 @@ def _is_part(folder: Path, file: str, other: str) -> bool:
 
 
 def _absence(folder: Path) -> str:
+    for file in (SINGLE, INDEX):
+        if (folder / file).is_symlink():
+            return f"{folder / file} is a link to nothing: is the download complete?"
     pickles = [file for file in PICKLES if (folder / file).exists()]
     if pickles:
         return (

@@ -35,7 +35,7 @@ from prunecomp.model.checks import (
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.files import WEIGHTS
-from prunecomp.model.quantised import check_quantisation, dequantised, quantisation
+from prunecomp.model.quantised import check_quantisation, dequantised, method_of, quantisation
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import StoredTensors, open_checkpoint
@@ -340,6 +340,43 @@ def decoder_of(model: Any) -> Decoder:
         raise CheckpointError("this model has an adapter: merge it into the weights, or take it out, first")
     check_in_memory(model)
     try:
-        return Decoder(model)
+        decoder = Decoder(model)
     except AttributeError as error:  # no head, say
         raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None
+    if not isinstance(decoder.head.weight, torch.Tensor):
+        raise CheckpointError(
+            "the head of this model is quantised, and has no weight to look at: give the model as it was"
+        )
+    return decoder
+
+
+def check_as_built(decoder: Decoder) -> None:
+    """Raise :class:`CheckpointError` for a model in memory that is another than its config makes: a checkpoint of it
+    could be written, and nobody could load it."""
+    model, family = decoder.model, decoder.family
+    if getattr(model, "hf_quantizer", None) is not None:
+        return  # what becomes of its modules is up to the method; that it holds no plain weights is told elsewhere
+    stated = quantisation(model.config)
+    if stated is not None:
+        raise CheckpointError(
+            f"the model's config states a quantization_config ({method_of(stated)}), and its weights are plain: "
+            "del model.config.quantization_config first"
+        )
+    skeleton: Any = build_skeleton(copy.deepcopy(model.config), decoder.dtype)
+    meant, held = (
+        {name: tuple(module._parameters[leaf].shape) for name, module, leaf in parameter_places(each)}
+        for each in (skeleton, model)
+    )
+    for name in {**meant, **held}:
+        if meant.get(name) != held.get(name):
+            has, wants = (list(each[name]) if name in each else "nothing" for each in (held, meant))
+            raise CheckpointError(
+                f"this model is not what its config makes: its {name} is {has}, where {wants} belongs, and no "
+                "checkpoint of it could be loaded. Give the model before it was compiled, wrapped or changed, or "
+                "correct its config"
+            )
+    if decoder.tied and skeleton.get_submodule(family.head).weight is not skeleton.get_input_embeddings().weight:
+        raise CheckpointError(
+            "the head of this model is its embedding, and its config does not say so: set "
+            "model.config.tie_word_embeddings = True, or give the head a weight of its own"
+        )

@@ -15,9 +15,7 @@ from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.loader import (
-    decoder_of,
-)
+from prunecomp.model.loader import check_as_built, decoder_of
 from prunecomp.model.weights import ModuleTensors, TensorSource
 from prunecomp.subject.base import Subject
 
@@ -54,6 +52,7 @@ class ModelSubject(Subject):
 
     def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
         super().check_export(candidates, fold, replaces)
+        check_as_built(self._decoder)
         if fold is not None:
             self._decoder.check_plain("a fold")
 

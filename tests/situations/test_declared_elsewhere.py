@@ -50,3 +50,25 @@ def test_numbers_that_mean_nothing_by_themselves(tmp_path: Path, dtype: torch.dt
     for run in (describe, lambda f: prunecomp.score(f, TOKENS), lambda f: prunecomp.evaluate(f, TOKENS)):
         with pytest.raises(CheckpointError, match=f"{name} is stored in .*states no quantization_config"):
             run(folder)
+
+
+STATED: list[dict[str, Any]] = [
+    {"quant_method": "gptq", "bits": 4, "group_size": 32},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    {"quant_method": "fp8", "activation_scheme": "dynamic"},
+    {"quant_method": "mxfp4"},
+]
+
+
+@pytest.mark.parametrize("stated", STATED, ids=lambda stated: "-".join(list(stated)[:2]))
+def test_plain_weights_under_a_config_that_says_they_are_quantised(tmp_path: Path, stated: dict[str, Any]) -> None:
+    """As a merge or a conversion leaves them behind; the advice, as it is given, makes of them what they are."""
+    folder = folder_of("llama", tmp_path / "base")
+    right = prunecomp.evaluate(folder, TOKENS)
+    edit_json(folder / "config.json", quantization_config=stated)
+    for run in (lambda f: prunecomp.prune(f, 1, "no such file"), lambda f: prunecomp.evaluate(f, TOKENS)):
+        with pytest.raises(CheckpointError, match=r"is stored so: take it out of config\.json"):
+            run(folder)
+    edit_json(folder / "config.json", quantization_config=None)
+    assert prunecomp.evaluate(folder, TOKENS) == right

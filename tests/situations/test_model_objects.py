@@ -61,3 +61,79 @@ def test_a_head_that_shares_the_memory_of_the_embedding_is_saved(tmp_path: Path)
     out = theirs(result.save(tmp_path / "out"))
     result.apply(model)
     assert torch.allclose(logits(out), logits(model), atol=1e-4)
+
+
+def compiled(model: Any) -> None:
+    model.model = torch.compile(model.model)
+
+
+def wrapped(model: Any) -> None:
+    layer = model.model.layers[1].mlp
+    layer.down_proj = nn.Sequential(layer.down_proj)
+
+
+def normed(model: Any) -> None:
+    nn.utils.parametrizations.weight_norm(model.model.layers[1].mlp.down_proj)
+
+
+def biased(model: Any) -> None:
+    layer = model.model.layers[1].mlp.down_proj
+    layer.bias = nn.Parameter(torch.ones(layer.out_features))
+
+
+def widened(model: Any) -> None:
+    model.config.vocab_size += 3
+
+
+def tied(model: Any) -> None:
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def stated(model: Any) -> None:
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+
+
+CHANGED: dict[Callable[[Any], None], str] = {
+    compiled: "its model.embed_tokens.weight is nothing, where",
+    wrapped: "down_proj.weight is nothing, where",
+    normed: "down_proj.weight is nothing, where",
+    biased: r"down_proj.bias is \[\d+\], where nothing belongs",
+    widened: "model.embed_tokens.weight is",
+    tied: "set model.config.tie_word_embeddings = True",
+    stated: "del model.config.quantization_config first",
+}
+
+
+@pytest.mark.parametrize("change", CHANGED, ids=lambda change: change.__name__)
+def test_a_model_that_is_another_than_its_config_makes(change: Callable[[Any], None]) -> None:
+    model = build("llama", tie_word_embeddings=False)
+    change(model)
+    with pytest.raises(CheckpointError, match=CHANGED[change]):
+        prunecomp.prune(model, 1, "no such file")
+
+
+def test_the_advice_for_one_that_is_tied_or_no_longer_quantised(tmp_path: Path) -> None:
+    model = build("llama", tie_word_embeddings=False)
+    tied(model)
+    model.config.tie_word_embeddings = True
+    stated(model)
+    del model.config.quantization_config
+    prunecomp.prune(model, 1, TOKENS).save(tmp_path / "out")
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("path", ["model.layers.2", "lm_head"])
+def test_parts_in_another_dtype(run: str, path: str) -> None:
+    model = build("llama")
+    model.get_submodule(path).double()
+    with pytest.raises(CheckpointError, match=rf"{path}.* does not run. Convert the whole of it"):
+        RUNS[run](model)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_weights_quantised_by_torch(run: str) -> None:
+    model = build("llama")
+    model.lm_head = nn.Identity()
+    model.lm_head.weight = model.model.embed_tokens.forward
+    with pytest.raises(CheckpointError, match="the head of this model is quantised"):
+        RUNS[run](model)

@@ -91,3 +91,15 @@ def test_beyond_the_trained_context_there_is_a_warning(tmp_path: Path) -> None:
 def test_within_the_context_there_is_none() -> None:
     prunecomp.evaluate(model("llama"), IDS, seqlen=64)
     prunecomp.evaluate(model("llama"), IDS)
+
+
+@pytest.mark.parametrize(("kind", "raised"), [("gpt2", OptionError), ("llama", PrunecompWarning)])
+@pytest.mark.filterwarnings("error::prunecomp.errors.PrunecompWarning")
+def test_of_windows_that_came_as_such_the_rows_are_to_be_shorter(kind: str, raised: type[Exception]) -> None:
+    built = model(kind)
+    rows = IDS[:650].reshape(10, 65)
+    with pytest.raises(raised, match=r"windows of 65 tokens.* give shorter rows"):
+        prunecomp.evaluate(built, rows)
+    prunecomp.evaluate(built, rows[:, :64])
+    with pytest.raises(OptionError, match="leave out --seqlen"):
+        prunecomp.evaluate(built, rows[:, :64], seqlen=32)

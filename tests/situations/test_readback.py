@@ -19,7 +19,9 @@ import prunecomp.subject.folder
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
 from prunecomp.model.decoder import Decoder
+from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
+from tests.situations.folders import TOKENS, edit_json, folder_of
 
 HALVES = [torch.float16, torch.bfloat16]
 Wrong = Callable[[FoldPlan], FoldPlan]
@@ -170,3 +172,23 @@ def test_a_model_in_16_bits_with_rounded_frequencies_is_no_error(generator: torc
     """``model.to(torch.bfloat16)`` rounds the rotary frequencies too; whoever loads the export has them in float32."""
     out = pruned(generator, torch.bfloat16).save(tmp_path / "out")
     AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.mark.parametrize("fields", [{"return_dict": False}, {"torchscript": True}, {"output_hidden_states": True}])
+def test_what_a_model_returns_is_up_to_its_config(fields: dict[str, Any], tmp_path: Path) -> None:
+    """With ``return_dict: false`` models of transformers cannot read their own backbone: ours must not need it."""
+    base = folder_of("llama", tmp_path / "base")
+    edit_json(base / "config.json", **fields)
+    out = prunecomp.prune(base, 2, TOKENS).save(tmp_path / "out")
+    assert prunecomp.evaluate(out, TOKENS) > 1
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_model_stored_in_16_bits_is_measured_in_32(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The multiplier of Gemma's embedding is rounded with a model in 16 bits, and is exact in one in 32."""
+    torch.manual_seed(3)
+    base = tmp_path / "base"
+    build_family(family).to(dtype).save_pretrained(base)
+    out = prunecomp.prune(base, 2, TOKENS % 67, dtype="float32").save(tmp_path / "out")
+    assert prunecomp.evaluate(out, TOKENS % 67, dtype="float32") > 1

@@ -160,3 +160,13 @@ def test_files_that_may_not_be_read(sharded: Path, monkeypatch: pytest.MonkeyPat
             patch.setattr(Path, method, denied)
             with pytest.raises(CheckpointError, match="Permission denied"):
                 prunecomp.prune(sharded, 1, TOKENS)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_link_whose_file_did_not_arrive(tmp_path: Path, name: str) -> None:
+    """As a snapshot in the hub's cache has it where the download was broken off."""
+    folder = folder_of("llama", tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    with pytest.raises(CheckpointError, match=f"{name} is a link to nothing: is the download complete"):
+        prunecomp.prune(folder, 1, "no such file")

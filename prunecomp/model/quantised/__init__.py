@@ -116,13 +116,23 @@ def _check_elsewhere(folder: Path) -> None:
 
 
 def dequantised(files: StoredTensors, config: Any) -> StoredTensors:
-    """``files`` under the names of plain weights; as they are where ``config`` states no quantisation."""
+    """``files`` under the names of plain weights; as they are where ``config`` states no quantisation.
+
+    Raises :class:`CheckpointError` for a quantisation that is stated and that no weight has: what transformers makes of
+    it is not what the weights say.
+    """
     stated = quantisation(config)
     if stated is None:
         return files
-    method = method_of(stated)
-    with _settings(str(files.folder / "config.json")):
-        return Dequantised(files, method, METHODS[method].weights(files, stated))
+    method, where = method_of(stated), str(files.folder / "config.json")
+    with _settings(where):
+        weights = METHODS[method].weights(files, stated)
+    if not weights:
+        raise CheckpointError(
+            f"{where} states a quantization_config ({method}), and no weight in the files is stored so: take it out of "
+            "config.json if the weights are plain"
+        )
+    return Dequantised(files, method, weights)
 
 
 def summary(config: Any) -> str | None:
