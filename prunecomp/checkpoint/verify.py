@@ -227,7 +227,7 @@ def _verify_logits(
     )
 
     folded = logits_in_float32(base, tokens, device, none, folded_exactly(plan)) if plan.factors else seam_model
-    epsilons = tight + min(AMPLIFICATION * sum(proof.epsilon_error for proof in measured.proofs), LARGEST_TOLERANCE)
+    epsilons = tight + min(NOISE * sum(proof.epsilon_error for proof in measured.proofs), LARGEST_TOLERANCE)
     _hold(
         relative_error(folded, seam_model, experts), epsilons, "the fold does not compute what was measured",
         f"Go on with --resume --fold {plan.other_form}, or ",

@@ -230,6 +230,8 @@ def token_ids(text: str, name: str, tokenize: Tokenize | None, vocab_size: int |
 def as_array(source: Any) -> np.ndarray:
     """Token ids in memory, of whatever kind. Raises :class:`DataError`."""
     kind, wanted = type(source).__name__, "give integers of shape [T] or [N, S], or a path"
+    if np.ma.is_masked(source):
+        raise DataError("a masked array cannot be read as token ids: give rows with negative ids where they are padded")
     try:
         array = np.asarray(source.detach().cpu() if isinstance(source, torch.Tensor) else source)
     except Exception as error:  # ragged lists, tensors without data, objects that promise an array and have none

@@ -80,7 +80,10 @@ def _stated(folder: Path) -> str | None:
 def _is_part(folder: Path, file: str, other: str) -> bool:
     """Whether two are one: an index that places all in ``file``, or in ``other`` the index of which is ``file``."""
     index, single = (file, other) if is_index(file) else (other, file)
-    return is_index(index) and set(read_index(folder / index).values()) == {single}
+    try:
+        return is_index(index) and set(read_index(folder / index).values()) == {single}
+    except CheckpointError:  # an index that is not read is none; one that is, is told of then
+        return False
 
 
 def _absence(folder: Path) -> str:

@@ -115,6 +115,10 @@ def _check_stated(stated: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: model_type is {kind!r}; a name belongs there")
     if kind is not None and kind in CONFIG_MAPPING:
         check_counts(stated, CONFIG_MAPPING[kind].attribute_map, path)
+    for name in ("dtype", "torch_dtype"):
+        dtype = stated.get(name)
+        if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+            raise CheckpointError(f"{path}: {name} is {dtype!r}; one of {', '.join(DTYPES)} belongs there")
     for part in (stated, *stated.values()):  # before lists of so many entries are made
         for name in ("num_hidden_layers", "n_layer") if isinstance(part, dict) else ():
             check_depth(part.get(name), name, path)

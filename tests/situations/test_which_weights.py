@@ -170,3 +170,10 @@ def test_a_link_whose_file_did_not_arrive(tmp_path: Path, name: str) -> None:
     (folder / name).symlink_to("../../blobs/0123")
     with pytest.raises(CheckpointError, match=f"{name} is a link to nothing: is the download complete"):
         prunecomp.prune(folder, 1, "no such file")
+
+
+def test_a_damaged_index_beside_the_single_file_is_not_read(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path / "base")
+    (folder / INDEX).write_text("{}")
+    with pytest.warns(PrunecompWarning, match=rf"holds both model\.safetensors and {INDEX}"):
+        assert torch.equal(ours(folder), logits(theirs(folder)))

@@ -97,3 +97,9 @@ def test_a_row_of_ids_is_one_window_of_a_loss() -> None:
 def test_tokens_that_are_all_the_same_are_scored() -> None:
     scores = prunecomp.score(model(), np.full((3, 9), 7)).scores
     assert all(np.isfinite(list(scores.values())))
+
+
+def test_a_masked_array_is_not_read_as_if_it_were_whole() -> None:
+    masked = np.ma.masked_equal(np.arange(64).reshape(4, 16), 7)
+    with pytest.raises(DataError, match="a masked array cannot be read as token ids: give rows with negative ids"):
+        prunecomp.score(model(), masked)
