@@ -56,6 +56,8 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
     path = Path(model)
     if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
         raise OptionError(f"model {shown(str(model))}: no folder and no hub id has so long a name")
+    if not str(model).isascii() and str(model) != os.fsencode(path).decode(errors="replace"):
+        raise OptionError(f"model {shown(str(model))}: its name is no text in UTF-8, and safetensors reads no other")
     text = str(model)
     try:
         if path.is_dir():

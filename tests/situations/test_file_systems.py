@@ -156,3 +156,12 @@ def test_weights_that_may_not_be_read_are_there(small: Small, tmp_path: Path) ->
 def test_lone_surrogates_name_no_path(small: Small, option: str) -> None:
     with pytest.raises(OptionError, match=option):
         prunecomp.prune(**{"model": small.folder, "layers": 1, "calibration": small.windows, option: "\ud800"})
+
+
+def test_a_model_whose_name_is_no_utf_8_is_not_called_damaged(small: Small, tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/m\xff")
+    shutil.copytree(small.folder, folder)
+    with pytest.raises(OptionError, match="UTF-8"):
+        prunecomp.plan(folder, 1)
+    shutil.copytree(folder, tmp_path / "m\u00fc")
+    prunecomp.plan(tmp_path / "m\u00fc", 1)
