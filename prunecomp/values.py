@@ -38,6 +38,11 @@ def flag(option: str, value: Any) -> bool:
     return value
 
 
+def function(option: str, value: Any) -> None:
+    if not callable(value):
+        raise OptionError(f"{option} {shown(repr(value))}: give a function, or leave it out")
+
+
 def text(option: str, value: Any) -> str:
     if not isinstance(value, str):
         raise OptionError(f"{option} {shown(repr(value))}: give its name as text")
