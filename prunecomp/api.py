@@ -31,7 +31,7 @@ from prunecomp.plan import rounds as rounds_of_work
 from prunecomp.pruner import Pruner, run_rounds
 from prunecomp.result import Origin, PruneResult, ScoreResult
 from prunecomp.subject import Subject
-from prunecomp.values import flag, folder_path
+from prunecomp.values import flag, folder_path, function
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -118,6 +118,7 @@ def prune(
     flag("cache", cache)
     if flag("resume", resume) and journal is None:
         raise OptionError("resume: there is nothing to go on with without a journal; give one, or leave it out")
+    function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
     chosen = candidates_of(options, subject.num_layers)
     layers, samples, seqlen, seed = options.layers, options.samples, options.seqlen, options.seed
@@ -294,6 +295,7 @@ def score(
         parity=parity, attn=attn, compile=compile, backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
+    function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
     if options.layers > subject.num_layers:
         raise OptionError(f"--span {span}: the model has {subject.num_layers} layers")
@@ -331,6 +333,7 @@ def evaluate(
 ) -> float:
     """Perplexity over the non-overlapping windows of a text, each standing alone."""
     options = PruneOptions.of(layers=1, seqlen=seqlen, dtype=dtype, device=device, attn=attn)
+    function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
     windows = evaluation_windows(subject, eval, options.seqlen)
     check_taken(windows, PruneOptions.samples, options.seqlen)

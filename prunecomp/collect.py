@@ -16,6 +16,7 @@ from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.inputs import calibration_windows
 from prunecomp.options import PruneOptions, check_taken, open_model
+from prunecomp.values import function
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,7 @@ def collect(
         layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device, attn=attn,
         backend=backend,
     )  # fmt: skip
+    function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
     samples, seqlen, seed = options.samples, options.seqlen, options.seed
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)

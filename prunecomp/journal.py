@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from prunecomp.checkpoint.claim import OF_A_JOURNAL, claimed, placed
+from prunecomp.checkpoint.claim import OF_A_JOURNAL, claimed, placed, sync, sync_name
 from prunecomp.errors import JournalError, PrunecompError, PrunecompWarning
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.plain import as_fields_of, brief, parse_json
@@ -218,18 +218,13 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with open(beside, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        sync(beside)
         beside.replace(path)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_name(path)
 
 
 def _weights_path(path: Path, number: int) -> Path:

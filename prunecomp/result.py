@@ -43,7 +43,7 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.plain import read_object
 from prunecomp.subject import Subject
-from prunecomp.values import flag, whole
+from prunecomp.values import flag, function, whole
 
 RECORD = "prunecomp.json"
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
@@ -209,6 +209,7 @@ class PruneResult:
         """
         out = Path(path)
         verify, recipe = flag("verify", verify), flag("recipe", recipe)
+        function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         with claimed(out):
             check_output(out)

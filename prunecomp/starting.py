@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -86,9 +87,11 @@ class Output(io.FileIO):
     def write(self, data: Any) -> int:
         if self.failed is None:
             try:
-                return super().write(data)
-            except BlockingIOError:
-                raise
+                written: int | None = super().write(data)
+                while written is None:  # a pipe that does not wait, as some parents leave it, and that is full
+                    select.select([], [self], [])
+                    written = super().write(data)
+                return written
             except OSError as error:
                 self.failed = error
         return len(data)

@@ -19,6 +19,7 @@ from prunecomp.options import PruneOptions, check_taken, open_model
 from prunecomp.plan import candidates_of
 from prunecomp.pruner import Pruner
 from prunecomp.result import Origin
+from prunecomp.values import function
 
 
 def pruner_for(
@@ -74,6 +75,7 @@ def pruner_for(
         backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
+    function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
     samples, seqlen, seed, span = options.samples, options.seqlen, options.seed, options.layers
     if span >= subject.num_layers:

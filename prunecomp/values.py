@@ -38,6 +38,11 @@ def flag(option: str, value: Any) -> bool:
     return value
 
 
+def function(option: str, value: Any) -> None:
+    if not callable(value):
+        raise OptionError(f"{option} {shown(repr(value))}: give a function, or leave it out")
+
+
 def text(option: str, value: Any) -> str:
     if not isinstance(value, str):
         raise OptionError(f"{option} {shown(repr(value))}: give its name as text")
@@ -46,11 +51,19 @@ def text(option: str, value: Any) -> str:
 
 def folder_path(option: str, value: Any) -> Path:
     """A path that can be; no name at all would be taken for the current folder."""
-    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+    if not isinstance(value, str | Path) or not str(value).strip() or not names_a_path(str(value)):
         raise OptionError(f"{option} {shown(value)}: give a path")
     if max(map(len, map(os.fsencode, Path(value).parts)), default=0) > LONGEST_NAME:
         raise OptionError(f"{option} {shown(value)}: a name in it is longer than {LONGEST_NAME} bytes; give a path")
     return Path(value)
+
+
+def names_a_path(text: str) -> bool:
+    """Whether a file system is to be asked for it at all: zero bytes and lone surrogates are in no name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def one_of(option: str, value: Any, choices: Collection[str]) -> str:

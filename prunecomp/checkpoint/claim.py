@@ -21,8 +21,12 @@ LONGEST_SUFFIX = 40
 OF_A_JOURNAL = 26
 """What they add to the journal's."""
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system answers that has no locks. Folders of one's own and atomic renames must do there."""
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL, errno.EPERM)
+"""What a file system answers that has no locks, or none for this kind of file. Folders of one's own and atomic renames
+must do there."""
+
+NO_SYNC = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EPERM, errno.EACCES)
+"""What one answers that cannot be asked whether something is on disk."""
 
 _owners: dict[Path, tuple[tuple[int, int], list[Path]]] = {}
 """Process and thread that hold a lock, who may claim it again, and the folders made for it, by its file."""
@@ -128,8 +132,13 @@ def _opened(lock: Path) -> int | None:
         except FileNotFoundError:
             continue
         except OSError as problem:
-            raise _Unlockable(problem.strerror) from None
-        if not locked(descriptor):
+            raise _Unlockable(f"{lock}: {problem.strerror}") from None
+        try:
+            free = locked(descriptor)
+        except OSError as problem:
+            os.close(descriptor)
+            raise _Unlockable(f"{lock}: {problem.strerror}") from None
+        if not free:
             os.close(descriptor)
             return None
         with suppress(FileNotFoundError):
@@ -139,8 +148,9 @@ def _opened(lock: Path) -> int | None:
     raise _Unlockable("its folder comes and goes")
 
 
-def locked(descriptor: int) -> bool:
-    """Lock an open file or folder for as long as it stays open; False where another process has locked it."""
+def locked(descriptor: int, *, without: bool = True) -> bool:
+    """Lock an open file or folder for as long as it stays open; False where another process has locked it, and
+    ``without`` where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -148,4 +158,24 @@ def locked(descriptor: int) -> bool:
     except OSError as problem:
         if problem.errno not in NO_LOCKS:
             raise
+        return without
     return True
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder on disk, as far as its file system can be asked to."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as problem:
+        if problem.errno not in NO_SYNC:
+            raise
+
+
+def sync_name(path: Path) -> None:
+    """The same for the name that something whole has just been given: it is there, whatever this comes to."""
+    with suppress(OSError):
+        sync(path.parent)

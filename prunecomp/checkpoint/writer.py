@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from prunecomp.checkpoint.claim import check_place, claimed, locked, placed
+from prunecomp.checkpoint.claim import check_place, claimed, locked, placed, sync, sync_name
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
@@ -59,9 +59,9 @@ def atomic_folder(out: Path) -> Iterator[Path]:
                 locked(descriptor)
                 yield partial
                 for path in [*partial.rglob("*"), partial]:
-                    _fsync(path)
+                    sync(path)
                 partial.rename(out)  # an empty folder there is replaced, one that was filled meanwhile is not
-            _fsync(out.parent)
+            sync_name(out)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{out} could not be written ({error}); nothing was left there") from error
         finally:
@@ -69,12 +69,13 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what processes that were killed have left beside ``out``; living ones hold a lock on theirs."""
+    """Remove what processes that were killed have left beside ``out``; living ones hold a lock on theirs, and where
+    there are no locks all stays."""
     leftover = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
     with suppress(OSError):  # a courtesy: where it cannot be done, nothing depends on it
         for entry in [each for each in os.scandir(out.parent) if leftover.fullmatch(each.name)]:
             with _open_folder(Path(entry.path)) as descriptor:
-                if locked(descriptor):
+                if locked(descriptor, without=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
 
 
@@ -83,14 +84,6 @@ def _open_folder(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -141,9 +134,9 @@ def write_tensors(
     """
     shards = plan_shards(source, layers, plan.renumber, shard_bytes)
     total = sum(source.nbytes(old) for shard in shards for old, _ in shard)
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise OutputError(f"{folder.parent} has {free:,} bytes free, the checkpoint needs {total:,}")
+    space = shutil.disk_usage(folder)
+    if total > space.free and space.total:  # nothing in all: a file system that does not know
+        raise OutputError(f"{folder.parent} has {space.free:,} bytes free, the checkpoint needs {total:,}")
     weight_map: dict[str, str] = {}
     with progress("writing", total, "bytes") as advance:
         for number, shard in enumerate(shards, start=1):
@@ -157,7 +150,8 @@ def write_tensors(
                     digests[new] = tensor_digest(tensors[new])
                 advance(tensor.nbytes)
             save_file(tensors, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(0o644)  # safetensors makes its files private to the user
+            with suppress(OSError):  # there are file systems without modes
+                (folder / file).chmod(0o644)  # safetensors makes its files private to the user
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 

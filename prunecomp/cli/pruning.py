@@ -12,7 +12,7 @@ import typer
 
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
-from prunecomp.checkpoint.recipe import check_recipe
+from prunecomp.checkpoint.recipe import RECIPE, check_recipe
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
 from prunecomp.cli.options import (
     EXIT_CODES,
@@ -49,8 +49,9 @@ from prunecomp.cli.options import (
 from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.engine.progress import silent
-from prunecomp.errors import JournalError
+from prunecomp.errors import CheckpointError, JournalError
 from prunecomp.journal import differences, journal_path
+from prunecomp.model.weights import open_checkpoint
 from prunecomp.plain import json_text, parse_json, read_object
 from prunecomp.report.console import Console
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
@@ -68,21 +69,31 @@ def occupy(held: ExitStack, out: Path, resume: bool) -> bool:
     return whole
 
 
-def own_record(result: PruneResult, out: Path, measured: bool) -> dict[str, Any]:
-    """The record of the checkpoint in ``out``. Raises :class:`JournalError` unless it is that of ``result``."""
+def own_record(result: PruneResult, out: Path, eval: str | None, verify: bool, recipe: bool) -> dict[str, Any]:
+    """The record of the checkpoint in ``out``. Raises :class:`JournalError` unless it is that of ``result``, with what
+    was asked for beside it, and its weights are there."""
     record = read_object(out / RECORD, JournalError)
     asked = parse_json(json_text(result.record()), "the record", JournalError)
     there, here = ({key: one.get(key) for key in ("options", "rounds")} for one in (record, asked))
     for one in (there, here):
         if isinstance(one["options"], dict):
             one["options"].pop("device", None)
-    there["eval"], here["eval"] = record.get("perplexity") is not None, measured
+    measured = record.get("perplexity")
+    there["eval"], here["eval"] = measured.get("source") if isinstance(measured, dict) else None, eval
+    if verify:  # more was done than is asked for where it is off
+        there["verify"], here["verify"] = record.get("verified") is not None, True
+    if recipe:
+        there["recipe"], here["recipe"] = (out / RECIPE).is_file(), True
     differing = differences(there, here)
     if differing:
         raise JournalError(
             f"{out} holds the checkpoint of another run: " + "; ".join(differing) + ". Give the same model, data and "
             "options, or another --out"
         )
+    try:
+        open_checkpoint(out)
+    except CheckpointError as error:
+        raise JournalError(f"{out} is not whole any more ({error}): remove it, and give the same command") from error
     return record
 
 
@@ -148,7 +159,7 @@ def prune(
             progress=progress,
         )  # fmt: skip
         if job.leads and whole:
-            record = own_record(result, out, eval is not None)
+            record = own_record(result, out, eval, verify, recipe)
             if result.on_saved is not None:
                 result.on_saved()
         elif job.leads:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,6 +34,24 @@ app = typer.Typer(
 )
 
 
+class _Escaped(logging.LogRecord):
+    """What another library logs: it quotes configs and names as they come."""
+
+    def getMessage(self) -> str:
+        return one_line(super().getMessage())
+
+
+@contextmanager
+def logs_escaped() -> Iterator[None]:
+    """Within, what is logged is text on one line."""
+    usual = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(_Escaped)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(usual)
+
+
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
     """Turn an error into its message and exit code."""
 
@@ -46,11 +66,11 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             if issubclass(category, PrunecompWarning):
                 console.print(Text.assemble(("warning:", "bold yellow"), f" {one_line(message)}"))
             else:
-                usual(message, category, filename, lineno, file, line)
+                usual(one_line(message), category, filename, lineno, file, line)
 
         out: Path | None = kwargs.get("out")
         try:
-            with stoppable(), warnings.catch_warnings():
+            with stoppable(), logs_escaped(), warnings.catch_warnings():
                 usual, warnings.showwarning = warnings.showwarning, show
                 command(*args, **kwargs)
                 delivered(out)

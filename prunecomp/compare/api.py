@@ -22,7 +22,7 @@ from prunecomp.errors import JournalError, OptionError
 from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import differences
 from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.values import layer_numbers
+from prunecomp.values import function, layer_numbers
 
 
 def compare(
@@ -104,6 +104,7 @@ def compare(
     seqlen, seed = common.seqlen, common.seed
     counts = [] if layers is None else sorted(set(layer_numbers("--layers", layers)))
     check_arms(common, chosen)
+    function("progress", progress)
     subject = open_model(model, common, tokenizer, allow_pickle)
     if layers is None and published is not None:
         counts = published.layers(subject.num_layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -276,8 +277,11 @@ def available_memory(
         device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
     if disk is not None and not disk.is_dir():
         raise OptionError(f"--disk {disk}: no such folder")
-    if disk is not None and not os.access(disk, os.W_OK):
-        raise OptionError(f"--disk {disk} is not writable: name another folder")
+    if disk is not None:
+        try:
+            tempfile.TemporaryFile(dir=disk).close()  # a file system may give leave to write and take nothing
+        except OSError as error:
+            raise OptionError(f"--disk {disk} is not writable ({error.strerror}): name another folder") from None
     space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN)) // processes
     return Memory(device_memory, host, space, disk)
 

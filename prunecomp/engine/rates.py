@@ -70,15 +70,19 @@ def read_rate(file: Path) -> float:
         return size / (time.perf_counter() - started)
 
 
-def write_rate(folder: Path) -> float:
+def write_rate(folder: Path) -> float | None:
+    """None where there is no room to try it."""
     block = os.urandom(2**20)
-    with tempfile.TemporaryFile(dir=folder) as handle:
-        started = time.perf_counter()
-        for _ in range(32):
-            handle.write(block)
-        handle.flush()
-        os.fsync(handle.fileno())
-        return 32 * len(block) / (time.perf_counter() - started)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as handle:
+            started = time.perf_counter()
+            for _ in range(32):
+                handle.write(block)
+            handle.flush()
+            os.fsync(handle.fileno())
+            return 32 * len(block) / (time.perf_counter() - started)
+    except OSError:
+        return None
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -113,7 +113,10 @@ class DiskBoundary:
 
     def __init__(self, shape: StateShape, folder: Path, device: torch.device) -> None:
         check_disk(folder, shape.nbytes)
-        handle, name = tempfile.mkstemp(prefix="prunecomp-states-", dir=folder)
+        try:
+            handle, name = tempfile.mkstemp(prefix="prunecomp-states-", dir=folder)
+        except OSError as error:
+            raise OutputError(f"--disk {folder} is not writable ({error.strerror}): choose another") from error
         open_file = Path(f"/proc/self/fd/{handle}")
         try:
             if open_file.exists():  # Linux: mapped by its handle, the file is gone from the folder before it grows

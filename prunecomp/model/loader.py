@@ -40,7 +40,7 @@ from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.plain import read_object
-from prunecomp.values import shown
+from prunecomp.values import names_a_path, shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 NOT_FETCHED = ["*.py", "*.ipynb", "*.png", "*.jp*g", "*.gif", "*.mp4", "*.pdf", "original/*", "consolidated*", ".git*"]
@@ -51,11 +51,13 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
     alone without ``weights``."""
     if not isinstance(model, str | Path):
         raise OptionError(f"model: give a local folder or a hub id, not {type(model).__name__}")
-    if not str(model).strip() or "\0" in str(model):
+    if not str(model).strip() or not names_a_path(str(model)):
         raise OptionError(f"model {shown(str(model))}: give a local folder or a hub id")
     path = Path(model)
     if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
         raise OptionError(f"model {shown(str(model))}: no folder and no hub id has so long a name")
+    if not str(model).isascii() and str(model) != os.fsencode(path).decode(errors="replace"):
+        raise OptionError(f"model {shown(str(model))}: its name is no text in UTF-8, and safetensors reads no other")
     text = str(model)
     try:
         if path.is_dir():

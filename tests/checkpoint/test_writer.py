@@ -35,7 +35,7 @@ elif moment == "killed-in-a-shard":
         save(*args, **kwargs)
     writer.save_file = save_file
 elif moment == "killed-before-rename":
-    writer._fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    writer.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 try:
     result.save(out, shard_bytes=80_000)
 except prunecomp.errors.OutputError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 import shutil
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from rich.console import Console as RichConsole
 from safetensors.numpy import save_file
 
 from prunecomp.checkpoint.card import Card, Licence, model_card
+from prunecomp.cli import inspecting
 from prunecomp.compare import Arm, Comparison
 from prunecomp.compare.results import ArmWork, Measurement, Text
 from prunecomp.escape import code, code_block, csv_cell, markdown, one_line, plot_label
@@ -25,6 +28,7 @@ from prunecomp.report.comparison import INSTALLED, comparison_tables, csv_text, 
 from prunecomp.report.comparison import markdown as comparison_markdown
 from prunecomp.report.console import Console
 from prunecomp.report.tables import info_table
+from tests.situations.folders import edit_json
 from tests.situations.small import Small, invoke, said, small
 
 __all__ = ["small"]
@@ -215,3 +219,33 @@ def test_names_inside_a_checkpoint_are_escaped_in_errors(small: Small, tmp_path:
     assert result.exit_code == 3
     assert safe(result.output)
     assert not any(line.startswith("error: Owned") for line in result.output.split("\n"))
+
+
+def test_what_other_libraries_log_of_a_config_is_escaped(small: Small, tmp_path: Path) -> None:
+    shutil.copytree(small.folder, tmp_path / "model")
+    hostile = "\x1b[31m\u202ex\nerror: all is well"
+    edit_json(tmp_path / "model" / "config.json", rope_parameters={"rope_type": hostile, "rope_theta": 1e4})
+    heard: list[str] = []
+    listener, library = logging.Handler(), logging.getLogger("transformers")
+    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    library.addHandler(listener)
+    try:
+        ended = invoke("info", tmp_path / "model")
+    finally:
+        library.removeHandler(listener)
+    assert ended.exit_code == 3
+    assert any("rope_type" in line for line in heard)
+    assert all(safe(line) and "\n" not in line for line in heard)
+    assert logging.getLogRecordFactory() is logging.LogRecord
+
+
+def test_warnings_of_other_libraries_are_escaped(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*given: object, **options: object) -> dict[str, object]:
+        warnings.warn("of \x1b[31m\nerror: x", UserWarning, stacklevel=2)
+        return {"model": "x"}
+
+    heard: list[str] = []
+    monkeypatch.setattr(inspecting, "describe", warn)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *more, **options: heard.append(str(message)))
+    assert invoke("info", small.folder).exit_code == 0
+    assert heard == ["of \\x1b[31m\\nerror: x"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def test_a_whole_run_is_told_to_be_whole_only_if_it_is_the_one_that_is_asked_for
         "metric": (9, arguments(folder, out, 2, "--metric", "angular")),
         "fold": (9, arguments(folder, out, 2, "--fold", "down")),
         "eval": (9, arguments(folder, out, 2, "--eval", folder / "tokens.npy")),
+        "recipe": (9, arguments(folder, out, 2, "--recipe")),
         "no text": (4, arguments(folder, out, 2, "--calibration", "/nonexistent")),
     }
     before = {path: path.read_bytes() for path in (journal, *out.iterdir())}
@@ -167,6 +169,27 @@ def test_a_whole_run_is_told_to_be_whole_only_if_it_is_the_one_that_is_asked_for
     assert ended.exit_code == 0
     assert "was whole when the run was killed" in ended.stdout
     assert os.listdir(tmp_path / "out") == [path.name for path in before if path.parent == out]
+    assert not journal.exists()
+
+
+def test_a_whole_run_is_not_told_to_be_what_it_is_not(folder: Path, tmp_path: Path) -> None:
+    """Measured on another text, not verified, or no longer there."""
+    out, texts = tmp_path / "out", [tmp_path / "a.npy", tmp_path / "b.npy"]
+    for text in texts:
+        shutil.copy(folder / "tokens.npy", text)
+    journal = begun(folder, out)
+    data = journal.read_bytes()
+    assert invoke(*arguments(folder, out, 2, "--resume", "--no-verify", "--eval", texts[0])).exit_code == 0
+    journal.write_bytes(data)
+    for more, word in (("--eval", texts[1]), "eval was"), (("--eval", texts[0]), "verify was"):
+        ended = invoke(*arguments(folder, out, 2, "--resume", *more))
+        assert (ended.exit_code, word in ended.stderr) == (9, True)
+    same = arguments(folder, out, 2, "--resume", "--no-verify", "--eval", texts[0])
+    (out / "model.safetensors").unlink()
+    ended = invoke(*same)
+    assert (ended.exit_code, "remove it, and give the same command" in ended.stderr) == (9, True)
+    shutil.rmtree(out)
+    assert invoke(*same).exit_code == 0
     assert not journal.exists()
 
 

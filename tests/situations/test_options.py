@@ -230,3 +230,18 @@ def test_a_pruner_removes_layers_by_number(memory_model: Any, layer: Any) -> Non
     with pytest.raises(OptionError, match="remove: "):
         pruner.remove(layer)
     assert pruner.removed == []
+
+
+@pytest.mark.parametrize("value", [None, 5])
+def test_progress_that_cannot_be_told_is_refused_before_the_work(small: Small, value: Any) -> None:
+    result = prunecomp.prune(small.folder, 1, small.windows)
+    for call in (
+        lambda: prunecomp.prune(small.folder, 1, small.windows, progress=value),
+        lambda: prunecomp.score(small.folder, small.windows, progress=value),
+        lambda: prunecomp.evaluate(small.folder, small.windows, progress=value),
+        lambda: prunecomp.compare(small.folder, [1], small.windows, eval=small.windows, progress=value),
+        lambda: prunecomp.pruner_for(small.folder, small.windows, progress=value),
+        lambda: result.save("nowhere", progress=value),
+    ):
+        with pytest.raises(OptionError, match="progress"):
+            call()

@@ -168,7 +168,8 @@ def _raise(error: Exception) -> None:
 
 def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(writer, "_fsync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(writer, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(writer, "sync_name", lambda path: synced.append(path.parent.name))
     with writer.atomic_folder(tmp_path / "out") as made:
         (made / "deep" / "er").mkdir(parents=True)
         (made / "deep" / "er" / "file").write_text("")

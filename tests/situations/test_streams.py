@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunecomp.starting import tolerant, unwritten
 from tests.situations.pairs import arguments, make_base
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +94,23 @@ def test_a_stream_that_is_closed_from_the_start_is_no_place_for_a_file(folder: P
                str(folder / "tokens.npy")]  # fmt: skip
     ended = subprocess.run(["sh", "-c", 'exec "$@" <&- >&-', "sh", *command], cwd=ROOT, stderr=subprocess.PIPE)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_pipe_that_does_not_wait_is_waited_for() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    told, heard = "word " * 100_000, bytearray()
+
+    def listen() -> None:
+        while part := os.read(reader, 2**16):
+            heard.extend(part)
+
+    listener = threading.Thread(target=listen)
+    with open(writer, "w") as stream:
+        out = tolerant(stream)
+        listener.start()
+        out.write(told)
+        assert unwritten(out) is None
+    listener.join()
+    os.close(reader)
+    assert heard.decode() == told
