@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.compensation import COMPENSATIONS
-from prunecomp.data.sources import read_documents, read_source
-from prunecomp.data.windows import Windows, consecutive_windows, default_seqlen, draw_documents, draw_windows
+from prunecomp.data.sources import check_read_once
+from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
-from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.placement import (
+    Demand,
+    Memory,
+    Placement,
+    available_memory,
+    place,
+    should_compile,
+)
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import Journal
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
@@ -73,8 +81,9 @@ def prune(
     Parameters
     ----------
     model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
-    calibration, eval : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl or .npy, the name
-        of a protocol (``wikitext2``) or of a dataset.
+    calibration, eval : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl, .json, .parquet
+        (compressed or not), .npy or .npz, ``-`` for standard input, the name of a protocol (``wikitext2``) or of a
+        dataset.
     samples, seqlen, seed : calibration windows; ``seqlen`` defaults to the smaller of 2,048 and the trained context.
     documents : take each line of a JSONL file (each paragraph of a text) as a sample of its own, cut at ``seqlen``.
     one_shot : rank once and remove the lowest, instead of scoring again after each removal.
@@ -121,6 +130,7 @@ def prune(
         check_order(options.given, subject.num_layers)  # before any work, not after the first pass
     replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
     subject.check_export(chosen, None if compensation == "none" else options.fold, replaces)
+    check_read_once([calibration, eval])
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
     eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
@@ -358,19 +368,3 @@ def place_run(
         processes=world_size(),
         demand=demand,
     )
-
-
-def calibration_windows(
-    subject: Subject, source: Any, samples: int, seqlen: int | None, seed: int, documents: bool = False
-) -> Windows:
-    """Windows of one length cut from the whole text, or ``documents`` one by one."""
-    if documents:
-        longest = seqlen or default_seqlen(subject.config)
-        return draw_documents(read_documents(source, subject.tokenize), samples, longest, seed)
-    tokens = read_source(source, subject.tokenize, subject.config.vocab_size)
-    return draw_windows(tokens, samples, seqlen or default_seqlen(subject.config), seed)
-
-
-def evaluation_windows(subject: Subject, source: str | Path | Any, seqlen: int | None) -> Windows:
-    tokens = read_source(source, subject.tokenize, subject.config.vocab_size)
-    return consecutive_windows(tokens, seqlen or default_seqlen(subject.config))

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from prunecomp.api import calibration_windows, load, place_run
+from prunecomp.api import load, place_run
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
+from prunecomp.inputs import calibration_windows
 from prunecomp.subject import open_subject
 
 

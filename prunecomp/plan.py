@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunecomp.data.windows import default_seqlen
+from prunecomp.data.windows import check_context, check_count, choose_seqlen, context_of
 from prunecomp.engine.placement import ModelShape, Placement, available_memory, model_shape, place, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
@@ -15,6 +15,7 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.families import families
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
+from prunecomp.subject import position_rows
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def plan(
     shape = model_shape(skeleton, families.find(config.model_type), compute_dtype)
     if not 0 < layers < shape.num_layers:
         raise OptionError(f"--layers {layers}: the model has {shape.num_layers}; give 1 to {shape.num_layers - 1}")
-    seqlen = seqlen or default_seqlen(config)
+    seqlen = choose_seqlen(seqlen, config)
+    check_count("--samples", samples, 1)
+    check_context(seqlen, position_rows(config), context_of(config))
     states = None if disk is None else Path(disk)
     memory = available_memory(where, device_memory, host_memory, states)
     scorer = METRICS[metric]()

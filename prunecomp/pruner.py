@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
-from prunecomp.data.sources import read_source
-from prunecomp.data.windows import Windows, draw_windows
+from prunecomp.data.windows import Windows, check_context, context_of, loose_windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, model_shape, place
 from prunecomp.engine.progress import Progress, silent
@@ -243,15 +242,17 @@ class Pruner:
     def loss(self, windows: Any = None) -> float:
         """Next-token loss of the model as it stands, in nats a token: on the calibration windows, of which only what
         lies above the lowest change is run; or on ``windows``, token ids [N, S] (negative ids at the end of a row are
-        padding) or :class:`~prunecomp.data.windows.Windows`, which are run whole.
+        padding), [T] for a single window, or :class:`~prunecomp.data.windows.Windows`, which are run whole.
 
-        Raises :class:`prunecomp.errors.DataError` for windows that hold nothing to run.
+        Raises :class:`prunecomp.errors.DataError` for windows that hold nothing to run, and :class:`OptionError` for a
+        row longer than the model has positions for, or for one of [T] that is longer than its context.
         """
         if windows is None:
             return self.run.loss()
+        context = context_of(self.decoder.config)
         if not isinstance(windows, Windows):
-            source = read_source(windows, None, self.decoder.model.config.vocab_size)
-            windows = draw_windows(source, source.tokens.shape[0], source.tokens.shape[-1], seed=0)
+            windows = loose_windows(windows, self.decoder.vocab_size, context)
+        check_context(windows.seqlen, self.decoder.position_rows, context)
         run = Run(self.decoder, windows, self.placement, stack=self.stack, measured=False, progress=self._progress)
         return run.loss(keep=False)
 

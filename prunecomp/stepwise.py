@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prunecomp.api import calibration_windows, load, place_run, pruner_of
+from prunecomp.api import load, place_run, pruner_of
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
+from prunecomp.inputs import calibration_windows
 from prunecomp.metrics import METRICS
 from prunecomp.ops import requested
 from prunecomp.pruner import Pruner, choose_candidates

@@ -15,7 +15,7 @@ from prunecomp.checkpoint.card import Licence, read_licence
 from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.checkpoint.scales import check_repair
 from prunecomp.checkpoint.writer import copy_companions
-from prunecomp.data.sources import Tokenize
+from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.model.decoder import Decoder
@@ -112,6 +112,16 @@ class Subject:
         this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
         if fold is not None:
             self.check_fold(fold)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has rows for."""
+        return int(self.config.vocab_size)
+
+    @property
+    def position_rows(self) -> int | None:
+        """Positions that the model has a table for, if it has one."""
+        return position_rows(self.config)
 
     def raw_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint stores it."""
@@ -229,7 +239,7 @@ class FolderSubject(Subject):
             tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (ValueError, OSError, KeyError) as error:
             raise CheckpointError(f"{self.folder}: the tokenizer cannot be read: {error}") from error
-        return _ids(tokenizer)
+        return Tokenizer(tokenizer)
 
     def fingerprint(self) -> str:
         return fingerprint(self.folder)
@@ -248,6 +258,7 @@ class ModelSubject(Subject):
             )
         self._decoder = Decoder(model)
         self._tokenizer = tokenizer
+        self._tokenize = None if tokenizer is None else Tokenizer(tokenizer)
         self.config = model.config
         self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
 
@@ -296,7 +307,15 @@ class ModelSubject(Subject):
 
     @property
     def tokenize(self) -> Tokenize | None:
-        return None if self._tokenizer is None else _ids(self._tokenizer)
+        return self._tokenize
+
+    @property
+    def vocab_size(self) -> int:
+        return self._decoder.vocab_size
+
+    @property
+    def position_rows(self) -> int | None:
+        return self._decoder.position_rows
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.raw_config(), sort_keys=True).encode())
@@ -306,9 +325,10 @@ class ModelSubject(Subject):
         return digest.hexdigest()
 
 
-def _ids(tokenizer: Any) -> Callable[[str], list[int]]:
-    # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
-    return lambda text: tokenizer(text, verbose=False)["input_ids"]
+def position_rows(config: Any) -> int | None:
+    """Positions that a model of ``config`` has a table for; None where they are computed."""
+    learned = len(families.find(config.model_type).embeddings) > 1
+    return int(config.max_position_embeddings) if learned else None
 
 
 def open_subject(

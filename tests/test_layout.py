@@ -21,7 +21,7 @@ ORDER = [
     {"compensation", "checkpoint", "evaluation"},
     {"metrics"},
     {"subject"},
-    {"result"},
+    {"result", "inputs"},
     {"pruner", "journal"},
     {"plan"},
     {"api"},

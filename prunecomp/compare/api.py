@@ -10,14 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunecomp.api import calibration_windows, compiles, evaluation_windows, load
+from prunecomp.api import compiles, load
 from prunecomp.compare.arms import Arm, choose_arms, find_preset, named_texts
 from prunecomp.compare.plan import Plan, check_arms
 from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
+from prunecomp.data.sources import check_read_once
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import JournalError, OptionError
+from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import differences
 from prunecomp.ops import requested
 from prunecomp.result import PruneOptions
@@ -85,7 +87,7 @@ def compare(
     published = find_preset(preset)
     chosen = list(dict.fromkeys(arms or choose_arms(published, metrics, compensations, one_shot, parity)))
     if published is not None:
-        samples = samples or published.samples
+        samples = published.samples if samples is None else samples
         calibration = published.calibration if calibration is None else calibration
         eval = list(published.texts) if eval is None else eval
     if calibration is None:
@@ -94,7 +96,8 @@ def compare(
     if not sources:
         raise OptionError("--eval: give at least one text to measure perplexity on")
     common = PruneOptions(
-        layers=1, samples=samples or 128, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
+        layers=1, samples=128 if samples is None else samples,
+        seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
         keep=sorted(keep), candidates=None if candidates is None else sorted(candidates), given=list(given),
         parity=next((arm.parity for arm in chosen if arm.parity is not None), None), attn=attn, compile=compile,
         backend=requested(backend),
@@ -109,6 +112,7 @@ def compare(
     counts = sorted(set(layers or []))
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
+    check_read_once([calibration, *sources.values()])
     windows = calibration_windows(subject, calibration, common.samples, seqlen, seed, documents)
     texts = {name: evaluation_windows(subject, source, seqlen) for name, source in sources.items()}
     for some in (windows, *texts.values()):

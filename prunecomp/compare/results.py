@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -111,18 +112,27 @@ class Comparison:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Comparison:
-        """What :meth:`record` gave, back from JSON. Raises :class:`KeyError` or :class:`TypeError` for other data."""
+        """What :meth:`record` gave, back from JSON, where ``null`` is an infinite perplexity.
+
+        Raises :class:`KeyError` or :class:`TypeError` for other data."""
         content = {key: record[key] for key in cls.__dataclass_fields__}
 
         def with_arm(entry: dict[str, Any]) -> dict[str, Any]:
             return {**entry, "arm": Arm(**entry["arm"])}
+
+        def measured(perplexity: dict[str, Any]) -> dict[str, float]:
+            return {text: math.inf if value is None else value for text, value in perplexity.items()}
 
         return cls(
             **{
                 **content,
                 "calibration": Text(**content["calibration"]),
                 "texts": [Text(**text) for text in content["texts"]],
-                "measurements": [Measurement(**with_arm(entry)) for entry in content["measurements"]],
+                "dense": measured(content["dense"]),
+                "measurements": [
+                    Measurement(**with_arm({**entry, "perplexity": measured(entry["perplexity"])}))
+                    for entry in content["measurements"]
+                ],
                 "work": [ArmWork(**with_arm(entry)) for entry in content["work"]],
             }
         )

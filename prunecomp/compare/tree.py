@@ -227,8 +227,12 @@ class Explorer:
         values = {}
         for name, run in node.runs.texts.items():
             step = Step("loss", node.model, what=(name,))
-            for leg in legs:
-                loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+            try:
+                for leg in legs:
+                    loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+            except NumericalError as error:
+                where = f"{leg.arm.name}, {len(leg.removed)} layers removed" if leg.removed else "the model as it is"
+                raise NumericalError(f"{where}: {error}") from error
             run.rest()
             values[name] = to_perplexity(loss)
         return values

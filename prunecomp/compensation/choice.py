@@ -71,7 +71,7 @@ def minimise(
         else:
             following = vertex([(point, tried[point]) for point in points[inner - 1 : inner + 2]])
         close = min(abs(following - point) for point in points) < 1e-4 * max(width, NARROWEST)
-        if close or abs(following) > limit:
+        if close or not abs(following) <= limit:  # no number, between points that overflow
             break
         tried[following] = function(following)
     return tried
@@ -113,7 +113,13 @@ def best_of_all(cut: Cut) -> Seam:
 
 
 def loss_with(run: Run, block: tuple[int, ...], seam: Seam, parts: list[int] | None = None) -> float:
-    """Nats a token once ``block`` is gone and ``seam`` in its place; ``run`` stays as it is."""
+    """Nats a token once ``block`` is gone and ``seam`` in its place, infinite where values overflow.
+
+    ``run`` stays as it is.
+    """
     trial = run.trial()
     put_in_place(trial, block, seam)
-    return trial.loss(keep=False, over=parts)
+    try:
+        return trial.loss(keep=False, over=parts)
+    except NumericalError:
+        return math.inf

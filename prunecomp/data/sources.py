@@ -1,25 +1,24 @@
-"""Where tokens come from: text, JSONL, token files, named protocols and the ``datasets`` library."""
+"""Where tokens come from: files, arrays, named protocols and the ``datasets`` library, read in one place."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
+import os
+import re
+import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from prunecomp.errors import DataError
+from prunecomp.data.files import STDIN, SUFFIXES, Content, read_file
+from prunecomp.errors import DataError, OptionError
 
 Tokenize = Callable[[str], list[int]]
 JOIN = "\n\n"
-FILE_SUFFIXES = (".txt", ".md", ".text", ".jsonl", ".json", ".npy", ".gz", ".parquet")
-LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-"""How the names of files with one JSON object a line end."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,10 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
+PLAIN = Protocol("", "", "", "text")
+"""How a text without a protocol is read."""
+
+
 @dataclass(frozen=True)
 class TokenSource:
     """Tokens as read: ``tokens`` is int64, [T] to be sampled or [N, S] to be taken as windows as they stand."""
@@ -77,77 +80,143 @@ class DocumentSource:
     name: str
 
 
-def read_documents(source: str | Path, tokenize: Tokenize | None) -> DocumentSource:
-    """The lines of a JSONL file, or of a text file the paragraphs between blank lines, each a document of its own.
+@dataclass(frozen=True)
+class Reading:
+    """What a source holds, before it is made into tokens: the same whatever it is read for."""
+
+    content: Content
+    name: str
+    protocol: Protocol = PLAIN
+
+
+class Tokenizer:
+    """A tokenizer of transformers, as texts are read with it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not callable(tokenizer):
+            raise OptionError(f"tokenizer: give a tokenizer of transformers, not {tokenizer!r}")
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
+        ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def spell(self, token: int) -> str:
+        """A token as the vocabulary has it."""
+        try:
+            return repr(self._tokenizer.convert_ids_to_tokens(token))
+        except Exception:  # only to say more in an error; what is no tokenizer of transformers may not know
+            return ""
+
+
+def read(source: Any) -> Reading:
+    """What a source holds: calibration, evaluation, documents and protocols all come through here.
+
+    ``source`` is an array or tensor of token ids, a path to what :func:`prunecomp.data.files.read_file` reads (``-`` is
+    standard input), a name in :data:`PROTOCOLS`, ``NAME=PATH`` for such a protocol fed from a local file, or
+    ``NAME[:CONFIG[:SPLIT[:FIELD]]]`` of the ``datasets`` library. Documents in a protocol's file are taken from its
+    field, as many as it takes, and joined as it joins them; a text in it is one that is joined already.
 
     Raises :class:`DataError`.
     """
-    path = Path(source) if isinstance(source, str | Path) else None
-    if path is None or not path.is_file() or path.suffix == ".npy":
-        raise DataError(f"{source}: documents are read from a .jsonl or text file")
-    if tokenize is None:
-        raise DataError(f"{path} is text, and the model has no tokenizer: add one, or give token ids as .npy")
-    texts = _jsonl_texts(path) if path.suffix == ".jsonl" else _read_text(path).split(JOIN)
-    return DocumentSource([np.asarray(tokenize(text), dtype=np.int64) for text in texts if text.strip()], str(path))
-
-
-def read_source(source: str | Path | np.ndarray | Any, tokenize: Tokenize | None, vocab_size: int) -> TokenSource:
-    """Read a calibration or evaluation source.
-
-    ``source`` is an array or tensor of token ids, a path ending in .npy, .jsonl or of any text file, a name in
-    :data:`PROTOCOLS`, ``NAME=PATH`` for such a protocol fed from a local file (see :func:`protocol_file`), or
-    ``NAME[:CONFIG[:SPLIT[:FIELD]]]`` of the ``datasets`` library. Raises :class:`DataError`.
-    """
     if not isinstance(source, str | Path):
-        return _check_tokens(np.asarray(source), "the calibration array", vocab_size)
-    path = Path(source)
-    if path.is_file():
-        if path.suffix == ".npy":
-            return _check_tokens(_load_npy(path), str(path), vocab_size)
-        text = JOIN.join(_jsonl_texts(path)) if path.suffix == ".jsonl" else _read_text(path)
-        return _tokenized(text, str(path), tokenize)
-    name, given, file = str(source).partition("=")
-    if given and name in PROTOCOLS:
-        return protocol_file(name, Path(file), tokenize, vocab_size)
-    if path.suffix in FILE_SUFFIXES or (str(source).startswith((".", "/", "~")) and not path.is_dir()):
-        raise DataError(f"{source}: no such file")
+        return Reading(as_array(source), "the array of token ids")
     name = str(source)
+    given, named, file = name.partition("=")
+    if named and given in PROTOCOLS and not _exists(name):
+        protocol = PROTOCOLS[given]
+        if not _exists(file):
+            raise DataError(f"{name}: there is no file {file}; give the text as .txt, or its documents as .jsonl")
+        return Reading(read_file(file, name, protocol.field, protocol.documents), name, protocol)
+    if _exists(name) and not Path(name).is_dir():
+        return Reading(read_file(name, name), name)
+    if not Path(name).is_dir() and not _may_be_dataset(name):
+        raise DataError(f"{name}: no such file")
     protocol = PROTOCOLS.get(name) or _parse_dataset(name)
-    return _tokenized(_load_dataset(name, protocol), name, tokenize, protocol)
+    return Reading(_load_dataset(name, protocol), name, protocol)
 
 
-def protocol_file(name: str, path: Path, tokenize: Tokenize | None, vocab_size: int) -> TokenSource:
-    """What the protocol ``name`` reads, from a file instead of the dataset.
-
-    The documents of a .jsonl (or .json.gz, .parquet) file are taken from the protocol's field, as many as it takes, and
-    joined as it joins them; any other text is one that is joined already, and .npy holds its tokens. The protocol's
-    limits on tokens and windows hold for all of them. Raises :class:`DataError`.
-    """
-    protocol, label = PROTOCOLS[name], f"{name}={path}"
-    if not path.is_file():
-        raise DataError(f"{label}: there is no file {path}; give the text as .txt, or its documents as .jsonl")
-    if path.suffix == ".npy":
-        tokens = _check_tokens(_load_npy(path), label, vocab_size)
-        return replace(tokens, share=protocol.share, windows=protocol.windows)
-    if path.suffix == ".parquet":
-        text = protocol.joined(_parquet_texts(path, protocol.field))
-    elif path.name.endswith(LINES):
-        text = protocol.joined(_jsonl_texts(path, protocol.field, protocol.documents))
+def read_source(source: Any, tokenize: Tokenize | None, vocab_size: int) -> TokenSource:
+    """The tokens of a source (see :func:`read`), all below ``vocab_size``. Raises :class:`DataError`."""
+    reading = read(source)
+    protocol, content = reading.protocol, reading.content
+    if isinstance(content, np.ndarray):
+        tokens = check_tokens(content, reading.name, vocab_size)
     else:
-        text = _read_text(path)
-    return _tokenized(text, label, tokenize, protocol)
+        text = content if isinstance(content, str) else protocol.joined(content)
+        if not text.strip():
+            raise DataError(f"{reading.name} holds no text")
+        tokens = token_ids(text, reading.name, tokenize, vocab_size)
+    return TokenSource(tokens, reading.name, protocol.share, protocol.windows)
 
 
-def _tokenized(text: str, name: str, tokenize: Tokenize | None, protocol: Protocol | None = None) -> TokenSource:
+def read_documents(source: Any, tokenize: Tokenize | None, vocab_size: int | None = None) -> DocumentSource:
+    """The documents of a source (see :func:`read`), or of a text the paragraphs between blank lines, each a document of
+    its own. Raises :class:`DataError`."""
+    reading = read(source)
+    texts = reading.content
+    if isinstance(texts, np.ndarray):
+        raise DataError(
+            f"{reading.name}: documents are read from a .jsonl or text file; rows of ids are windows already"
+        )
+    if isinstance(texts, str):
+        texts = texts.split(JOIN)
+    texts = [text for text in islice(texts, reading.protocol.documents) if text.strip()]
+    return DocumentSource([token_ids(text, reading.name, tokenize, vocab_size) for text in texts], reading.name)
+
+
+def check_read_once(sources: Iterable[Any]) -> None:
+    """Raise :class:`DataError` where two of ``sources`` are one pipe: the second would find it empty."""
+    seen: dict[tuple[int, int], str] = {}
+    for source in sources:
+        if not isinstance(source, str | Path):
+            continue
+        name, named, file = str(source).partition("=")
+        try:
+            path = file if named and name in PROTOCOLS else str(source)
+            status = os.stat("/dev/stdin" if path == STDIN else path)
+        except (OSError, ValueError):
+            continue  # what is wrong with it is told when it is read
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            continue
+        other = seen.setdefault((status.st_dev, status.st_ino), str(source))
+        if other is not str(source):
+            raise DataError(f"{source}: it is a pipe that {other} reads too, and can be read once: give a file")
+
+
+def token_ids(text: str, name: str, tokenize: Tokenize | None, vocab_size: int | None) -> np.ndarray:
+    """``text`` as tokens, int64 [T]. Raises :class:`DataError`."""
     if tokenize is None:
         raise DataError(f"{name} is text, and the model has no tokenizer: add one, or give token ids as .npy")
-    tokens = np.asarray(tokenize(text), dtype=np.int64)
-    return (
-        TokenSource(tokens, name) if protocol is None else TokenSource(tokens, name, protocol.share, protocol.windows)
-    )
+    try:
+        tokens = np.asarray(tokenize(text), dtype=np.int64)
+    except Exception as error:  # tokenizers have errors of many kinds, of other languages too
+        raise DataError(f"{name}: the tokenizer does not take it ({type(error).__name__}: {error})") from error
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)] if vocab_size is not None else tokens[:0]
+    if len(outside):
+        token = int(outside[0])
+        spelt = tokenize.spell(token) if isinstance(tokenize, Tokenizer) else ""
+        raise DataError(
+            f"{name}: the tokenizer gives the token {spelt and spelt + ' '}the id {token}, and the model has rows for "
+            f"{vocab_size} (0 to {vocab_size - 1 if vocab_size else 0}): give the tokenizer that the model was trained "
+            "with, or a model whose embedding was resized to it"
+        )
+    return tokens
 
 
-def _check_tokens(tokens: np.ndarray, name: str, vocab_size: int) -> TokenSource:
+def as_array(source: Any) -> np.ndarray:
+    """Token ids in memory, of whatever kind. Raises :class:`DataError`."""
+    try:
+        return np.asarray(source.detach().cpu() if isinstance(source, torch.Tensor) else source)
+    except Exception as error:  # ragged lists, tensors without data, objects that promise an array and have none
+        raise DataError(
+            f"a {type(source).__name__} cannot be read as token ids ({error}): give integers of shape [T] or [N, S]"
+        ) from error
+
+
+def check_tokens(tokens: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
+    """``tokens`` as int64. Raises :class:`DataError` unless they are ids [T] or [N, S]."""
     if tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer):
         raise DataError(
             f"{name}: token ids must be integers of shape [T] or [N, S], not {tokens.dtype} of shape {tokens.shape}"
@@ -157,58 +226,36 @@ def _check_tokens(tokens: np.ndarray, name: str, vocab_size: int) -> TokenSource
         raise DataError(
             f"{name}: token ids run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {vocab_size - 1}"
         )
-    return TokenSource(tokens.astype(np.int64), name)
+    return tokens.astype(np.int64)
 
 
-def _load_npy(path: Path) -> np.ndarray:
+def _exists(path: str) -> bool:
+    """Whether something is there, be it a pipe, a folder, or what may not be read."""
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file: {error}") from error
-    return array
+        os.stat(path)
+    except FileNotFoundError:
+        return path == STDIN
+    except OSError:
+        return True  # what is wrong with it is told when it is read
+    except ValueError:
+        return False  # no path can hold a zero byte
+    return True
 
 
-def _read_text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}") from error
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path} is not a readable .gz file: {error}") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _jsonl_texts(path: Path, field: str = "text", most: int | None = None) -> list[str]:
-    """One field of the objects in a JSONL file, of no more than ``most`` of them."""
-    documents: list[str] = []
-    # At line feeds alone: JSON lets other characters that Python takes for the end of a line stand in a string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if len(documents) == most:
-            break
-        if not line.strip():
-            continue
-        try:
-            documents.append(json.loads(line)[field])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f'{path}, line {number}: expected an object like {{"{field}": "..."}} ({error!r})'
-            ) from error
-        if not isinstance(documents[-1], str):
-            raise DataError(f'{path}, line {number}: "{field}" is not a string')
-    return documents
-
-
-def _parquet_texts(path: Path, field: str) -> list[str]:
-    datasets = _datasets(f"{path} is a parquet file; to read it")
-    try:
-        texts: list[str] = list(datasets.Dataset.from_parquet(str(path), columns=[field])[field])
-    except Exception as error:  # datasets raises parsing and its own errors alike
-        raise DataError(f"{path} cannot be read as parquet with a column {field!r} of text: {error}") from error
-    return texts
+def _may_be_dataset(name: str) -> bool:
+    """Whether a name without a file may be asked of the hub: a path that is wrong is told at once instead."""
+    repository = name.partition(":")[0]
+    owner, slash, _ = repository.partition("/")
+    return (
+        re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", repository) is not None
+        and not repository.lower().endswith(SUFFIXES)
+        and not (slash and Path(owner).is_dir())
+    )
 
 
 def _parse_dataset(name: str) -> Protocol:
+    if Path(name).is_dir():
+        return Protocol(name, "", "train", "text")
     parts = [*name.split(":"), "", "", ""][:4]
     return Protocol(parts[0], parts[1], parts[2] or "train", parts[3] or "text")
 
@@ -221,18 +268,24 @@ def _datasets(purpose: str) -> Any:
     return datasets
 
 
-def _load_dataset(name: str, protocol: Protocol) -> str:
-    datasets = _datasets(f"{name!r} is no file; to load it as a dataset")
+def _load_dataset(name: str, protocol: Protocol) -> list[str]:
+    folder = Path(name).is_dir()
+    what = f"{name} is a folder" if folder else f"{name!r} is no file"
+    remedy = "give a file in it" if folder else ""
+    datasets = _datasets(f"{what}: {remedy}; to load it as a dataset" if folder else f"{what}; to load it as a dataset")
     files = {} if protocol.file is None else {"data_files": {protocol.split: protocol.file}}
     try:
         table = datasets.load_dataset(protocol.dataset, protocol.config or None, split=protocol.split, **files)
         if protocol.documents is not None:
             table = table.select(range(min(protocol.documents, len(table))))
-        return protocol.joined(table[protocol.field])
+        texts = list(table[protocol.field])
     except Exception as error:  # datasets raises network, parsing and its own errors alike
         local = f"; it can be given as a file, as in {name}=text.txt" if name in PROTOCOLS else ""
         raise DataError(
-            f"{name!r} is no file, and datasets could not load it "
+            f"{what}, and datasets could not load it "
             f"({protocol.dataset}, config {protocol.config or None}, split {protocol.split}, field {protocol.field}): "
-            f"{error}{local}"
+            f"{error}{local}{remedy and f'; {remedy}'}"
         ) from error
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{name}: the field {protocol.field} holds no text in every row")
+    return texts

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from prunecomp.data.sources import DocumentSource, TokenSource
-from prunecomp.errors import DataError, OptionError
+from prunecomp.data.sources import DocumentSource, TokenSource, read_source
+from prunecomp.errors import DataError, OptionError, PrunecompWarning
 
 
 @dataclass(frozen=True)
@@ -108,31 +110,68 @@ class Windows:
         return batches
 
 
-def default_seqlen(config: Any) -> int:
-    """The smaller of 2,048 and the context the model was trained for."""
-    return min(2048, int(getattr(config, "max_position_embeddings", None) or 2048))
+FEW = 10_000
+"""Windows that a source is sampled for even where it holds fewer that differ."""
+
+
+def context_of(config: Any) -> int | None:
+    """The tokens that the model was trained for at once, if it says so."""
+    return int(getattr(config, "max_position_embeddings", None) or 0) or None
+
+
+def choose_seqlen(seqlen: int | None, config: Any) -> int:
+    """``seqlen``, or if None the smaller of 2,048 and the context the model was trained for. Raises
+    :class:`OptionError` for what is no length of a window."""
+    if seqlen is None:
+        return min(2048, context_of(config) or 2048)
+    return check_count("--seqlen", seqlen, 2)
+
+
+def check_count(option: str, value: Any, least: int) -> int:
+    """Raise :class:`OptionError` unless ``value`` is a whole number, ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise OptionError(f"{option} {value!r}: give a whole number, {least} or more")
+    return int(value)
+
+
+def check_context(length: int, rows: int | None, context: int | None) -> None:
+    """Raise :class:`OptionError` for a window of ``length`` tokens where the model has a table of positions with fewer
+    ``rows``; warn where positions are computed, and the ``context`` that the model was trained for is exceeded."""
+    if rows is not None and length > rows:
+        raise OptionError(f"--seqlen {length}: the model has positions for {rows} tokens, and no window can be longer")
+    if rows is None and context is not None and length > context:
+        warnings.warn(
+            f"windows of {length} tokens are longer than the {context} that the model was trained for "
+            "(max_position_embeddings): what is measured is the model out of its range; give a smaller --seqlen",
+            PrunecompWarning,
+            stacklevel=2,
+        )
 
 
 def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> Windows:
     """Draw ``samples`` windows of ``seqlen`` tokens.
 
     Windows do not overlap where the source is long enough for that many disjoint ones; a shorter source is sampled
-    with overlap. A 2-D source is taken as it stands. Raises :class:`DataError` if it is too short for one window.
+    with overlap. A 2-D source is taken as it stands. Raises :class:`DataError` if it is too short for one window, and
+    :class:`OptionError` for more windows than it can be meant to give.
     """
     if source.tokens.ndim == 2:
-        if 0 in source.tokens.shape or source.tokens.shape[1] < 2:
-            raise DataError(f"{source.name}: windows of shape {source.tokens.shape} hold nothing to run")
         return _as_windows(source)
-    if samples < 1 or seqlen < 2:
-        raise OptionError(f"--samples {samples} --seqlen {seqlen}: at least one window of two tokens is needed")
+    check_count("--samples", samples, 1)
+    check_count("--seqlen", seqlen, 2)
     usable = int(len(source.tokens) * source.share)
     if usable < seqlen:
         raise DataError(
             f"{source.name} gives {usable} tokens, too short for one window of {seqlen}: "
             "give more text or a smaller --seqlen"
         )
+    disjoint, differing = usable // seqlen, usable - seqlen + 1
+    if samples > max(FEW, differing):
+        raise OptionError(
+            f"--samples {samples}: {source.name} gives {usable} tokens, which make {disjoint} windows of {seqlen} that "
+            f"do not overlap, and {differing} that differ: give at most {max(FEW, differing)}"
+        )
     random = np.random.default_rng(seed)
-    disjoint = usable // seqlen
     if disjoint >= samples:
         offset = int(random.integers(0, usable - disjoint * seqlen + 1))
         starts = offset + seqlen * np.sort(random.choice(disjoint, size=samples, replace=False))
@@ -142,8 +181,26 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> W
     return Windows(torch.from_numpy(stacked), source.name)
 
 
+def loose_windows(tokens: Any, vocab_size: int, context: int | None) -> Windows:
+    """Token ids [N, S] as windows, or [T] as a single one, which then must not exceed the ``context``. Raises
+    :class:`DataError` for what is neither, and :class:`OptionError` for a single one that is too long."""
+    if isinstance(tokens, str | Path):
+        raise DataError(f"{tokens}: give token ids [N, S] or [T], not a path")
+    source = read_source(tokens, None, vocab_size)
+    if source.tokens.ndim == 1:
+        if context is not None and len(source.tokens) > context:
+            raise OptionError(
+                f"{len(source.tokens)} token ids in a row are one window, and the model was trained for {context}: cut "
+                "them into windows [N, S]"
+            )
+        source = replace(source, tokens=source.tokens[None])
+    return _as_windows(source)
+
+
 def _as_windows(source: TokenSource) -> Windows:
     """A 2-D source as it stands; negative ids at the end of a row are padding, and make it shorter."""
+    if 0 in source.tokens.shape or source.tokens.shape[1] < 2:
+        raise DataError(f"{source.name}: windows of shape {source.tokens.shape} hold nothing to run")
     tokens = torch.from_numpy(np.ascontiguousarray(source.tokens))
     padding = tokens < 0
     if not bool(padding.any()):
@@ -179,7 +236,8 @@ def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
     """Non-overlapping windows from the first token on, as many as the source says or all; a remainder is dropped (the
     usual perplexity protocol)."""
     if source.tokens.ndim == 2:
-        return draw_windows(source, source.tokens.shape[0], seqlen, seed=0).take(slice(source.windows))
+        return _as_windows(source).take(slice(source.windows))
+    check_count("--seqlen", seqlen, 2)
     count = len(source.tokens) // seqlen
     if source.windows is not None:
         count = min(count, source.windows)

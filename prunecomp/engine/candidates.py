@@ -17,7 +17,9 @@ from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.retention import removal_odds
 from prunecomp.engine.run import WORK_UNIT, Part, Run
+from prunecomp.engine.sinks import remedy
 from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier
+from prunecomp.errors import NumericalError
 from prunecomp.model.decoder import apply_seam
 from prunecomp.model.stack import LayerStack
 
@@ -49,7 +51,15 @@ def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], strea
             for batch, layer, loss in sweep.run(block, advance):
                 losses[batch.rows, sweep.column[layer]] = loss
     sweep.finish()
-    return part.workers.gather(losses)
+    losses = part.workers.gather(losses)
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        sequence, column = bad[0].tolist()
+        raise NumericalError(
+            f"without layer {list(without)[column]}, sequence {part.first + sequence}: the loss is not finite. "
+            f"{remedy(run.decoder.dtype, 'weights of the layers above it')}"
+        )
+    return losses
 
 
 @dataclass

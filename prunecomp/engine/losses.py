@@ -14,11 +14,21 @@ LOGITS = 2**26
 
 def batch_losses(decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
     """Sum of the losses of each of a micro-batch's B sequences, [B] float64 on the CPU; ``stream`` is [B, S, d], or
-    [1, T, d] packed."""
+    [1, T, d] packed. NaN for a sequence with a value in the stream that is not finite, be it where no loss is taken."""
     if not batch.packed:
-        return window_losses(decoder, batch.tokens, stream, batch.lengths).cpu()
+        losses = window_losses(decoder, batch.tokens, stream, batch.lengths)
+        return torch.where(_finite(stream, batch.lengths), losses, torch.nan).cpu()
     each = zip(batch.sequences(batch.tokens), batch.sequences(stream), strict=True)
-    return torch.cat([window_losses(decoder, *sequence) for sequence in each]).cpu()
+    sums = [torch.where(_finite(y, None), window_losses(decoder, tokens, y), torch.nan) for tokens, y in each]
+    return torch.cat(sums).cpu()
+
+
+def _finite(stream: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Whether all values of each sequence are finite, padding apart: [B] bool."""
+    tokens = stream.isfinite().all(dim=2)
+    if lengths is not None:
+        tokens |= (torch.arange(stream.shape[1]) >= lengths.unsqueeze(1)).to(tokens.device)
+    return tokens.all(dim=1)
 
 
 def window_losses(

@@ -206,7 +206,7 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                "give --disk DIR, more --host-memory, or fewer --samples"
+                "give --disk DIR, more --host-memory, or fewer windows (a shorter text, or fewer --samples)"
             )
         free[carry] -= boundary
         used[carry] += boundary

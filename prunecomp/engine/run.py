@@ -12,6 +12,7 @@ import torch
 from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.gram import GramTaker
 from prunecomp.engine.losses import batch_losses
+from prunecomp.engine.overflow import overflow
 from prunecomp.engine.parallel import Workers, world_size
 from prunecomp.engine.placement import Placement, largest_share, micro_batch
 from prunecomp.engine.progress import Progress, silent
@@ -226,7 +227,8 @@ class Run:
         """Next-token cross entropy of the model in nats, over all predicted tokens of all windows, or of the parts
         numbered in ``over``.
 
-        Where windows have one length, the mean over tokens is the mean over windows of the official code.
+        Where windows have one length, the mean over tokens is the mean over windows of the official code. Raises
+        :class:`NumericalError` naming layer and sequence where it is not finite.
         """
         parts = self.parts if over is None else [self.parts[number] for number in over]
         total = sum(float(self.losses(part, keep=keep).sum()) for part in parts)
@@ -242,7 +244,11 @@ class Run:
         top = len(self.stack.alive) - 1
         self._sweep(part, top if part.stale_from is None else min(part.stale_from, top), keep, finish, scoring=False)
         part.stale_from = None
-        return part.workers.gather(mine)
+        losses = part.workers.gather(mine)
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):  # every process sees it, and looks for itself
+            raise overflow(self.decoder, self.stack, part.all_windows, part.first, int(bad[0]), self.placement)
+        return losses
 
     def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, *, scoring: bool) -> None:
         alive = self.stack.alive

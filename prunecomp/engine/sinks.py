@@ -56,6 +56,12 @@ def _sent_to_host(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
+def remedy(dtype: torch.dtype | None, what: str) -> str:
+    """What to do about values that are not finite in a model that computes in ``dtype``."""
+    wider = ", or run with --dtype float32 or bfloat16, which reach further" if dtype == torch.float16 else ""
+    return f"Look at the {what}{wider}."
+
+
 @dataclass
 class LayerRecord:
     """What one layer did to each of N sequences, on the CPU."""
@@ -121,13 +127,14 @@ class PairStatistics:
         self._arrival: torch.cuda.Event | None = None  # when those have reached the host
         self._previous: tuple[torch.Tensor, torch.Tensor] | None = None
         self._device: torch.device | None = None
+        self._dtype: torch.dtype | None = None
 
     def update(self, layer: int, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
         # Between two layers with no seam the stream is the very same tensor: its magnitudes are known already.
         known = self._previous is not None and self._previous[0] is x
         stats = batch_stats(batch, x, y, with_input=not known, backend=self._backend)
         before = self._previous[1] if known and self._previous else stats.input_magnitude
-        self._previous, self._device = (y, stats.magnitude), y.device
+        self._previous, self._device, self._dtype = (y, stats.magnitude), y.device, y.dtype
         # The magnitudes by channel end here: one number a sequence is all that is needed of them.
         ratio, dead = mean_ratio(before, stats.magnitude)
         columns = [stats.sums, stats.counts, ratio.unsqueeze(1), dead.unsqueeze(1)]
@@ -178,7 +185,7 @@ class PairStatistics:
             length = self._windows.seqlen if lengths is None else int(lengths[sequence])
             raise NumericalError(
                 f"layer {layer}, sequence {self._first + sequence}: {count} of {length} tokens have an activation that "
-                "is not finite. Look at the layer's weights, or run with --dtype float32 or bfloat16."
+                f"is not finite. {remedy(self._dtype, 'weights of the layer')}"
             )
 
     def record(self, layer: int) -> LayerRecord:

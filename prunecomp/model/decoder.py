@@ -120,6 +120,19 @@ class Decoder:
         return int(self.config.hidden_size)
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids that can be embedded and predicted: the weights have rows for so many, whatever the config says."""
+        return int(min(self.embedding.weight.shape[0], self.head.weight.shape[0]))
+
+    @property
+    def position_rows(self) -> int | None:
+        """Positions that the model has learned one by one, which no window can exceed; None where they are computed."""
+        if len(self.family.embeddings) == 1:
+            return None
+        table: Any = self.model.get_submodule(self.family.embeddings[1])
+        return int(table.weight.shape[0]) - int(getattr(table, "offset", 0))  # OPT leaves the first rows unused
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self.embedding.weight.device
         return device

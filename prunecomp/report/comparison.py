@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.text import Text
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.journal import partial, write_whole
+from prunecomp.plain import json_text, read_object
 
 try:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def save_record(result: Comparison, folder: Path) -> None:
     path = folder / RECORD
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(result.record(), indent=1) + "\n").encode())
+        write_whole(path, (json_text(result.record(), ascii_only=True) + "\n").encode())
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
 
@@ -50,8 +50,8 @@ def load_record(folder: Path) -> Comparison:
     """What :func:`save_record` wrote. Raises :class:`JournalError` where it cannot be read."""
     path = folder / RECORD
     try:
-        return Comparison.from_record(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Comparison.from_record(read_object(path, JournalError, "give another --out"))
+    except (KeyError, TypeError, AttributeError) as error:
         raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
 
 
