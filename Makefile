@@ -1,34 +1,83 @@
-# Two commands do everything on a machine with Python 3.10 or newer: `make demo` and `make test`.
+# On a machine with Python 3.10 or newer:
+#
+#   make demo         install the package and what it needs to run, and prune the bundled model
+#   make test         lint, types, and all tests but the slow ones, from fixed seeds
+#   make test-all     the slow ones too
+#   make soak         every test that draws, SEEDS=30 times, from seeds that are drawn afresh
+#   make coverage     lines and branches that the tests reach, and which test reaches which
+#   make mutations    MUTATIONS=200 small faults, and those that no test notices
+#   make test-oldest  the tests on the oldest versions that pyproject.toml admits
+#   make interop      exports given to other software
+#   make bench        what the README says of speed on a CPU
+#
+# PRUNECOMP_TEST_SEED is the seed that tests draw from: a number, or `random`. MARK chooses tests by their markers.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INTEROP := .venv-interop
-INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
+WORKERS ?= 2
+SEEDS ?= 30
+MUTATIONS ?= 200
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
-.PHONY: demo test lint format bench interop clean
+.PHONY: demo lint test test-all soak coverage mutations test-oldest format bench interop clean
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# $(1) is an environment, $(2) its constraints and $(3) the extra to install. torch goes first, for it has a build for
+# CPUs alone in some indexes.
+define install
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/pip install --quiet --constraint $(2) torch
+$(1)/bin/pip install --quiet --constraint $(2) --editable '.$(3)'
+endef
+
+$(VENV)/.runs: $(SOURCES) constraints.txt
+	$(call install,$(VENV),constraints.txt,)
 	touch $@
 
-demo: $(INSTALLED)
+$(VENV)/.tests: $(SOURCES) constraints.txt
+	$(call install,$(VENV),constraints.txt,[dev])
+	touch $(VENV)/.runs $@
+
+$(OLDEST)/.tests: $(SOURCES) constraints-oldest.txt
+	$(call install,$(OLDEST),constraints-oldest.txt,[dev])
+	touch $@
+
+demo: $(VENV)/.runs
 	$(BIN)/python examples/demo.py --out demo-out
 
-lint: $(INSTALLED)
+lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest -q
+PYTEST := python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+MARK ?= not slow
 
-format: $(INSTALLED)
+test: lint
+	$(BIN)/$(PYTEST) -m "$(MARK)"
+
+test-all: lint
+	$(BIN)/$(PYTEST)
+
+soak: $(VENV)/.tests
+	$(BIN)/python -m tests.soak --seeds $(SEEDS) --processes $(WORKERS)
+
+coverage: $(VENV)/.tests
+	$(BIN)/$(PYTEST) -m "$(MARK)" --cov=prunecomp --cov-branch --cov-context=test --cov-report=term:skip-covered \
+		--seconds .seconds.json
+
+mutations: coverage
+	$(BIN)/python -m tests.mutations --count $(MUTATIONS)
+
+test-oldest: $(OLDEST)/.tests
+	$(OLDEST)/bin/$(PYTEST) -m "$(MARK)"
+
+format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)
+bench: $(VENV)/.tests
 	$(BIN)/python -m benchmarks.bench_engine
 	$(BIN)/python -m benchmarks.bench_ops_cpu
 	$(BIN)/python -m benchmarks.ablations
@@ -48,5 +97,5 @@ interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m benchmarks.interop
 
 clean:
-	rm -rf $(VENV) $(INTEROP) demo-out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(INTEROP) $(OLDEST) demo-out build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

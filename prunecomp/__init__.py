@@ -1,5 +1,6 @@
 """Prune layers from large language models and compensate for them without training."""
 
+from prunecomp import starting  # noqa: F401, I001  (first: what follows takes seconds, and may be interrupted)
 from prunecomp import errors
 from prunecomp.api import evaluate, prune, score
 from prunecomp.collect import Collected, collect

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
-from prunecomp.engine.placement import (
-    Demand,
-    Memory,
-    Placement,
-    available_memory,
-    place,
-    should_compile,
-)
+from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
@@ -29,12 +24,14 @@ from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import choose_attention
 from prunecomp.model.stack import LayerStack
-from prunecomp.ops import requested
 from prunecomp.ops.backends import choose
+from prunecomp.options import PruneOptions, check_taken, open_model
+from prunecomp.plan import candidates_of
 from prunecomp.plan import rounds as rounds_of_work
-from prunecomp.pruner import Pruner, choose_candidates, run_rounds
-from prunecomp.result import Origin, PruneOptions, PruneResult, ScoreResult
-from prunecomp.subject import Subject, open_subject
+from prunecomp.pruner import Pruner, run_rounds
+from prunecomp.result import Origin, PruneResult, ScoreResult
+from prunecomp.subject import Subject
+from prunecomp.values import flag, folder_path
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -111,52 +108,48 @@ def prune(
     Returns a :class:`PruneResult`. Raises a subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
     started = time.perf_counter()
-    options = PruneOptions(
+    options = PruneOptions.of(
         layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
-        metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=sorted(keep),
-        candidates=None if candidates is None else sorted(candidates), given=list(given), span=span,
-        lookahead=lookahead, confidence=confidence, parity=parity, attn=attn, compile=compile,
-        backend=requested(backend),
+        metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=keep, candidates=candidates,
+        given=given, span=span, lookahead=lookahead, confidence=confidence, parity=parity, attn=attn, compile=compile,
+        backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
-    subject = open_subject(
-        model, dtype=options.compute_dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle,
-        attention=attn,
-    )  # fmt: skip
-    chosen = choose_candidates(
-        subject.num_layers, layers, options.keep, options.candidates, METRICS[metric]().barriers(subject.num_layers)
-    )
-    if metric == "given":
-        check_order(options.given, subject.num_layers)  # before any work, not after the first pass
+    flag("cache", cache)
+    if flag("resume", resume) and journal is None:
+        raise OptionError("resume: there is nothing to go on with without a journal; give one, or leave it out")
+    subject = open_model(model, options, tokenizer, allow_pickle)
+    chosen = candidates_of(options, subject.num_layers)
+    layers, samples, seqlen, seed = options.layers, options.samples, options.seqlen, options.seed
     replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
     subject.check_export(chosen, None if compensation == "none" else options.fold, replaces)
     check_read_once([calibration, eval])
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    check_taken(windows, samples, seqlen, documents)
     eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
         Workers.current(some.count)  # too few for the processes is told before any work
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
-    log = (
-        None if journal is None else open_journal(Path(journal), resume, subject, options, windows, placement, compiled)
-    )
-    decoder = load(subject, placement, compiled)
-    pruner = pruner_of(
-        decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
-    )
-    rounds = run_rounds(
-        pruner, layers, chosen, one_shot,
-        done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
-        on_round=None if log is None else log.append,
-    )  # fmt: skip
-    measured: dict[str, float] | None = None
-    if eval_windows is not None:
-        dense = LayerStack.dense(decoder.num_layers)
-        measured = {
-            "dense": perplexity(decoder, dense, eval_windows, placement, progress),
-            "pruned": perplexity(decoder, pruner.stack, eval_windows, placement, progress),
-        }
+    with open_journal(journal, resume, subject, options, windows, placement, compiled, chosen) as log:
+        decoder = load(subject, placement, compiled)
+        check_layers_move(decoder, options.given[:layers] if metric == "given" else [min(chosen)], windows.tokens[0])
+        pruner = pruner_of(
+            decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
+        )
+        rounds = run_rounds(
+            pruner, layers, chosen, one_shot,
+            done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
+            on_round=None if log is None else log.append,
+        )  # fmt: skip
+        measured: dict[str, float] | None = None
+        if eval_windows is not None:
+            dense = LayerStack.dense(decoder.num_layers)
+            measured = {
+                "dense": perplexity(decoder, dense, eval_windows, placement, progress),
+                "pruned": perplexity(decoder, pruner.stack, eval_windows, placement, progress),
+            }
     return PruneResult(
         options=options,
         subject=subject,
@@ -212,20 +205,34 @@ def pruner_of(
     )  # fmt: skip
 
 
+@contextmanager
 def open_journal(
-    path: Path,
+    path: str | Path | None,
     resume: bool,
     subject: Subject,
     options: PruneOptions,
     windows: Windows,
     placement: Placement,
     compiled: bool,
-) -> Journal:
-    """The journal of a run, bound to all that its choices depend on."""
+    candidates: Collection[int],
+) -> Iterator[Journal | None]:
+    """The journal of a run, bound to all that its choices depend on, and to this run while it lasts."""
+    if path is None:
+        yield None
+        return
+    file = folder_path("journal", path)
     identity = identity_of(subject, options, windows, placement, compiled, left_out=("fold", "device"))
-    # Read in one place: another machine may not see the file, or not its last state.
-    journal = from_leader(lambda: Journal.open(path, identity, resume=resume))
-    return journal if rank() == 0 else journal.followed(identity)
+    with ExitStack() as held:
+
+        def opened() -> Journal:
+            held.enter_context(Journal.claimed(file))
+            journal = Journal.open(file, identity, resume=resume)
+            journal.check(subject.num_layers, candidates, options.layers)
+            return journal
+
+        # Read in one place: another machine may not see the file, or not its last state.
+        journal = from_leader(opened)
+        yield journal if rank() == 0 else journal.followed(identity)
 
 
 def identity_of(
@@ -281,19 +288,20 @@ def score(
     With ``span``, each block of so many neighbours has its score and scale, under its lowest layer.
     """
     started = time.perf_counter()
-    options = PruneOptions(
-        layers=span or 1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
-        metric=metric, compensation=compensation, given=list(given), span=span, lookahead=lookahead, parity=parity,
-        attn=attn, compile=compile, backend=requested(backend),
+    options = PruneOptions.of(
+        span=span, layers=1 if span is None else span, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+        dtype=dtype, device=device, metric=metric, compensation=compensation, given=given, lookahead=lookahead,
+        parity=parity, attn=attn, compile=compile, backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
-    subject = open_subject(
-        model, dtype=options.compute_dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle,
-        attention=attn,
-    )  # fmt: skip
+    subject = open_model(model, options, tokenizer, allow_pickle)
     if options.layers > subject.num_layers:
         raise OptionError(f"--span {span}: the model has {subject.num_layers} layers")
+    if METRICS[metric].takes_order:
+        check_order(options.given, subject.num_layers)  # before any work, not after the pass
+    samples, seqlen, seed = options.samples, options.seqlen, options.seed
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    check_taken(windows, samples, seqlen, documents)
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
     decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
@@ -322,10 +330,10 @@ def evaluate(
     progress: Progress = silent,
 ) -> float:
     """Perplexity over the non-overlapping windows of a text, each standing alone."""
-    subject = open_subject(
-        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
-    )
-    windows = evaluation_windows(subject, eval, seqlen)
+    options = PruneOptions.of(layers=1, seqlen=seqlen, dtype=dtype, device=device, attn=attn)
+    subject = open_model(model, options, tokenizer, allow_pickle)
+    windows = evaluation_windows(subject, eval, options.seqlen)
+    check_taken(windows, PruneOptions.samples, options.seqlen)
     placement = place_run(subject, windows, device_memory, host_memory, disk)
     decoder = subject.load(placement.group_size)
     return perplexity(decoder, LayerStack.dense(decoder.num_layers), windows, placement, progress)
@@ -353,7 +361,7 @@ def place_run(
     demand: Demand | None = None,
 ) -> Placement:
     """The placement of a run over ``windows`` within limits in bytes; no weights are loaded."""
-    folder = None if disk is None else Path(disk)
+    folder = None if disk is None else folder_path("--disk", disk)
     memory = available_memory(subject.device, device_memory, host_memory, folder, processes=processes_here())
     # Every process must come to the same placement.
     on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)

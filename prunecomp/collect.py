@@ -15,7 +15,7 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.inputs import calibration_windows
-from prunecomp.subject import open_subject
+from prunecomp.options import PruneOptions, check_taken, open_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +82,14 @@ def collect(
     with little memory the windows are taken a part at a time, and a model that does not fit is streamed. Raises a
     subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
-    subject = open_subject(
-        model, dtype=dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle, attention=attn
-    )
+    options = PruneOptions.of(
+        layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device, attn=attn,
+        backend=backend,
+    )  # fmt: skip
+    subject = open_model(model, options, tokenizer, allow_pickle)
+    samples, seqlen, seed = options.samples, options.seqlen, options.seed
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    check_taken(windows, samples, seqlen, documents)
     Workers.current(windows.count)  # too few for the processes is told before any work
     placement = place_run(subject, windows, device_memory, host_memory, disk, gram_demand(subject.shape()))
     decoder = load(subject, placement, compiled=False)

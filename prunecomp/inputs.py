@@ -8,7 +8,6 @@ from prunecomp.data.sources import read_documents, read_source
 from prunecomp.data.windows import (
     Windows,
     check_context,
-    check_count,
     choose_seqlen,
     consecutive_windows,
     context_of,
@@ -16,11 +15,8 @@ from prunecomp.data.windows import (
     draw_windows,
 )
 from prunecomp.engine.placement import free_host_memory
-from prunecomp.errors import OptionError
 from prunecomp.subject import Subject
-
-TOKEN_NBYTES = 8
-"""Windows are int64."""
+from prunecomp.values import whole
 
 
 def calibration_windows(
@@ -29,26 +25,24 @@ def calibration_windows(
     """Windows of one length cut from the whole text, or ``documents`` one by one. Raises :class:`OptionError` or
     :class:`DataError`."""
     length = choose_seqlen(seqlen, subject.config)
-    check_count("--samples", samples, 1)
+    whole("--samples", samples, 1)
     if documents:
         read = read_documents(source, subject.tokenize, subject.vocab_size)
-        return in_context(subject, draw_documents(read, samples, length, seed))
+        windows = draw_documents(read, samples, length, seed)
+        check_length(subject, windows.seqlen)
+        return windows
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    if tokens.tokens.ndim == 1 and samples * length * TOKEN_NBYTES > (room := free_host_memory()):
-        raise OptionError(
-            f"--samples {samples} --seqlen {length}: the windows alone take {samples * length * TOKEN_NBYTES:,} bytes, "
-            f"and {room:,} are free: give at most --samples {max(1, room // (2 * length * TOKEN_NBYTES))}"
-        )
-    return in_context(subject, draw_windows(tokens, samples, length, seed))
+    check_length(subject, tokens.longest(length))
+    return draw_windows(tokens, samples, length, seed, free_host_memory())
 
 
 def evaluation_windows(subject: Subject, source: Any, seqlen: int | None) -> Windows:
     length = choose_seqlen(seqlen, subject.config)
     tokens = read_source(source, subject.tokenize, subject.vocab_size)
-    return in_context(subject, consecutive_windows(tokens, length))
+    check_length(subject, tokens.longest(length))
+    return consecutive_windows(tokens, length)
 
 
-def in_context(subject: Subject, windows: Windows) -> Windows:
-    """``windows``, once it is known that the model has positions for them."""
-    check_context(windows.seqlen, subject.position_rows, context_of(subject.config))
-    return windows
+def check_length(subject: Subject, length: int) -> None:
+    """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model."""
+    check_context(length, subject.position_rows, context_of(subject.config))

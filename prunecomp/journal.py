@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from prunecomp.errors import JournalError
-from prunecomp.model.stack import Overlay
+from prunecomp.checkpoint.claim import OF_A_JOURNAL, claimed, placed
+from prunecomp.errors import JournalError, PrunecompError, PrunecompWarning
+from prunecomp.model.stack import LayerStack, Overlay
+from prunecomp.plain import as_fields_of, brief, parse_json
 from prunecomp.result import RoundRecord
 
-FORMAT = 2
+FORMAT = 3
+REMEDY = "remove it to start again"
 Overlays = Mapping[int, Overlay]
 
 
 def journal_path(out: Path) -> Path:
     """Where the journal of a run that exports to ``out`` lies: beside it, hidden."""
-    out = Path(out).absolute()
+    out = placed(out)
     return out.with_name(f".{out.name}.journal.json")
 
 
@@ -56,25 +62,25 @@ class Journal:
         self.overlays = dict(overlays or {})
         self._digests = dict(digests or {})
         self._writes = writes
+        self._data = b""
 
     @classmethod
     def open(cls, path: Path, identity: dict[str, Any], *, resume: bool) -> Journal:
         """Start a journal, or go on with the one at ``path``; one in which nothing is decided yet is no obstacle.
+        Nothing is written before there is something to write.
 
         Raises :class:`JournalError` if there is one and ``resume`` is off, if it cannot be read, or if it is of
         another run, naming the differences.
         """
-        held = cls._read(path) if path.exists() else None
+        held = cls._read(path) if os.path.lexists(path) else None
         if held is None or not held.rounds:
-            journal = cls(path, identity)
-            _remove_weights(path)
-            journal._write()
-            return journal
+            return cls(path, identity)
         if not resume:
             raise JournalError(
                 f"{path} is the journal of a run that was not finished: go on with it by --resume, or remove it"
             )
         journal = cls(path, identity, held.rounds, held.overlays, held._digests)
+        journal._data = held._data
         differing = differences(held.identity, journal.identity)
         if differing:
             raise JournalError(
@@ -97,15 +103,40 @@ class Journal:
     @classmethod
     def _read(cls, path: Path) -> Journal:
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            content = held["run"]
-            if held["format"] != FORMAT or held["sha256"] != _digest(content):
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError("it is no file")
+            data = path.read_bytes()
+            held = as_fields_of(_File, parse_json(data, "it", JournalError))
+            if held["format"] != FORMAT or held["sha256"] != _digest(held["run"]):
                 raise ValueError("another format, or changed since it was written")
-            digests = {int(number): digest for number, digest in content["weights"].items()}
-            overlays = {number: _read_weights(_weights_path(path, number), digests[number]) for number in digests}
-            return cls(path, content["identity"], [_round(entry) for entry in content["rounds"]], overlays, digests)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise JournalError(f"{path} cannot be read as a journal ({error!r}): remove it to start again") from error
+            run = as_fields_of(_Run, held["run"])
+            rounds = [RoundRecord(**as_fields_of(RoundRecord, entry)) for entry in run["rounds"]]
+            overlays = {
+                number: _read_weights(_weights_path(path, number), digest) for number, digest in run["weights"].items()
+            }
+            journal = cls(path, run["identity"], rounds, overlays, run["weights"])
+        except (OSError, ValueError, RecursionError, SafetensorError, JournalError) as error:
+            raise JournalError(f"{path} cannot be read as a journal ({brief(str(error))}): {REMEDY}") from None
+        journal._data = data
+        return journal
+
+    def check(self, num_layers: int, candidates: Collection[int], layers: int) -> None:
+        """Raise :class:`JournalError` unless its rounds can be ones of a run that removes so many ``layers``."""
+        stack = LayerStack.dense(num_layers)
+        try:
+            for number, made in enumerate(self.rounds):
+                block = tuple(made.block)
+                if stack.neighbours(block) != block or made.layer != block[0] or not set(block) <= set(candidates):
+                    raise ValueError(f"layers {list(block)} cannot go")
+                if not (math.isfinite(made.scale) and made.scale > 0):
+                    raise ValueError(f"a scale of {made.scale}")
+                stack = stack.remove_block(block)
+                if not set(self.overlays.get(number, ())) <= set(stack.alive):
+                    raise ValueError("weights of layers that are gone")
+            if len(stack.removed) > layers or not set(self.overlays) <= set(range(len(self.rounds))):
+                raise ValueError("more than was asked for")
+        except (ValueError, PrunecompError) as error:
+            raise JournalError(f"{self.path} holds a round that cannot be ({brief(str(error))}): {REMEDY}") from None
 
     def append(self, record: RoundRecord, overlays: Overlays | None = None) -> None:
         """Add a round, with the weights that it replaced; it is on disk when this returns."""
@@ -122,16 +153,32 @@ class Journal:
             self._put(_weights_path(self.path, number), data)
         self._write()
 
+    @staticmethod
+    def claimed(path: Path) -> AbstractContextManager[object]:
+        """Have this process alone use the journal at ``path``."""
+        return claimed(path, JournalError, "give another journal", OF_A_JOURNAL)
+
     def remove(self) -> None:
-        """The run is complete and its result safe."""
-        if self._writes:
-            remove_journal(self.path)
+        """The run is complete and its result safe. What another run has put there since stays."""
+        if not self._writes:
+            return
+        try:
+            with self.claimed(self.path):
+                if self.path.is_file() and self.path.read_bytes() == self._data:
+                    self.path.unlink()
+                    for number in range(len(self.rounds) + 1):  # a kill can leave the next round's
+                        weights = _weights_path(self.path, number)
+                        weights.unlink(missing_ok=True)
+                        partial(weights).unlink(missing_ok=True)
+        except (OSError, JournalError) as error:
+            warnings.warn(f"the journal {self.path} stays ({error})", PrunecompWarning, stacklevel=2)
 
     def _write(self) -> None:
         rounds = [asdict(r) for r in self.rounds]
         run = json.loads(json.dumps({"identity": self.identity, "rounds": rounds, "weights": self._digests}))
         content = {"format": FORMAT, "sha256": _digest(run), "run": run}
-        self._put(self.path, json.dumps(content, indent=1).encode())
+        self._data = json.dumps(content, indent=1).encode()
+        self._put(self.path, self._data)
 
     def _put(self, path: Path, data: bytes) -> None:
         """Have ``path`` hold ``data``, or what it held before."""
@@ -142,6 +189,24 @@ class Journal:
             raise JournalError(f"{path} cannot be written ({error})") from error
 
 
+@dataclass(frozen=True)
+class _File:
+    """What a journal is on disk."""
+
+    format: int
+    sha256: str
+    run: Any
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What it tells."""
+
+    identity: dict[str, Any]
+    rounds: list[Any]
+    weights: dict[int, str]
+
+
 def partial(path: Path) -> Path:
     """What :func:`write_whole` fills beside ``path``; a kill can leave it there."""
     return path.with_name(path.name + ".partial")
@@ -150,11 +215,16 @@ def partial(path: Path) -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Have ``path`` hold ``data``, on disk when this returns, or what it held before, whenever the process ends."""
     beside = partial(path)
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -162,22 +232,8 @@ def write_whole(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-WEIGHTS = ".safetensors"
-
-
-def remove_journal(path: Path) -> None:
-    """Remove a journal and the weights beside it: its run is complete."""
-    path.unlink(missing_ok=True)
-    _remove_weights(path)
-
-
-def _remove_weights(path: Path) -> None:
-    for weights in path.parent.glob(f"{path.stem}.*{WEIGHTS}*"):
-        weights.unlink()
-
-
 def _weights_path(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}.{number}{WEIGHTS}")
+    return path.with_name(f"{path.name}.{number}.safetensors")
 
 
 def _read_weights(path: Path, digest: str) -> dict[int, Overlay]:
@@ -191,11 +247,6 @@ def _read_weights(path: Path, digest: str) -> dict[int, Overlay]:
     return {layer: Overlay(tensors) for layer, tensors in by_layer.items()}
 
 
-def _round(entry: dict[str, Any]) -> RoundRecord:
-    # JSON has no integer keys; floats come back to the bit.
-    return RoundRecord(**{**entry, "scores": {int(layer): value for layer, value in entry["scores"].items()}})
-
-
 def _digest(run: Any) -> str:
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
@@ -206,6 +257,6 @@ def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
         return [
             line
             for key in sorted(set(earlier) | set(now))
-            for line in differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for line in differences(earlier.get(key), now.get(key), f"{name}.{brief(key)}" if name else brief(key))
         ]
-    return [] if earlier == now else [f"{name} was {json.dumps(earlier)} and is {json.dumps(now)}"]
+    return [] if earlier == now else [f"{name} was {brief(json.dumps(earlier))} and is {brief(json.dumps(now))}"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from prunecomp.errors import PrunecompError
 
@@ -42,7 +43,9 @@ def read_object(path: Path, error: type[PrunecompError], remedy: str = "") -> di
     """:func:`read_json` of a file that must hold an object ``{...}``."""
     value = read_json(path, error, remedy)
     if not isinstance(value, dict):
-        raise error(f"{path} holds {_kind(value)} where an object {{...}} belongs{remedy and f': {remedy}'}")
+        raise error(
+            f"{path} cannot be read: it holds {_kind(value)} where an object {{...}} belongs{remedy and f': {remedy}'}"
+        )
     return value
 
 
@@ -64,3 +67,41 @@ def _finite(value: Any) -> Any:
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "a string", bool: "a truth value", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+LARGEST_INTEGER = 10**300
+"""Every one below is a float too."""
+
+
+def as_fields_of(kind: type, entry: Any) -> dict[str, Any]:
+    """``entry``, an object from JSON, as arguments of the dataclass ``kind``: JSON has no integer keys, and they are
+    made here. Raises :class:`ValueError` naming the field that is missing, unknown, or of another type."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{_kind(entry)} where an object {{...}} belongs")
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    odd = sorted(set(names) ^ set(entry))
+    if odd:
+        raise ValueError(f"{brief(odd[0])} is {'missing' if odd[0] in names else 'unknown'}")
+    return {name: _as(hints[name], entry[name], name) for name in names}
+
+
+def _as(kind: Any, value: Any, name: str) -> Any:
+    origin, of = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is list and isinstance(value, list):
+        return [_as(of[0], one, name) for one in value]
+    if origin is dict and isinstance(value, dict):
+        return {int(key) if of[0] is int else key: _as(of[1], one, name) for key, one in value.items()}
+    kinds = () if origin in (list, dict) else of or (kind,)  # of a union, or the type itself
+    fits = type(value) in kinds or (float in kinds and type(value) is int)
+    if fits and not (type(value) is int and abs(value) >= LARGEST_INTEGER):
+        return value
+    raise ValueError(f"{name} is {brief(repr(value))}")
+
+
+def brief(text: str, most: int = 120) -> str:
+    """``text`` fit to stand in a message: short, and of printable characters."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:most])
+    return shown + ("..." if len(text) > most else "")

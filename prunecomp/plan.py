@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunecomp.data.windows import check_context, check_count, choose_seqlen, context_of
+from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.windows import check_context, choose_seqlen, context_of
 from prunecomp.engine.placement import ModelShape, Placement, available_memory, model_shape, place, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
-from prunecomp.metrics import METRICS
+from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.families import families
+from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
+from prunecomp.model.quantised import dequantised
+from prunecomp.model.stored import under_model_names
+from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.options import PruneOptions
+from prunecomp.pruner import choose_candidates
 from prunecomp.subject import position_rows
+from prunecomp.values import folder_path, listed
 
 
 @dataclass(frozen=True)
@@ -105,22 +113,26 @@ def plan(
     The placement has room for what the ``metric`` takes, for blocks of ``span`` layers (by default as
     :func:`prunecomp.prune` has them); the work is that of its passes.
     """
+    options = PruneOptions.of(
+        layers=layers, metric=metric, span=span, samples=samples, seqlen=seqlen, dtype=dtype, device=device
+    )
+    if options.metric in METRICS and METRICS[options.metric].takes_order:  # which ones they are makes no difference
+        options = replace(options, given=list(range(options.layers)))
+    options.check(METRICS, COMPENSATIONS)
     folder = resolve_model(model, weights=False)
     config = read_config(folder)
-    where, compute_dtype = choose_device(device), choose_dtype(dtype, config)
-    skeleton: Any = build_skeleton(config, compute_dtype)
-    skeleton.tie_weights()
+    where, compute_dtype = choose_device(options.device), choose_dtype(options.dtype, config)
+    skeleton: Any = build_skeleton(config, compute_dtype, checkpoint=_local_weights(model, config))
     shape = model_shape(skeleton, families.find(config.model_type), compute_dtype)
-    if not 0 < layers < shape.num_layers:
-        raise OptionError(f"--layers {layers}: the model has {shape.num_layers}; give 1 to {shape.num_layers - 1}")
-    seqlen = choose_seqlen(seqlen, config)
-    check_count("--samples", samples, 1)
+    candidates_of(options, shape.num_layers)
+    seqlen = choose_seqlen(options.seqlen, config)
     check_context(seqlen, position_rows(config), context_of(config))
-    states = None if disk is None else Path(disk)
+    states = None if disk is None else folder_path("--disk", disk)
     memory = available_memory(where, device_memory, host_memory, states)
     scorer = METRICS[metric]()
-    size = span or (layers if scorer.one_block else 1)
-    placement = place(shape, samples, seqlen, memory, where, demand=scorer.demand(shape, size))
+    layers, samples = options.layers, options.samples
+    demand = scorer.demand(shape, options.block_size(METRICS))
+    placement = place(shape, samples, seqlen, memory, where, demand=demand)
     first, later, total = rounds(shape, placement, samples, seqlen, layers)
     rates = measure_rates(where, compute_dtype, shape.hidden_size, folder, states)
     return RunPlan(
@@ -142,6 +154,32 @@ def plan(
         rates=rates,
         seconds=seconds(total, rates),
     )
+
+
+def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
+    """The layers that a run may remove from a model of so many. Raises :class:`OptionError` where they are too few, or
+    where an order names fewer than go, or one that must stay."""
+    barriers = METRICS[options.metric]().barriers(num_layers)
+    if METRICS[options.metric].takes_order:
+        order = check_order(options.given, num_layers)
+        if len(order) < options.layers:
+            raise OptionError(
+                f"--given {listed(order)} names {len(order)} layers, and --layers {options.layers} are to go: give as "
+                "many"
+            )
+    chosen = choose_candidates(num_layers, options.layers, options.keep, options.candidates, barriers)
+    if METRICS[options.metric].takes_order and not set(order[: options.layers]) <= set(chosen):
+        barred = [layer for layer in order if layer not in chosen]
+        raise OptionError(f"--given {listed(barred)}: must stay by --keep or --candidates; name other layers")
+    return chosen
+
+
+def _local_weights(model: str | Path, config: Any) -> StoredTensors | None:
+    """Those of a local folder, to hold its config to; a config alone, or a pickle, is planned on trust."""
+    folder = Path(model)
+    if not folder.is_dir() or not any((folder / file).is_file() for file in (SINGLE, INDEX)):
+        return None
+    return under_model_names(dequantised(open_checkpoint(folder), config), families.find(config.model_type))
 
 
 def rounds(shape: ModelShape, placement: Placement, windows: int, seqlen: int, layers: int) -> tuple[Work, Work, Work]:

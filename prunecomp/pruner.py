@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prunecomp.checkpoint.fold import FORMS
 from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
 from prunecomp.data.windows import Windows, check_context, context_of, loose_windows
 from prunecomp.engine.parallel import world_size
@@ -20,8 +21,9 @@ from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.result import Origin, PruneResult, RoundRecord
+from prunecomp.values import layer_numbers, listed, one_of, whole
 
-NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or without --one-shot"
+NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or let other layers go"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Pruner:
 
         ``keep`` off promises that no score will follow; ``most`` is how many layers may still go.
         """
-        evidence = self.evidence(most)
+        evidence = self.evidence(None if most is None else whole("most", most, 1))
         for part in self.run.parts:
             self.run.bring(part, keep=keep or self._reads_states)
             self.metric.observe(evidence, part)
@@ -199,11 +201,12 @@ class Pruner:
         then as it was.
         """
         started, spent = time.perf_counter(), self.layer_forwards
-        block = self.stack.neighbours(block)
+        block = self.stack.neighbours(tuple(layer_numbers("remove:", block)))
         if len(block) > 1 and self._span == 1:
             raise OptionError(
-                f"remove: {len(block)} layers at once need statistics across them: make the pruner with "
-                f"span={len(block)}, or remove them one by one"
+                f"remove: {len(block)} layers at once need statistics across them: "
+                + (f"make the pruner with span={len(block)}, or " if self.metric.spans else "")
+                + "remove them one by one"
             )
         for part in self.run.parts:
             self.run.bring(part)
@@ -250,8 +253,7 @@ class Pruner:
         if windows is None:
             return self.run.loss()
         context = context_of(self.decoder.config)
-        if not isinstance(windows, Windows):
-            windows = loose_windows(windows, self.decoder.vocab_size, context)
+        windows = loose_windows(windows, self.decoder.vocab_size, context)
         check_context(windows.seqlen, self.decoder.position_rows, context)
         run = Run(self.decoder, windows, self.placement, stack=self.stack, measured=False, progress=self._progress)
         return run.loss(keep=False)
@@ -268,8 +270,9 @@ class Pruner:
         if not self._steps:
             raise OptionError("result: no layer has been removed; call remove() first")
         rounds = [step.record for step in self._steps]
-        options = replace(self._origin.options, layers=len(self.removed), given=self.removed, fold=fold)
+        options = replace(self._origin.options, fold=one_of("--fold", fold, FORMS))
         options.check(METRICS, COMPENSATIONS)
+        options = replace(options, layers=len(self.removed), given=self.removed)
         return PruneResult(
             options=options, subject=self._origin.subject, stack=self.stack, rounds=rounds,
             calibration=self._origin.calibration, evaluation=None, placement=self.placement, compiled=False,
@@ -304,21 +307,24 @@ def choose_candidates(
 ) -> list[int]:
     """The layers that may be removed: ``candidates``, or all but the metric's ``barriers``, less ``keep``.
 
-    Raises :class:`OptionError` unless there are more of them than ``layers``.
+    Raises :class:`OptionError` unless there are more of them than ``layers``; or as many, where the caller named them
+    and one layer of the model stays.
     """
+    named = candidates is not None
     keep = set(keep)
     chosen = set(range(num_layers)) - set(barriers) if candidates is None else set(candidates)
     for option, indices in (("--keep", keep), ("--candidates", chosen)):
         outside = sorted(i for i in indices if not 0 <= i < num_layers)
         if outside:
-            raise OptionError(f"{option} {outside}: the model's layers are 0 to {num_layers - 1}")
+            raise OptionError(f"{option} {listed(outside)}: the model's layers are 0 to {num_layers - 1}")
     chosen -= keep
     if layers < 1:
         raise OptionError(f"--layers {layers}: give at least 1")
-    if layers >= len(chosen):
+    most = max(0, min(len(chosen) - (not named), num_layers - 1))
+    if layers > most:
         raise OptionError(
             f"--layers {layers}: only {len(chosen)} of the model's {num_layers} layers are candidates, "
-            f"so at most {max(0, len(chosen) - 1)} can be removed"
+            f"so at most {most} can be removed"
         )
     return sorted(chosen)
 
@@ -375,7 +381,7 @@ def run_rounds(
             block = choose(pruner, left)
             most -= 1
             if block is None and (one_shot or most == 0):
-                raise OptionError(NO_BLOCK)
+                raise OptionError(f"{NO_BLOCK}, or leave out --one-shot" if one_shot else NO_BLOCK)
         left = [layer for layer in left if layer not in block]
         gone |= set(block)
         scores = pruner.run.scores

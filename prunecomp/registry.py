@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from prunecomp.errors import OptionError
+from prunecomp.values import shown
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._own[name]
         entry = self._others().get(name)
         if entry is None:
-            raise OptionError(f"{self._option} {name}: choose {', '.join(self)}")
+            raise OptionError(f"{self._option} {shown(name)}: choose {', '.join(self)}")
         try:
             loaded: T = entry.load()
         except Exception as error:  # another package's code runs here

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,14 @@ from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
-from prunecomp.checkpoint.config import prune_generation, prune_stored
-from prunecomp.checkpoint.fold import FORMS, FoldPlan, plan_fold
+from prunecomp.checkpoint.claim import claimed
+from prunecomp.checkpoint.config import prune_generation, prune_stored, without_code
+from prunecomp.checkpoint.fold import FoldPlan, plan_fold
+from prunecomp.checkpoint.numbers import check_built_alike
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
 from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
 from prunecomp.checkpoint.scales import plan_as_stored
-from prunecomp.checkpoint.verify import WINDOWS, Verification, verify_export
+from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_export
 from prunecomp.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
     GENERATION,
@@ -30,85 +32,21 @@ from prunecomp.checkpoint.writer import (
     write_text,
 )
 from prunecomp.data.windows import Windows
-from prunecomp.engine.placement import Placement
+from prunecomp.engine.parallel import world_size
+from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import CheckpointError, OptionError
-from prunecomp.metrics import Metric
+from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.model.files import STATED
+from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.options import PruneOptions
+from prunecomp.plain import read_object
 from prunecomp.subject import Subject
+from prunecomp.values import flag, whole
 
 RECORD = "prunecomp.json"
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """The options of a run, as they were given; they and the calibration digest determine its choices."""
-
-    layers: int
-    samples: int = 128
-    seqlen: int | None = None
-    seed: int = 0
-    documents: bool = False
-    dtype: str = "auto"
-    device: str = "auto"
-    metric: str = "bi"
-    compensation: str = "scale"
-    one_shot: bool = False
-    fold: str = "up"
-    keep: list[int] = field(default_factory=list)
-    candidates: list[int] | None = None
-    given: list[int] = field(default_factory=list)
-    span: int | None = None
-    lookahead: bool = False
-    confidence: float | None = None
-    parity: str | None = None
-    attn: str = "auto"
-    compile: str = "auto"
-    backend: str = "auto"
-
-    def check(self, metrics: Mapping[str, type[Metric]], compensations: Mapping[str, object]) -> None:
-        """Raise :class:`OptionError` for a name that is not known, and for options that do not go together."""
-        metric, _ = metrics[self.metric], compensations[self.compensation]
-        if self.fold not in FORMS:
-            raise OptionError(f"--fold {self.fold}: choose {', '.join(FORMS)}")
-        if self.parity not in (None, "official"):
-            raise OptionError(f"--parity {self.parity}: choose official, or leave it out")
-        size = self.block_size(metrics)
-        if self.span is not None and self.span < 1:
-            raise OptionError(f"--span {self.span}: give at least 1")
-        if size > 1 and not metric.spans:
-            raise OptionError(f"--span {size}: --metric {self.metric} scores single layers; choose bi, span or angular")
-        if self.one_shot and size > 1 and self.layers % size:
-            raise OptionError(
-                f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
-                "multiple of it"
-            )
-        if self.lookahead and not metric.looks_ahead:
-            raise OptionError(f"--lookahead: --metric {self.metric} runs no candidate; choose ppl")
-        if self.confidence is not None:
-            if not 0.5 <= self.confidence < 1:
-                raise OptionError(
-                    f"--confidence {self.confidence}: give a probability from 0.5 to below 1, as in 0.999"
-                )
-            if not metric.ends_early:
-                raise OptionError(
-                    f"--confidence: --metric {self.metric} is no mean over sequences; choose bi, angular, span or ppl"
-                )
-            if self.lookahead:
-                raise OptionError("--confidence: a --lookahead needs every sequence for its scales; leave out one")
-            if self.parity is not None:
-                raise OptionError("--confidence: --parity official has every sequence looked at; leave out one")
-
-    @property
-    def compute_dtype(self) -> str:
-        """The published code runs every checkpoint in float16."""
-        return "float16" if self.parity == "official" and self.dtype == "auto" else self.dtype
-
-    def block_size(self, metrics: Mapping[str, type[Metric]]) -> int:
-        """How many neighbours go together."""
-        if self.span is not None:
-            return min(self.span, self.layers)
-        return self.layers if metrics[self.metric].one_block else 1
+SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
 @dataclass(frozen=True)
@@ -177,6 +115,8 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    measured_on: str = SEAMS
+    """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
     """Called when a checkpoint is safely written: it ends the run's journal."""
     verified: Verification | None = None
@@ -228,6 +168,7 @@ class PruneResult:
             return None
         return {
             **self.perplexity,
+            "measured_on": self.measured_on,
             "source": self.evaluation.source,
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
@@ -238,6 +179,9 @@ class PruneResult:
         if self._changed_in_place:
             raise OptionError("the model was changed in place by apply(); save the model itself instead")
         decoder = self.subject.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
+            check_built_alike(decoder, self.stack.alive)
         plan = plan_fold(decoder, self.stack, self.options.fold)
         if plan.factors:
             self.subject.check_fold(plan.form)
@@ -257,31 +201,38 @@ class PruneResult:
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
         files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
-        written config, and logits on the first calibration windows against the model that was measured. With
+        written config, and logits on the first calibration windows, in float32, against the base as transformers loads
+        it, with its layers removed and the seams in place. With
         ``recipe`` a ``mergekit.yml`` that makes the same weights is written beside them. ``command`` is what the model
         card says the export was made by; by default the call of :func:`prunecomp.prune`. Raises
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
-        check_output(out)
+        verify, recipe = flag("verify", verify), flag("recipe", recipe)
+        shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
+        with claimed(out):
+            check_output(out)
+            self._write(out, shard_bytes, verify, recipe, command, progress)
+        return out
+
+    def _write(
+        self, out: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
+    ) -> None:
         plan, proofs = self.prove()
         subject = self.subject
         decoder = subject.load()
         merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
         config = self._config(plan)
-        plan = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
+        as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
         with atomic_folder(out) as folder:
-            self.verified = None
             digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, plan, shard_bytes, progress, digests)
+            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
             self.subject.write_companions(folder)
             self._prune_generation(folder / GENERATION)
-            if digests is not None:
-                some = self.calibration.take(slice(0, WINDOWS))
-                shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
-                tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-                self.verified = verify_export(folder, digests, decoder, self.stack, proofs, tokens)
+            self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
+            del decoder
+            self._measure(folder, progress)
             record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
             write_json(folder / RECORD, record)
             write_text(folder / CARD, model_card(self._card(command)))
@@ -289,13 +240,43 @@ class PruneResult:
                 write_text(folder / RECIPE, merge)
         if self.on_saved is not None:
             self.on_saved()
-        return out
+
+    def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
+        some = self.calibration.take(slice(0, WINDOWS))
+        shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
+        tokens = some.tokens[:, :shortest]  # padding would be no part of a window
+        measured = Measured(self.subject.load(), self.subject.as_loaded(), self.stack, plan, proofs)
+        return verify_export(folder, digests, measured, tokens, self.subject.load_export)
+
+    def _measure(self, folder: Path, progress: Progress) -> None:
+        """Perplexity of what was written, in the place of that of the seam model: a fold rounds. Left as it is, and
+        called what it is, where the other processes of a job do not take part, or memory holds no second model."""
+        if self.perplexity is None or self.evaluation is None or world_size() > 1:
+            return
+        placement, device = self.placement, self.subject.device
+        dtype = str(self.subject.dtype).removeprefix("torch.")
+        attention = str(self.subject.load().config._attn_implementation)
+        if self.subject.resident:
+            shape, windows = self.subject.shape(), self.evaluation
+            try:
+                placement = place(shape, windows.count, windows.seqlen, available_memory(device), device)
+            except OptionError:
+                return
+        self.subject.release()
+        export = load_decoder(
+            folder, dtype=dtype, device=str(device), group_size=placement.group_size,
+            attention=attention if attention in ATTENTIONS else "auto",
+        )  # fmt: skip
+        dense = LayerStack.dense(export.num_layers)
+        measured = perplexity(export, dense, self.evaluation, placement, progress)
+        self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
 
     def _config(self, plan: FoldPlan) -> dict[str, Any]:
         """The exported configuration."""
         subject, stack = self.subject, self.stack
         family = subject.load().family
         config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
+        config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
         stated = config.get("quantization_config")
         if stated is not None:
             config["quantization_config"] = subject.renumber_rules(stated, plan.renumber)
@@ -305,11 +286,8 @@ class PruneResult:
         """Leave out what names layers; a file that has nothing of the kind stays as it is."""
         if not path.is_file():
             return
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            pruned = prune_generation(stored)
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{GENERATION} of the model cannot be read as JSON: {error}") from error
+        stored = read_object(path, CheckpointError)
+        pruned = prune_generation(stored)
         if pruned != stored:
             write_json(path, pruned)
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prunecomp.api import load, place_run, pruner_of
+from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.inputs import calibration_windows
 from prunecomp.metrics import METRICS
-from prunecomp.ops import requested
-from prunecomp.pruner import Pruner, choose_candidates
-from prunecomp.result import Origin, PruneOptions
-from prunecomp.subject import open_subject
+from prunecomp.options import PruneOptions, check_taken, open_model
+from prunecomp.plan import candidates_of
+from prunecomp.pruner import Pruner
+from prunecomp.result import Origin
 
 
 def pruner_for(
@@ -56,7 +58,8 @@ def pruner_for(
         ``ppl``; by default those of the metric. ``remove`` takes any layer.
 
     The other options are those of :func:`prunecomp.prune`; ``dtype``, ``device`` and ``attn`` are for models that are
-    loaded here. Nothing is run before the first call. Raises a subclass of :class:`prunecomp.errors.PrunecompError`.
+    loaded here. Before the first call only a few rows are run, to see that layers can move. Raises a subclass of
+    :class:`prunecomp.errors.PrunecompError`.
 
     >>> pruner = prunecomp.pruner_for(model, tokens)        # tokens: int64 [N, S]
     >>> scores = pruner.score()                             # by original layer index
@@ -65,28 +68,26 @@ def pruner_for(
     ...     pruner.undo()
     >>> pruner.result().save("pruned")
     """
-    options = PruneOptions(
-        layers=max(span, 1), samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype,
-        device=device, metric=metric, compensation=compensation, span=span,
-        candidates=None if candidates is None else sorted(candidates), attn=attn, compile="off",
-        backend=requested(backend),
+    options = PruneOptions.of(
+        span=span, layers=span, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype,
+        device=device, metric=metric, compensation=compensation, candidates=candidates, attn=attn, compile="off",
+        backend=backend,
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
-    subject = open_subject(
-        model, dtype=options.compute_dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle,
-        attention=attn,
-    )  # fmt: skip
+    subject = open_model(model, options, tokenizer, allow_pickle)
+    samples, seqlen, seed, span = options.samples, options.seqlen, options.seed, options.layers
     if span >= subject.num_layers:
         raise OptionError(f"--span {span}: the model has {subject.num_layers} layers, and one must stay")
-    chosen = choose_candidates(
-        subject.num_layers, 1, (), options.candidates, METRICS[metric]().barriers(subject.num_layers)
-    )
+    chosen = candidates_of(replace(options, layers=1), subject.num_layers)
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    check_taken(windows, samples, seqlen, documents)
     Workers.current(windows.count)  # too few for the processes is told before any work
     placement = place_run(
         subject, windows, device_memory, host_memory, disk, METRICS[metric]().demand(subject.shape(), span)
     )
+    decoder = load(subject, placement, compiled=False)
+    check_layers_move(decoder, [min(chosen)], windows.tokens[0])
     return pruner_of(
-        load(subject, placement, compiled=False), windows, placement, options, candidates=chosen, backend=backend,
+        decoder, windows, placement, options, candidates=chosen, backend=backend,
         progress=progress, origin=Origin(subject, options, windows),
     )  # fmt: skip

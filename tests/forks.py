@@ -123,14 +123,18 @@ def warm_up(folder: Path) -> None:
     assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def serve(folder: Path) -> None:
     torch.set_num_threads(1)
     warm_up(folder)
     for line in sys.stdin:
         trial = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         phases = [mmap.mmap(-1, 1) for _ in range(trial["size"])]
         started = time.perf_counter()
         processes: list[int] = []

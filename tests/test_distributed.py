@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from prunecomp.engine.parallel import Workers
 from prunecomp.errors import DistributedError
 from prunecomp.journal import journal_path
-from tests.conftest import SEED
 from tests.engine.test_streaming import needed
-from tests.forks import ROOT, Forks
+from tests.forks import ROOT, Forks, free_port
 from tests.killing import Harm
 from tests.models import build
+from tests.seeds import seed
 
-SECONDS_TO_END = 60
-"""A job that has lost a process ends within this, imports included; the collectives' own limit is half an hour."""
+SECONDS_TO_END = 600
+"""A job that has lost a process ends within this on the busiest machine; the collectives' own limit is half an hour."""
 
 
 @dataclass
@@ -55,8 +55,10 @@ class Bench:
         for ours, theirs in zip(record["rounds"], self.record["rounds"], strict=True):
             assert ours["scores"].keys() == theirs["scores"].keys()
             np.testing.assert_allclose([*ours["scores"].values()], [*theirs["scores"].values()], rtol=rtol)
-        for model in ("dense", "pruned"):
-            assert record["perplexity"][model] == pytest.approx(self.record["perplexity"][model], rel=rtol)
+        dense, pruned = (record["perplexity"][model] for model in ("dense", "pruned"))
+        assert dense == pytest.approx(self.record["perplexity"]["dense"], rel=rtol)
+        # One process measures the export, several the model with its seams: what a fold rounds lies between.
+        assert pruned == pytest.approx(self.record["perplexity"]["pruned"], rel=max(rtol, 1e-5))
         if rtol <= 1e-12:
             for file in ("model.safetensors", "config.json"):
                 assert (out / file).read_bytes() == (self.folder / "one" / file).read_bytes()
@@ -66,10 +68,10 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("distributed")
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     model = build("llama", num_hidden_layers=8, max_position_embeddings=2048)
     model.save_pretrained(folder / "base")
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed())
     for name, count in (("tokens", 7), ("held_out", 5)):  # micro-batches of two: the last is not full
         np.save(folder / f"{name}.npy", random.integers(0, 101, (count, 1400)))
     np.save(folder / "many.npy", random.integers(0, 101, (32, 96)))
@@ -95,6 +97,7 @@ def torchrun(size: int, *arguments: object, module: str = "prunecomp") -> subpro
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torchrun_gives_what_one_process_gives_and_prints_once(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "here" / "out"
     done = torchrun(2, *bench.command(out, "--json"))
@@ -103,6 +106,7 @@ def test_torchrun_gives_what_one_process_gives_and_prints_once(bench: Bench, tmp
     bench.equals_one_process(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deed", ["exit", "kill"])
 def test_torchrun_ends_when_a_rank_is_lost_and_resumes(bench: Bench, tmp_path: Path, deed: str) -> None:
     out = tmp_path / "here" / "out"
@@ -120,7 +124,7 @@ def test_torchrun_ends_when_a_rank_is_lost_and_resumes(bench: Bench, tmp_path: P
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same(bench: Bench, tmp_path: Path, size: int, streamed: bool) -> None:
     out = tmp_path / "here" / "out"
     command = bench.command(out, *(["--device-memory", bench.limit, "--disk", tmp_path] if streamed else []))
@@ -143,13 +147,13 @@ def test_more_processes_than_micro_batches_differ_by_rounding_alone(bench: Bench
 @pytest.mark.parametrize(
     "options",
     [
-        ("--metric", "ppl", "--lookahead"),
         ("--metric", "taylor", "--candidates", "1-6"),
         ("--metric", "span", "--span", 2),
-        ("--metric", "angular", "--confidence", 0.9),
-        ("--compensation", "linear"),
         ("--compensation", "auto"),
-        ("--compensation", "search"),
+        pytest.param(("--metric", "ppl", "--lookahead"), marks=pytest.mark.slow),
+        pytest.param(("--metric", "angular", "--confidence", 0.9), marks=pytest.mark.slow),
+        pytest.param(("--compensation", "linear"), marks=pytest.mark.slow),
+        pytest.param(("--compensation", "search"), marks=pytest.mark.slow),
     ],
     ids=lambda options: options[1],
 )
@@ -173,8 +177,18 @@ def test_every_metric_and_compensation_agrees_over_processes(
     assert two["perplexity"]["pruned"] == pytest.approx(one["perplexity"]["pruned"], rel=1e-5)
 
 
-@pytest.mark.parametrize("harm", [Harm("layer", 3), Harm("layer", 12), Harm("perplexity", 2, after=True)], ids=str)
-@pytest.mark.parametrize("harmed", [0, 1])
+LOST = [
+    (harm, harmed)
+    for harm in (Harm("layer", 12), Harm("layer", 3), Harm("perplexity", 2, after=True))
+    for harmed in (0, 1)
+]
+
+
+@pytest.mark.parametrize(
+    ("harm", "harmed"),
+    [LOST[0], LOST[5], *(pytest.param(*lost, marks=pytest.mark.slow) for lost in LOST[1:5])],
+    ids=str,
+)
 def test_survivors_of_a_killed_process_say_so_by_themselves(
     bench: Bench, tmp_path: Path, harm: Harm, harmed: int
 ) -> None:
@@ -196,7 +210,7 @@ def test_survivors_of_a_killed_process_say_so_by_themselves(
 
 def test_a_job_goes_on_with_the_journal_of_a_single_process(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "here" / "out"
-    bench.forks.run(*bench.command(out), harm=Harm("journal", 4, after=True))
+    bench.forks.run(*bench.command(out), harm=Harm("journal", 3, after=True))
     ended = bench.forks.job(bench.command(out, "--resume"), 2)
     assert [e.code for e in ended] == [0, 0], ended
     bench.equals_one_process(out)
@@ -254,13 +268,15 @@ with process_group("cpu"):
 """
 
 
+@pytest.mark.slow
 def test_uneven_shares_are_gathered_in_order(tmp_path: Path) -> None:
     (tmp_path / "gathering.py").write_text(GATHERING)
+    port = str(free_port())
     processes = [
         subprocess.Popen(
             [sys.executable, tmp_path / "gathering.py"], stdout=subprocess.PIPE, text=True,
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": str(20_000 + SEED % 10_000), "GLOO_SOCKET_IFNAME": "lo"},
+                 "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"},
         )
         for rank in range(3)
     ]  # fmt: skip

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
-    {"errors"},
+    {"errors", "starting"},
+    {"escape", "values"},
     {"plain"},
     {"registry"},
     {"kernels"},
@@ -21,6 +22,7 @@ ORDER = [
     {"compensation", "checkpoint", "evaluation"},
     {"metrics"},
     {"subject"},
+    {"options"},
     {"result", "inputs"},
     {"pruner", "journal"},
     {"plan"},

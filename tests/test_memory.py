@@ -76,6 +76,7 @@ def stored(base: Path) -> int:
 SLACK = 16_000_000  # allocator and threads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_holds_one_copy_in_the_compute_dtype(base: Path, tmp_path: Path) -> None:
     assert stored(base) > 150_000_000
@@ -83,6 +84,7 @@ def test_loading_holds_one_copy_in_the_compute_dtype(base: Path, tmp_path: Path)
     assert peak(base, tmp_path / "out", "load") < 1.4 * stored(base) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_exporting_holds_one_shard(base: Path, tmp_path: Path) -> None:
     # One shard of 16 MB, and the layer that is being proved: in float64, twice, plus its 64 rows.

@@ -121,6 +121,7 @@ def test_the_sdist_holds_all_that_a_build_needs(sdist: Path) -> None:
     assert {f"kernels/{name}.py" for name in KERNELS} | {"prunecomp/kernels/__init__.py", "setup.py"} <= names
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_the_kernels_and_the_library(wheel: Path) -> None:
     assert "-py3-none-" in wheel.name
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -132,7 +133,7 @@ def test_the_wheel_holds_the_package_the_kernels_and_the_library(wheel: Path) ->
 
 
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
-@pytest.mark.parametrize("layout", ["checkout", "wheel"])
+@pytest.mark.parametrize("layout", ["checkout", pytest.param("wheel", marks=pytest.mark.slow)])
 def test_kernels_import_and_the_other_package_of_that_name_is_left_alone(
     layout: str, place: str, checkout: Path, installed: Path, named_kernels: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_kernels_import_and_the_other_package_of_that_name_is_left_alone(
     assert Path(found) == expected / "prunecomp" / "kernels" / "__init__.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_an_installed_wheel_finds_its_library(installed: Path, tmp_path: Path) -> None:
     assert run([sys.executable, "-c", REFERENCE], tmp_path, environment(installed)).splitlines()[-1] == "native"
@@ -168,6 +170,7 @@ def editable(checkout: Path, tmp_path: Path, **more: str) -> tuple[str, str]:
     return said, run(run_from, tmp_path, environment())
 
 
+@pytest.mark.slow
 def test_an_editable_install_without_a_compiler_warns_and_runs(checkout: Path, tmp_path: Path) -> None:
     said, printed = editable(checkout, tmp_path, CXX="/nonexistent/c++")
     assert "libprunecomp_cpu.so was not built" in said
@@ -177,6 +180,7 @@ def test_an_editable_install_without_a_compiler_warns_and_runs(checkout: Path, t
     assert Path(kernel) == tmp_path / "source" / "kernels" / "launch.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_an_editable_install_of_a_fresh_checkout_builds_its_library(checkout: Path, tmp_path: Path) -> None:
     assert not (checkout / "prunecomp" / "lib").exists()

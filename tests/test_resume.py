@@ -21,10 +21,10 @@ import prunecomp
 from prunecomp.errors import JournalError
 from prunecomp.journal import Journal, journal_path
 from prunecomp.result import RoundRecord
-from tests.conftest import SEED
 from tests.forks import Ended, Forks
 from tests.killing import Harm
 from tests.models import build, draw_tokens
+from tests.seeds import seed
 
 WAYS: dict[str, list[str]] = {
     "resident": [],
@@ -84,9 +84,9 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("resume")
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     build("llama", num_hidden_layers=10, hidden_size=64, intermediate_size=192).save_pretrained(folder / "base")
-    np.save(folder / "tokens.npy", np.random.default_rng(SEED).integers(0, 101, (6, 64)))
+    np.save(folder / "tokens.npy", np.random.default_rng(seed()).integers(0, 101, (6, 64)))
     (folder / "forks").mkdir()
     bench = Bench(folder, Forks(folder / "forks"))
     for way in WAYS:
@@ -101,9 +101,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench.forks.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_runs_killed_at_random_moments_end_in_the_same_bytes(bench: Bench, tmp_path: Path, way: str) -> None:
-    moments = random.Random(f"{SEED} {way}")
+    moments = random.Random(f"{seed()} {way}")
     hits = runs = 0
     while hits < KILLS // len(WAYS):
         out = tmp_path / f"{runs}" / "out"
@@ -122,7 +123,7 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(bench: Bench, tmp_p
 
 @pytest.mark.parametrize("harm", CHOSEN, ids=str)
 def test_a_kill_at_any_step_is_made_good_by_resuming(bench: Bench, tmp_path: Path, harm: Harm) -> None:
-    way = random.Random(f"{SEED} {harm}").choice(sorted(WAYS))
+    way = random.Random(f"{seed()} {harm}").choice(sorted(WAYS))
     out = tmp_path / "here" / "out"
     assert bench.run(way, out, harm=harm).code == -signal.SIGKILL
     ended = bench.run(way, out, "--resume")
@@ -130,6 +131,7 @@ def test_a_kill_at_any_step_is_made_good_by_resuming(bench: Bench, tmp_path: Pat
     bench.holds(way, out)
 
 
+@pytest.mark.slow
 def test_the_kills_hit_every_phase(bench: Bench) -> None:
     if len(bench.killed) < KILLS:
         pytest.skip("counts the kills of the whole file")
@@ -139,7 +141,7 @@ def test_the_kills_hit_every_phase(bench: Bench) -> None:
 
 def test_a_journal_takes_over_every_round_that_was_made(bench: Bench, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    bench.run("resident", out, harm=Harm("journal", 4, after=True))  # the first one is empty
+    bench.run("resident", out, harm=Harm("journal", 3, after=True))
     held = json.loads(journal_path(out).read_text())["run"]["rounds"]
     ended = bench.run("resident", out, "--resume", "--json")
     rounds = json.loads(ended.stdout)["rounds"]
@@ -199,7 +201,7 @@ class Case:
 
 @pytest.fixture
 def case(tmp_path: Path, generator: torch.Generator) -> Case:
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     model = build("llama")
     case = Case(model, draw_tokens(model, generator), tmp_path / "journal.json")
     case.run()

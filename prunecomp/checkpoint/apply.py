@@ -8,7 +8,9 @@ from torch import nn
 
 from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.fold import FoldPlan
+from prunecomp.checkpoint.numbers import renumber
 from prunecomp.errors import OptionError
+from prunecomp.model.checks import check_in_memory
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
@@ -19,6 +21,7 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     Raises :class:`OptionError` if the model is not one with the layers that were pruned.
     """
     decoder = Decoder(model)
+    check_in_memory(model)
     if decoder.num_layers != stack.num_layers:
         raise OptionError(
             f"the result is of a model with {stack.num_layers} layers, this one has {decoder.num_layers}: "
@@ -36,12 +39,7 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     owner, _, leaf = decoder.family.layers.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.ModuleList(survivors))
     config: Any = decoder.config
-    for name, value in prune_stored({}, config, decoder.family, stack.num_layers, stack.alive).items():
-        setattr(config, name, value)
-
-
-def renumber(layer: nn.Module, number: int) -> None:
-    """Give a layer and its parts their new ``layer_idx``: generation indexes its cache by it."""
-    for module in layer.modules():
-        if isinstance(getattr(module, "layer_idx", None), int):
-            module.layer_idx = number  # type: ignore[assignment]
+    held = config.to_dict()
+    for name, value in prune_stored(held, config, decoder.family, stack.num_layers, stack.alive).items():
+        if name not in held or held[name] != value:
+            setattr(config, name, value)

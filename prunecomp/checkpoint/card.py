@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import metadata_load
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
+from prunecomp.escape import code, code_block, markdown, one_line
+
 CARD = "README.md"
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")
@@ -65,24 +67,24 @@ def read_licence(folder: Path) -> Licence:
 def model_card(card: Card) -> str:
     """The card as Markdown with YAML front matter, as the Hub reads it."""
     front = {
-        "base_model": card.base,
+        "base_model": one_line(card.base),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["prunecomp", "pruning", "depth-pruning"],
-        **card.licence.fields,
+        **{name: _plain(value) for name, value in card.licence.fields.items()},
     }
     count = sum(len(layers) for layers, _, _ in card.removals)
     kept = card.num_layers - count
     lines = [
         f"---\n{yaml_dump(front, sort_keys=False)}---",
         "",
-        f"# {Path(card.base).name}, {kept} of {card.num_layers} layers",
+        f"# {markdown(Path(card.base).name)}, {kept} of {card.num_layers} layers",
         "",
-        f"{count} whole decoder layers of `{card.base}` were removed with no training"
+        f"{count} whole decoder layers of {code(card.base)} were removed with no training"
         f"{_repair(card.compensation)} (Prune&Comp, [arXiv 2507.18212](https://arxiv.org/abs/2507.18212)).",
         "",
-        f"Layers in the order of their removal, by their number in the base model; metric `{card.metric}`, "
-        f"compensation `{card.compensation}`, folded `{card.fold}`:",
+        f"Layers in the order of their removal, by their number in the base model; metric {code(card.metric)}, "
+        f"compensation {code(card.compensation)}, folded `{card.fold}`:",
         "",
         "| round | layers | score | scale |",
         "| ---: | --- | ---: | ---: |",
@@ -94,16 +96,21 @@ def model_card(card: Card) -> str:
         *_perplexity(card.perplexity),
         "Made by",
         "",
-        f"```\n{card.command}\n```",
+        code_block(card.command),
         "",
         *_quantised(card),
-        f"- Calibration: {card.calibration}; SHA-256 of its windows `{card.digest}`.",
-        f"- Verified by reading it back: {card.verified}.",
+        f"- Calibration: {markdown(card.calibration)}; SHA-256 of its windows `{card.digest}`.",
+        f"- Verified by reading it back: {markdown(card.verified)}.",
         f"- Versions: {', '.join(f'{name} {number}' for name, number in card.versions.items())}.",
-        f"- Licence of the base model: {card.licence}.",
+        f"- Licence of the base model: {markdown(card.licence)}.",
         "- `prunecomp.json` beside this file has every score of every round.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A licence field for YAML: its text on one line."""
+    return [_plain(entry) for entry in value] if isinstance(value, list) else one_line(value)
 
 
 def _repair(compensation: str) -> str:
@@ -116,14 +123,14 @@ def _quantised(card: Card) -> list[str]:
     if card.quantised is None:
         return []
     rest = "no weight was changed" if card.compensation == "none" else "what was folded went into their scales"
-    return [f"- Quantised ({card.quantised}), as the base model is: the quantised values are copied, {rest}."]
+    return [f"- Quantised ({markdown(card.quantised)}), as the base model is: the quantised values are copied, {rest}."]
 
 
 def _perplexity(measured: dict[str, Any] | None) -> list[str]:
     if measured is None:
         return []
     return [
-        f"Perplexity on {measured['source']} ({measured['windows']} windows of {measured['seqlen']} tokens): "
-        f"{measured['dense']:.2f} before, {measured['pruned']:.2f} after.",
+        f"Perplexity on {markdown(measured['source'])} ({measured['windows']} windows of {measured['seqlen']} tokens): "
+        f"{measured['dense']:.2f} before, {measured['pruned']:.2f} after (measured on {measured['measured_on']}).",
         "",
     ]

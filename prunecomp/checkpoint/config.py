@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+from collections.abc import Collection
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.adapter import Family
+from prunecomp.model.checks import is_layer
 
 GENERATION_LAYERS = ("assistant_early_exit", "dola_layers")
+CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
+COUNT = re.compile(r"layers?$")
+PATTERN = re.compile(r"pattern$")
+ELSEWHERE = re.compile(r"encoder|vision|audio|image|mtp|nextn|predict|shared|quantization|rope")
+"""In the name of a field, that it is of other layers, or of none."""
+
 TEXT = "text_config"
 """Where a multimodal model's configuration has that of its text decoder."""
 
@@ -36,9 +47,83 @@ def prune_stored(
     Raises as :func:`prune_config` does.
     """
     nested = stored.get(TEXT) if stored.get("model_type") != config.model_type else None
+    explicit = written_out(stored if nested is None else nested, config, family)
+    pruned = prune_config(explicit, family, num_layers, alive)
+    for one, other in type(config).attribute_map.items():  # two names for one field
+        for name, twin in ((one, other), (other, one)):
+            if name in explicit and twin in pruned and pruned[twin] != explicit.get(twin):
+                pruned[name] = pruned[twin]
+    known = {*family.layer_fields, *family.layer_periods, *(family.sparse_period or ())}
+    pruned = follow_layers(pruned, {*known, *(name for name in pruned if pruned[name] != explicit.get(name))},
+                           num_layers, alive)  # fmt: skip
     if nested is None:
-        return prune_config(written_out(stored, config, family), family, num_layers, alive)
-    return {**stored, TEXT: prune_config(written_out(nested, config, family), family, num_layers, alive)}
+        return pruned
+    return {**follow_layers(stored, {TEXT}, num_layers, alive), TEXT: pruned}
+
+
+def follow_layers(
+    config: dict[str, Any], known: Collection[str], num_layers: int, alive: tuple[int, ...]
+) -> dict[str, Any]:
+    """``config`` with the fields that run by layers, by the look of them, as they are with the layers ``alive``; those
+    that are ``known`` stay. A warning names what was changed.
+
+    Other software puts its own fields into a config: a second count, a list with an entry a layer, or of layers.
+    """
+    changed = {
+        name: new
+        for name, value in config.items()
+        if name not in {*known, *PreTrainedConfig().to_dict()}
+        and (new := _followed(name, value, num_layers, alive, inside=False)) != value
+    }
+    if changed:
+        warnings.warn(
+            f"config.json: {', '.join(sorted(changed))} seem to run by layers and follow them, though nothing is known "
+            "of these fields",
+            PrunecompWarning,
+            stacklevel=2,
+        )
+    return {**config, **changed}
+
+
+def _followed(name: str, value: Any, num_layers: int, alive: tuple[int, ...], *, inside: bool) -> Any:
+    """What a field becomes; ``inside`` of another one it has to speak of layers."""
+    number = {layer: position for position, layer in enumerate(alive)}
+    if "token" in name or ELSEWHERE.search(name):
+        return value
+    by_name = "layer" in name
+    if isinstance(value, list) and by_name and value and _are_layers(value, num_layers):
+        return [number[layer] for layer in value if layer in number]
+    if isinstance(value, list) and len(value) == num_layers and (by_name or not inside):
+        return [value[layer] for layer in alive]
+    if isinstance(value, str) and len(value) == num_layers and PATTERN.search(name):
+        return "".join(value[layer] for layer in alive)
+    if isinstance(value, dict) and by_name and value and all(str(key).isdecimal() for key in value):
+        return {str(number[int(key)]): entry for key, entry in value.items() if int(key) in number}
+    if isinstance(value, dict):
+        return {key: _followed(str(key), entry, num_layers, alive, inside=True) for key, entry in value.items()}
+    if type(value) is int and value == num_layers and COUNT.search(name):
+        return len(alive)
+    return value
+
+
+def _are_layers(values: list[Any], num_layers: int) -> bool:
+    """Whether these are numbers of layers, ascending."""
+    return all(is_layer(value, num_layers) for value in values) and values == sorted(set(values))
+
+
+def without_code(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A configuration without what refers to code that came with the model, and is not copied or run; ``name`` says in
+    the warning what it is of."""
+    kept = {field: value for field, value in config.items() if field not in CODE}
+    if kept != config:
+        warnings.warn(
+            f"{name}: {', '.join(sorted(config.keys() - kept.keys()))} is left out: it refers to code that comes with "
+            "the model, which is neither run nor copied",
+            PrunecompWarning,
+            stacklevel=2,
+        )
+    nested = {field: without_code(value, name) for field, value in kept.items() if isinstance(value, dict)}
+    return {**kept, **nested}
 
 
 def prune_config(config: dict[str, Any], family: Family, num_layers: int, alive: tuple[int, ...]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class FoldPlan:
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)
     offsets: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def other_form(self) -> str:
+        """The form to try where this one will not do."""
+        return "up" if self.form == "down" else "down"
+
     def stored_under(self, stored: Callable[[str], Sequence[str]]) -> FoldPlan:
         """The same plan for a checkpoint, by the names of the tensors that hold what the model has under one."""
 
@@ -81,7 +86,8 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
         if decoder.tied:
             if not _own_parameters(decoder, family.final_norm):
                 raise FoldError(
-                    "the head is tied to the embedding and the final norm has no gain to divide: use --fold up"
+                    "the head is tied to the embedding and the final norm has no gain to divide: go on with --resume "
+                    "--fold up"
                 )
             plan.factors[f"{family.head}.weight"] = total
             plan.factors.update(dict.fromkeys(_own_parameters(decoder, family.final_norm), 1.0 / total))
@@ -109,7 +115,7 @@ def fold_tensor(
     folded = (scaled + offset * (factor - 1.0) if offset else scaled).to(dtype)
     if not bool(torch.isfinite(folded).all()):
         raise FoldError(
-            f"{name} times {factor:.6g} overflows {dtype}: store the model in bfloat16 or float32, "
-            "or try the other --fold"
+            f"{name} times {factor:.6g} overflows {dtype}: go on with --resume and the other --fold, or store the "
+            "model in bfloat16 or float32 first"
         )
     return folded

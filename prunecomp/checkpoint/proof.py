@@ -94,8 +94,8 @@ def _prove_layer(
         if not errors[-1] <= tolerance:
             raise FoldError(
                 f"layer {layer} cannot take a stream scaled by {scale:.6g}: folding changes what it writes by "
-                f"{errors[-1]:.2e} on {rows} (allowed {tolerance:.0e}). "
-                "Use the other --fold form, or --compensation none."
+                f"{errors[-1]:.2e} on {rows} (allowed {tolerance:.0e}). Go on with --resume --fold {plan.other_form}, "
+                "or run anew with --compensation none, without --fold, and another --out"
             )
     return LayerProof(layer, scale, *errors)
 

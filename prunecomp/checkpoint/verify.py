@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.proof import LayerProof
+from prunecomp.checkpoint.replay import Weights, logits_in_float32
 from prunecomp.errors import CheckpointError, NumericalError, OutputError
+from prunecomp.model.checks import check_tensors
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.loader import ATTENTIONS, load_decoder, read_config
-from prunecomp.model.quantised import NARROW, dequantised
+from prunecomp.model.loader import build_skeleton, load_decoder, read_config
+from prunecomp.model.quantised import NARROW, Dequantised, dequantised
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names
-from prunecomp.model.weights import SafetensorsCheckpoint
+from prunecomp.model.weights import SafetensorsCheckpoint, StoredTensors
 
 WINDOWS = 2
 TOKENS = 64
@@ -27,8 +30,15 @@ TOKENS = 64
 
 ROUNDINGS_A_LAYER = 10
 AMPLIFICATION = 4.0
-"""A layer rounds about ten times on its way (norms, products, softmax, sums, and each folded weight once); errors of
-random sign add like the square root of their number, and norms and the softmax raise them by a factor of a few."""
+"""A layer rounds about ten times on its way (norms, products, softmax, sums); errors of random sign add like the square
+root of their number, and norms and the softmax raise them by a factor of a few."""
+
+NOISE = 16.0
+"""Of one model, the most by which its logits may be off where nothing but rounding differs, in units of what a
+disturbance of the size of a rounding, behind each layer, makes of them."""
+
+IN_FLOAT32 = 4.0
+"""Roundings that a fold makes in float32 before its last one."""
 
 LARGEST_TOLERANCE = 0.25
 """A wrong layer or order moves logits by about their own size: no depth or dtype needs more than this."""
@@ -36,14 +46,34 @@ LARGEST_TOLERANCE = 0.25
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read back, and how far its logits are from the seam model's, in the 2-norm; of a model with experts for
-    the median token."""
+    """What was read back, and how far the export's logits are from those of the base model without its layers, with the
+    seams in place; in the 2-norm, of a model with experts for the median token.
+
+    All is computed in float32, so that no rounding of 16-bit activations hides anything. What is left is ``rounding``,
+    that of the folded weights to the dtype they are stored in, of which each is checked on its own too.
+    """
 
     tensors: int
     logits_error: float
     tolerance: float
+    rounding: float
+    base: str
+    """Who read the base and the export: ``transformers``, or ``prunecomp`` where that cannot (a quantised model, a part
+    of a multimodal one) or where memory does not hold the whole model."""
     windows: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an export is held to: a model as ``decoder`` ran it, ``base``, the same as its reader loads it, what
+    survives of it, and how that is folded, by names of the model."""
+
+    decoder: Decoder
+    base: Decoder
+    stack: LayerStack
+    plan: FoldPlan
+    proofs: Sequence[LayerProof]
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -57,32 +87,30 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 def verify_export(
     folder: Path,
     meant: Mapping[str, str],
-    decoder: Decoder,
-    stack: LayerStack,
-    proofs: Sequence[LayerProof],
+    measured: Measured,
     tokens: torch.Tensor,
+    export: Callable[[Path], Any | None],
 ) -> Verification:
-    """Hold the checkpoint in ``folder`` to the digests ``meant`` by name, and to the seam model on ``tokens`` [N, S].
+    """Hold the checkpoint in ``folder`` to the digests ``meant`` by name, and to the ``measured`` model on ``tokens``
+    [N, S]. ``export`` loads the folder as transformers does, or gives None where that cannot be.
 
-    The written layers are streamed one at a time, so that a model that barely fits can be verified too. Raises
-    :class:`OutputError`.
+    A layer at a time is copied in float32. Raises :class:`OutputError`.
     """
     try:
         written = SafetensorsCheckpoint(folder)
         verify_tensors(written, meant)
-        _verify_names(written, folder)
+        view = _verify_names(written, folder)
+        rounded = _verify_rounding(view, measured, _coarsest(written, measured.base.dtype))
         tokens = tokens[:WINDOWS, :TOKENS]
-        error = _logits_error(folder, decoder, stack, tokens)
+        loaded = export(folder)
+        exported = (
+            load_decoder(folder, dtype="float32", device="cpu", group_size=1) if loaded is None else Decoder(loaded)
+        )
+        error, tolerance, rounding = _verify_logits(measured, exported, rounded, written, tokens)
     except (CheckpointError, NumericalError) as problem:
         raise OutputError(f"the export does not read back: {problem}") from problem
-    tolerance = allowed_error(len(stack.alive), _coarsest(written, decoder.dtype), proofs)
-    if not error <= tolerance:
-        raise OutputError(
-            f"the export does not compute what was measured: its logits are off by {error:.2e} of their size "
-            f"(allowed {tolerance:.2e}); nothing was left there. Try the other --fold, or another --dtype; "
-            "--no-verify writes it all the same"
-        )
-    return Verification(len(meant), error, tolerance, *tokens.shape)
+    reader = "prunecomp" if loaded is None else "transformers"
+    return Verification(len(meant), error, tolerance, rounding, reader, *tokens.shape)
 
 
 def verify_tensors(written: SafetensorsCheckpoint, meant: Mapping[str, str]) -> None:
@@ -97,8 +125,8 @@ def verify_tensors(written: SafetensorsCheckpoint, meant: Mapping[str, str]) -> 
             )
 
 
-def _verify_names(written: SafetensorsCheckpoint, folder: Path) -> None:
-    """No tensor is of a layer that the config lacks; that none is missing, loading tells."""
+def _verify_names(written: SafetensorsCheckpoint, folder: Path) -> StoredTensors:
+    """The export as its model sees it: no tensor is missing, and none is of a layer that the config lacks."""
     config = read_config(folder)
     family = families.find(config.model_type)
     seen = under_model_names(dequantised(written, config), family)
@@ -109,30 +137,130 @@ def _verify_names(written: SafetensorsCheckpoint, folder: Path) -> None:
             raise OutputError(
                 f"{name} belongs to no layer of the exported config, which has {config.num_hidden_layers}"
             )
+    check_tensors(build_skeleton(config, torch.float32), seen)
+    return seen
 
 
-def _logits_error(folder: Path, decoder: Decoder, stack: LayerStack, tokens: torch.Tensor) -> float:
-    """``|exported - seam model| / |seam model|`` over all logits; in a model with experts the median over tokens of
-    the same, for a router near a tie sends a token elsewhere after one rounding."""
-    attention = str(decoder.config._attn_implementation)
-    name = str(decoder.dtype).removeprefix("torch.")
-    exported = load_decoder(
-        folder,
-        dtype=name,
-        device=str(decoder.device),
-        group_size=1,
-        attention=attention if attention in ATTENTIONS else "auto",
+def _verify_rounding(view: StoredTensors, measured: Measured, coarsest: torch.dtype) -> Weights:
+    """Each survivor's tensor as it was written, by its name in the base model. As they are asked for they are held to
+    what the fold makes of the base's, which they may miss by one rounding."""
+    plan, layers = measured.plan, measured.decoder.family.layers
+    held = set(view.names())
+    tied = dict(getattr(measured.base.model, "all_tied_weights_keys", {}))
+    other = {**tied, **{source: target for target, source in tied.items()}}
+
+    def weights(name: str, base: torch.Tensor) -> torch.Tensor:
+        new = next((n for n in (_renumbered(name, layers, plan.renumber), other.get(name)) if n in held), None)
+        if new is None:
+            raise OutputError(f"the export has no {name} of the base model")
+        got = view.read(new).to(base.device, torch.float32)
+        exact = folded_exactly(plan)(name, base)
+        own, offset = view.dtype(new), abs(plan.offsets.get(name, 0.0))
+        once = not isinstance(view, Dequantised) and torch.finfo(own).eps >= torch.finfo(measured.base.dtype).eps
+        off_by = torch.finfo(own if once else coarsest)
+        size = float(got.norm())
+        allowed = (0.51 if once else 1.0) * off_by.eps * size + off_by.tiny * got.numel() ** 0.5
+        allowed += IN_FLOAT32 * torch.finfo(torch.float32).eps * (size + offset * got.numel() ** 0.5)
+        off = float((got - exact).norm())
+        if not off <= allowed:
+            raise OutputError(
+                f"{new} is not {name} of the base model, folded: it is off by {off:.2e}, and rounding makes no more "
+                f"than {allowed:.2e}"
+            )
+        return got
+
+    return weights
+
+
+def _renumbered(name: str, layers: str, renumber: Mapping[int, int]) -> str:
+    """The name of a survivor's parameter under its new number; any other name as it is."""
+    if not name.startswith(f"{layers}."):
+        return name
+    number, _, rest = name.removeprefix(f"{layers}.").partition(".")
+    return f"{layers}.{renumber[int(number)]}.{rest}"
+
+
+def folded_exactly(plan: FoldPlan) -> Weights:
+    """The parameters of the base model as ``plan`` folds them, in float32."""
+
+    def weights(name: str, base: torch.Tensor) -> torch.Tensor:
+        if not plan.changes(name):
+            return base
+        work = plan.replaced.get(name, base).to(base.device, torch.float64)
+        offset = plan.offsets.get(name, 0.0)
+        return ((work + offset) * plan.factors.get(name, 1.0) - offset).to(torch.float32)
+
+    return weights
+
+
+def _verify_logits(
+    measured: Measured, exported: Decoder, rounded: Weights, written: SafetensorsCheckpoint, tokens: torch.Tensor
+) -> tuple[float, float, float]:
+    """How far the export's logits are off, how far they may be, and what of it is the rounding of its weights.
+
+    Four models stand in a row, each off from the one before by one thing alone: the seam model as it was measured; the
+    same in float32, as its reader loads it; folded; with each weight rounded as it was written; and the export. Raises
+    :class:`OutputError` where one is off by more than that thing makes.
+    """
+    decoder, base, stack, plan = measured.decoder, measured.base, measured.stack, measured.plan
+    layers, experts = len(stack.alive), _has_experts(decoder)
+    seams = dict(zip(stack.alive, stack.seams, strict=True))
+    none = dict.fromkeys(stack.alive, 1.0)
+    device = decoder.device
+
+    def replaced(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return plan.replaced.get(name, tensor).to(tensor.device, torch.float32)
+
+    seam_model = logits_in_float32(base, tokens, device, seams, replaced)
+    disturbed = logits_in_float32(base, tokens, device, seams, replaced, torch.Generator().manual_seed(0))
+    noise = relative_error(disturbed, seam_model, experts)
+    tight = min(max(allowed_error(layers, torch.float32), NOISE * noise), LARGEST_TOLERANCE)
+
+    with decoder.evaluating():
+        run = decoder.logits(decoder.run(stack, tokens))
+    coarse = max(torch.finfo(decoder.dtype).eps, torch.finfo(torch.float32).eps)
+    grain = max(allowed_error(layers, decoder.dtype), tight * coarse / torch.finfo(torch.float32).eps)
+    _hold(
+        relative_error(run, seam_model, experts),
+        min(grain, LARGEST_TOLERANCE),
+        "the model that was measured is not the one that is loaded",
     )
-    with decoder.evaluating(), exported.evaluating():
-        expected = decoder.run(stack, tokens)
-        got = exported.run(LayerStack.dense(len(stack.alive)), tokens)
-        wrong, size = [], []
-        for ours, theirs in zip(got, expected, strict=True):  # a window at a time: logits are wide
-            reference = decoder.logits(theirs).double()
-            wrong.append((exported.logits(ours).double() - reference).square().sum(dim=-1))
-            size.append(reference.square().sum(dim=-1))
+
+    folded = logits_in_float32(base, tokens, device, none, folded_exactly(plan)) if plan.factors else seam_model
+    epsilons = tight + min(AMPLIFICATION * sum(proof.epsilon_error for proof in measured.proofs), LARGEST_TOLERANCE)
+    _hold(
+        relative_error(folded, seam_model, experts), epsilons, "the fold does not compute what was measured",
+        f"Go on with --resume --fold {plan.other_form}, or ",
+    )  # fmt: skip
+    stored = logits_in_float32(base, tokens, device, none, rounded)
+    rounding = relative_error(stored, folded, experts)
+    _hold(
+        rounding, max(tight, allowed_error(layers, _coarsest(written, base.dtype))),
+        "rounding the folded weights to the dtype they are stored in costs too much",
+        f"Go on with --resume --fold {plan.other_form}, or ",
+    )  # fmt: skip
+    got = logits_in_float32(exported, tokens, device, dict.fromkeys(range(layers), 1.0))
+    _hold(relative_error(got, stored, experts), tight, "the export does not compute what was measured")
+    return relative_error(got, seam_model, experts), 2 * tight + epsilons + rounding, rounding
+
+
+def _hold(error: float, allowed: float, what: str, advice: str = "") -> None:
+    if not error <= allowed:
+        raise OutputError(
+            f"{what}: its logits are off by {error:.2e} of their size (allowed {allowed:.2e}); nothing was left there. "
+            f"{advice or 'Go on '}with --resume --no-verify to write it all the same"
+        )
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor, experts: bool) -> float:
+    """``|got - expected| / |expected|`` over all logits [N, S, V]; in a model with experts the median over tokens of
+    the same, for a router near a tie sends a token elsewhere after one rounding."""
+    wrong, size = [], []
+    for ours, theirs in zip(got, expected, strict=True):  # a window at a time: logits are wide
+        wrong.append((ours.double() - theirs.double()).square().sum(dim=-1))
+        size.append(theirs.double().square().sum(dim=-1))
     squares = torch.stack([torch.cat(wrong), torch.cat(size)])  # [2, tokens]
-    if not _has_experts(decoder):
+    if not experts:
         squares = squares.sum(dim=1, keepdim=True)
     return float((squares[0] / squares[1].clamp(min=torch.finfo(torch.float64).tiny)).sqrt().median())
 
@@ -141,13 +269,11 @@ def _has_experts(decoder: Decoder) -> bool:
     return any("experts." in name for layer in decoder.layers for name, _ in layer.named_parameters())
 
 
-def allowed_error(layers: int, dtype: torch.dtype, proofs: Sequence[LayerProof]) -> float:
-    """Rounding in the coarser of the stored and the compute dtype, and what the proofs measured for the epsilons.
-
-    One rounding is at most ``eps / 2``.
-    """
-    rounding = AMPLIFICATION * math.sqrt(ROUNDINGS_A_LAYER * layers) * torch.finfo(dtype).eps / 2
-    return min(rounding + AMPLIFICATION * sum(proof.epsilon_error for proof in proofs), LARGEST_TOLERANCE)
+def allowed_error(layers: int, dtype: torch.dtype) -> float:
+    """What rounding to ``dtype``, or to float32, which norms and rotary embeddings of transformers compute in whatever
+    the weights are, makes in so many layers. One rounding is at most ``eps / 2``."""
+    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return min(AMPLIFICATION * math.sqrt(ROUNDINGS_A_LAYER * layers) * eps / 2, LARGEST_TOLERANCE)
 
 
 def _coarsest(written: SafetensorsCheckpoint, compute: torch.dtype) -> torch.dtype:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,31 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from prunecomp.checkpoint.claim import check_place, claimed, locked, placed
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
-from prunecomp.model.weights import INDEX, SINGLE, TensorSource
+from prunecomp.model.files import INDEX, SINGLE
+from prunecomp.model.weights import TensorSource
 from prunecomp.plain import json_text
 
 GENERATION = "generation_config.json"
-CARRIED_FILES = (GENERATION, "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
-CARRIED_PATTERNS = ("tokenizer*", "*processor_config.json", "chat_template*", "*.jinja", "LICENSE*", "NOTICE*")
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
 def check_output(out: Path) -> None:
     """Raise :class:`OutputError` unless ``out`` can become a new folder. Called before any work is done."""
+    check_place(out)
+    if out.is_symlink():
+        raise OutputError(f"{out} is a link to {os.readlink(out)}: choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} exists and is not an empty folder: choose another --out, or remove it")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{parent} is not writable: choose another --out")
+    if out.exists() and (os.path.ismount(out) or out.samefile(os.curdir)):
+        raise OutputError(
+            f"{out} is the current folder, or one where a file system is mounted, and cannot be replaced: choose a "
+            "folder within it as --out"
+        )
 
 
 @contextmanager
@@ -44,23 +48,43 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
     A process that is killed leaves only the hidden folder, which the next run to the same place removes.
     """
-    out = out.absolute()
-    partial = out.with_name(f".{out.name}.partial")
+    out = placed(out)
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")
+    with claimed(out) as made:
+        try:
+            made.clear()  # folders that were written to stay
+            remove_leftovers(out)
+            partial.mkdir()
+            with _open_folder(partial) as descriptor:
+                locked(descriptor)
+                yield partial
+                for path in [*partial.rglob("*"), partial]:
+                    _fsync(path)
+                partial.rename(out)  # an empty folder there is replaced, one that was filled meanwhile is not
+            _fsync(out.parent)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"{out} could not be written ({error}); nothing was left there") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what processes that were killed have left beside ``out``; living ones hold a lock on theirs."""
+    leftover = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
+    with suppress(OSError):  # a courtesy: where it cannot be done, nothing depends on it
+        for entry in [each for each in os.scandir(out.parent) if leftover.fullmatch(each.name)]:
+            with _open_folder(Path(entry.path)) as descriptor:
+                if locked(descriptor):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        for path in [*partial.iterdir(), partial]:
-            _fsync(path)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-        _fsync(out.parent)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out} could not be written ({error}); nothing was left there") from error
+        yield descriptor
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _fsync(path: Path) -> None:
@@ -144,11 +168,3 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation config, chat template and licence files as they are."""
-    names = {path.name for pattern in CARRIED_PATTERNS for path in source.glob(pattern)} | set(CARRIED_FILES)
-    for name in sorted(names):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import prunecomp
+from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.options import (
     EXIT_CODES,
@@ -52,6 +53,7 @@ from prunecomp.report.comparison import (
     save_tables,
     saving,
 )
+from prunecomp.report.console import Console
 
 
 def parse_names(option: str, text: str | None) -> list[str] | None:
@@ -64,8 +66,10 @@ def parse_names(option: str, text: str | None) -> list[str] | None:
     return names
 
 
-def earlier_results(out: Path, resume: bool) -> Comparison | None:
-    """What an interrupted comparison has left in ``out``. Raises :class:`OutputError` where something else is there."""
+def earlier_results(held: ExitStack, out: Path, resume: bool) -> Comparison | None:
+    """Have nobody else write to ``out``; what an interrupted comparison has left there. Raises :class:`OutputError`
+    where something else is there."""
+    held.enter_context(claimed(out))
     if resume:
         if (out / RECORD).is_file():
             return load_record(out)
@@ -150,9 +154,9 @@ def compare(
     """
     if one_shot and both_ways:
         raise OptionError("--one-shot and --both-ways: give one of them")
-    with process_group(device) as job:
+    with process_group(device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
-        earlier = from_leader(lambda: earlier_results(out, resume))
+        earlier = from_leader(lambda: earlier_results(held, out, resume))
         result = prunecomp.compare(
             model, parse_layers("--layers", layers), calibration, eval=eval or None,
             metrics=parse_names("--metrics", metrics), compensations=parse_names("--compensations", compensations),
@@ -169,7 +173,7 @@ def compare(
     if not job.leads:
         return
     if note is not None:
-        Console(stderr=True).print(note, highlight=False, markup=False)
+        Console(stderr=True).print(note, highlight=False)
     if as_json:
         print_json(result.record())
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import prunecomp
 from prunecomp.cli.options import (
@@ -31,6 +30,7 @@ from prunecomp.engine.parallel import process_group
 from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError
 from prunecomp.ops.backends import describe_backends
+from prunecomp.report.console import Console
 from prunecomp.report.tables import backends_table, info_table, plan_tables
 from prunecomp.subject import describe
 
@@ -39,7 +39,7 @@ from prunecomp.subject import describe
 @reporting
 def evaluate(
     model: Model,
-    eval: Annotated[str, typer.Option(help="text, .jsonl, .npy, 'wikitext2-test' or a dataset", show_default=False)],
+    eval: Annotated[str, typer.Option(help="as --calibration of prune, or 'wikitext2-test'", show_default=False)],
     seqlen: Seqlen = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,8 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.loader import ATTENTIONS
 from prunecomp.ops.backends import BACKENDS
+from prunecomp.options import LARGEST_SEED
+from prunecomp.values import MOST_LAYERS, shown
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 options, 3 model, 4 data, 5 non-finite values, 6 fold refused, 7 output, "
@@ -37,7 +38,8 @@ Model = Annotated[str, typer.Argument(help="local checkpoint folder or hub id", 
 Calibration = Annotated[
     str,
     typer.Option(
-        help="text, .jsonl ('text' field), .npy of token ids, 'wikitext2' (the paper's protocol), or a dataset as "
+        help="text, .jsonl, .json or .parquet ('text' field), each also as .gz, .npy of token ids, - for stdin, "
+        "'wikitext2' (the paper's protocol), or a dataset as "
         "NAME[:CONFIG[:SPLIT[:FIELD]]]",
         show_default=False,
     ),
@@ -49,7 +51,7 @@ Seqlen = Annotated[
         min=2, help="tokens a window [default: the smaller of 2048 and the model's context]", show_default=False
     ),
 ]
-Seed = Annotated[int, typer.Option(help="seed of the choice of windows")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="seed of the choice of windows")]
 Documents = Annotated[
     bool, typer.Option("--documents", help="each JSONL line or paragraph is a sample of its own, cut at --seqlen")
 ]
@@ -103,7 +105,7 @@ DeviceMemory = Annotated[
 HostMemory = Annotated[
     str | None, typer.Option(help="host memory for states behind a GPU [default: as above]", show_default=False)
 ]
-Disk = Annotated[Path | None, typer.Option(help="folder for states that fit nowhere else", show_default=False)]
+Disk = Annotated[str | None, typer.Option(help="folder for states that fit nowhere else", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, and nothing else there")]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="read pytorch_model.bin where there is no safetensors")
@@ -116,20 +118,31 @@ def parse_layers(option: str, text: str | None) -> list[int] | None:
         return None
     layers: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            layers.update(range(int(first), int(last if dash else first) + 1))
-        except ValueError:
-            raise OptionError(f"{option} {text}: write layer numbers and ranges, as in 0-3,7") from None
+        match = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)
+        if match is None:
+            raise OptionError(f"{option} {shown(text)}: write layer numbers and ranges, as in 0-3,7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise OptionError(f"{option} {shown(text)}: {first}-{last} runs backwards; write {last}-{first}")
+        layers.update(range(first, _bounded(option, text, last) + 1))
     return sorted(layers)
 
 
 def parse_order(option: str, text: str | None) -> list[int]:
     """``"7,3,5"`` to ``[7, 3, 5]``."""
-    try:
-        return [] if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise OptionError(f"{option} {text}: write layer numbers in order, as in 7,3,5") from None
+    if text is None:
+        return []
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*(?:,\s*[0-9]{1,18}\s*)*", text) is None:
+        raise OptionError(f"{option} {shown(text)}: write layer numbers in order, as in 7,3,5")
+    return [_bounded(option, text, int(part)) for part in text.split(",")]
+
+
+def _bounded(option: str, text: str, layer: int) -> int:
+    if layer > MOST_LAYERS:
+        raise OptionError(
+            f"{option} {shown(text)}: no model has so many layers; write numbers that it has, as in 0-3,7"
+        )
+    return layer
 
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -139,9 +152,14 @@ def parse_size(option: str, text: str | None) -> int | None:
     """``"24GB"`` to ``24_000_000_000``, ``"1.5GiB"`` to ``1_610_612_736``."""
     if text is None:
         return None
-    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?I?)B?", text.strip().upper())
-    try:
-        assert match is not None
-        return int(float(match[1]) * UNITS[match[2]])
-    except (AssertionError, KeyError, ValueError):
-        raise OptionError(f"{option} {text}: write bytes, or a number with a unit, as in 24GB or 500MiB") from None
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})\s*([KMGT]I?)?B?", text.strip().upper())
+    if match is None:
+        raise OptionError(f"{option} {shown(text)}: write bytes, or a number with a unit, as in 24GB or 500MiB")
+    return int(float(match[1]) * UNITS[match[2] or ""])
+
+
+def parse_shard_size(option: str, gigabytes: float) -> int:
+    """A size in GB in bytes."""
+    if not 1e-3 <= gigabytes <= 1e6:  # NaN lies nowhere
+        raise OptionError(f"{option} {gigabytes}: give GB a file, from 0.001 to 1000000")
+    return int(gigabytes * 1e9)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import prunecomp
+from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.recipe import check_recipe
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
 from prunecomp.cli.options import (
@@ -43,29 +43,47 @@ from prunecomp.cli.options import (
     Span,
     parse_layers,
     parse_order,
+    parse_shard_size,
     parse_size,
 )
 from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.engine.progress import silent
-from prunecomp.journal import journal_path, remove_journal
+from prunecomp.errors import JournalError
+from prunecomp.journal import differences, journal_path
+from prunecomp.plain import json_text, parse_json, read_object
+from prunecomp.report.console import Console
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
-from prunecomp.result import RECORD
+from prunecomp.result import RECORD, PruneResult
 from prunecomp.subject import stored_as
 
 
-def only_the_journal_is_left(out: Path) -> bool:
-    """Whether a run was killed when its checkpoint was whole and its journal not yet removed."""
-    return journal_path(out).is_file() and (out / RECORD).is_file()
+def occupy(held: ExitStack, out: Path, resume: bool) -> bool:
+    """Have nobody else write to ``out``, and nothing be there: but what a run left that was killed when its checkpoint
+    was whole and its journal not yet removed. Whether there is such a checkpoint."""
+    held.enter_context(claimed(out))
+    whole = resume and journal_path(out).is_file() and (out / RECORD).is_file()
+    if not whole:
+        check_output(out)
+    return whole
 
 
-def report_written(out: Path, as_json: bool) -> None:
-    remove_journal(journal_path(out))
-    if as_json:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        print_json({key: value for key, value in record.items() if key != "fold_proofs"})
-    else:
-        Console(soft_wrap=True).print(f"{out} was whole when the run was killed: nothing is left to do")
+def own_record(result: PruneResult, out: Path, measured: bool) -> dict[str, Any]:
+    """The record of the checkpoint in ``out``. Raises :class:`JournalError` unless it is that of ``result``."""
+    record = read_object(out / RECORD, JournalError)
+    asked = parse_json(json_text(result.record()), "the record", JournalError)
+    there, here = ({key: one.get(key) for key in ("options", "rounds")} for one in (record, asked))
+    for one in (there, here):
+        if isinstance(one["options"], dict):
+            one["options"].pop("device", None)
+    there["eval"], here["eval"] = record.get("perplexity") is not None, measured
+    differing = differences(there, here)
+    if differing:
+        raise JournalError(
+            f"{out} holds the checkpoint of another run: " + "; ".join(differing) + ". Give the same model, data and "
+            "options, or another --out"
+        )
+    return record
 
 
 @app.command(
@@ -96,8 +114,7 @@ def prune(
     parity: Parity = None,
     fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
-    max_shard_size: Annotated[float, typer.Option(min=0.001, help="GB a file of the export")] = DEFAULT_SHARD_BYTES
-    / 1e9,
+    max_shard_size: Annotated[float, typer.Option(help="GB a file of the export")] = DEFAULT_SHARD_BYTES / 1e9,
     verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="also write a mergekit.yml that makes the same weights")
@@ -113,13 +130,10 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove layers, compensate, and write an ordinary Hugging Face checkpoint."""
-    with process_group(device) as job:
+    shard_bytes = parse_shard_size("--max-shard-size", max_shard_size)
+    with process_group(device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
-        if from_leader(lambda: resume and only_the_journal_is_left(out)):
-            if job.leads:
-                report_written(out, as_json)
-            return
-        from_leader(lambda: check_output(out))
+        whole = from_leader(lambda: occupy(held, out, resume))
         if recipe:
             check_recipe(fold.value, compensation, model, *stored_as(model))
         progress = progress_on_stderr() if job.leads else silent
@@ -128,15 +142,19 @@ def prune(
             dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, one_shot=one_shot,
             keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
             given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
-            fold=fold.value, eval=eval, allow_pickle=allow_pickle, attn=attn, compile=compile, backend=backend,
-            device_memory=parse_size("--device-memory", device_memory),
+            fold=fold.value, eval=None if whole else eval, allow_pickle=allow_pickle, attn=attn, compile=compile,
+            backend=backend, device_memory=parse_size("--device-memory", device_memory),
             host_memory=parse_size("--host-memory", host_memory), disk=disk, journal=journal_path(out), resume=resume,
             progress=progress,
         )  # fmt: skip
-        if job.leads:
+        if job.leads and whole:
+            record = own_record(result, out, eval is not None)
+            if result.on_saved is not None:
+                result.on_saved()
+        elif job.leads:
             result.save(
                 out,
-                shard_bytes=int(max_shard_size * 1e9),
+                shard_bytes=shard_bytes,
                 verify=verify,
                 recipe=recipe,
                 progress=progress,
@@ -145,9 +163,12 @@ def prune(
     if not job.leads:
         return
     if as_json:
-        print_json(result.record())
+        print_json({key: value for key, value in record.items() if key != "fold_proofs"} if whole else result.record())
         return
-    console = Console()
+    console = Console(soft_wrap=whole)
+    if whole:
+        console.print(f"{out} was whole when the run was killed: nothing is left to do", markup=False)
+        return
     console.print(rounds_table(result))
     table = perplexity_table(result)
     if table is not None:

@@ -6,17 +6,22 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
-from prunecomp.errors import PrunecompError, PrunecompWarning
+from prunecomp.errors import OutputError, PrunecompError, PrunecompWarning
+from prunecomp.escape import one_line
 from prunecomp.plain import json_text
+from prunecomp.report.comparison import RECORD as MEASURED
+from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
+from prunecomp.result import RECORD
+from prunecomp.starting import Stopped, stoppable, unwritten
 
 app = typer.Typer(
     help="Prune layers from large language models and compensate for them without training (Prune&Comp).",
@@ -39,25 +44,45 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             line: str | None = None,
         ) -> None:  # fmt: skip
             if issubclass(category, PrunecompWarning):
-                console.print(Text.assemble(("warning:", "bold yellow"), f" {message}"))
+                console.print(Text.assemble(("warning:", "bold yellow"), f" {one_line(message)}"))
             else:
                 usual(message, category, filename, lineno, file, line)
 
+        out: Path | None = kwargs.get("out")
         try:
-            with warnings.catch_warnings():
+            with stoppable(), warnings.catch_warnings():
                 usual, warnings.showwarning = warnings.showwarning, show
                 command(*args, **kwargs)
+                delivered(out)
         except PrunecompError as error:
             # In one write: other processes of the job have something to say at the same moment.
-            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {error}"))
+            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {one_line(error)}"))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            console.print(
-                "interrupted; no checkpoint was written. prune and compare go on with the same command and --resume."
-            )
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            word, code = (stop.word, stop.exit_code) if isinstance(stop, Stopped) else ("interrupted", 130)
+            console.print(Text(f"{word}; {left_behind(out)}"))
+            raise typer.Exit(code) from None
 
     return run
+
+
+def delivered(out: Path | None) -> None:
+    """Raise :class:`OutputError` where what was printed did not arrive, and is not in ``out`` as well: then warn."""
+    reason = unwritten(sys.stdout)
+    if reason is not None and out is None:
+        raise OutputError(f"standard output could not be written to ({reason})")
+    if reason is not None:
+        warnings.warn(f"standard output could not be written to ({reason}); {out} is whole", PrunecompWarning, 2)
+
+
+def left_behind(out: Path | None) -> str:
+    """What is true of a command that was stopped."""
+    if out is None:
+        return "nothing was written."
+    if (out / RECORD).is_file():
+        return f"{out} holds a whole checkpoint."
+    kept = f"; what is measured is in {out}" if (out / MEASURED).is_file() else ""
+    return f"no checkpoint was written{kept}. prune and compare go on with the same command and --resume."
 
 
 def progress_on_stderr() -> Progress:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.api import compiles, load
-from prunecomp.compare.arms import Arm, choose_arms, find_preset, named_texts
-from prunecomp.compare.plan import Plan, check_arms
+from prunecomp.compare.arms import Arm, choose_arms, find_preset, named_texts, read_arms, read_grid
+from prunecomp.compare.plan import Plan, candidates_of_arm, check_arms
 from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
@@ -21,9 +21,8 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import JournalError, OptionError
 from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import differences
-from prunecomp.ops import requested
-from prunecomp.result import PruneOptions
-from prunecomp.subject import open_subject
+from prunecomp.options import PruneOptions, check_taken, open_model
+from prunecomp.values import layer_numbers
 
 
 def compare(
@@ -85,9 +84,11 @@ def compare(
     """
     started = time.perf_counter()
     published = find_preset(preset)
-    chosen = list(dict.fromkeys(arms or choose_arms(published, metrics, compensations, one_shot, parity)))
+    grid = {"metrics": metrics, "compensations": compensations, "one_shot": one_shot, "parity": parity}
+    chosen = choose_arms(published, **read_grid(**grid)) if arms is None else read_arms(arms, preset=preset, **grid)
+    taken = PruneOptions.samples if samples is None else samples
     if published is not None:
-        samples = published.samples if samples is None else samples
+        taken = published.samples if samples is None else samples
         calibration = published.calibration if calibration is None else calibration
         eval = list(published.texts) if eval is None else eval
     if calibration is None:
@@ -95,25 +96,25 @@ def compare(
     sources = {} if eval is None else named_texts(eval)
     if not sources:
         raise OptionError("--eval: give at least one text to measure perplexity on")
-    common = PruneOptions(
-        layers=1, samples=128 if samples is None else samples,
-        seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
-        keep=sorted(keep), candidates=None if candidates is None else sorted(candidates), given=list(given),
-        parity=next((arm.parity for arm in chosen if arm.parity is not None), None), attn=attn, compile=compile,
-        backend=requested(backend),
+    common = PruneOptions.of(
+        layers=1, samples=taken, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device, keep=keep,
+        candidates=candidates, given=given, parity=next((arm.parity for arm in chosen if arm.parity is not None), None),
+        attn=attn, compile=compile, backend=backend,
     )  # fmt: skip
+    seqlen, seed = common.seqlen, common.seed
+    counts = [] if layers is None else sorted(set(layer_numbers("--layers", layers)))
     check_arms(common, chosen)
-    subject = open_subject(
-        model, dtype=common.compute_dtype, device=device, tokenizer=tokenizer, allow_pickle=allow_pickle,
-        attention=attn,
-    )  # fmt: skip
+    subject = open_model(model, common, tokenizer, allow_pickle)
     if layers is None and published is not None:
-        layers = published.layers(subject.num_layers)
-    counts = sorted(set(layers or []))
+        counts = published.layers(subject.num_layers)
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
     check_read_once([calibration, *sources.values()])
+    for arm in chosen:
+        candidates_of_arm(common, arm, counts[-1], subject.num_layers)  # too few is told before any work
     windows = calibration_windows(subject, calibration, common.samples, seqlen, seed, documents)
+    if samples is not None:
+        check_taken(windows, common.samples, None)
     texts = {name: evaluation_windows(subject, source, seqlen) for name, source in sources.items()}
     for some in (windows, *texts.values()):
         Workers.current(some.count)  # too few for the processes is told before any work
@@ -136,6 +137,8 @@ def compare(
             **{name: version(name) for name in ("torch", "transformers", "safetensors")},
         },
     )
+    if earlier is not None and not isinstance(earlier, Comparison):
+        raise OptionError("earlier: give the Comparison that on_measured was last called with")
     if earlier is not None:
         before = continued(before, earlier, chosen)
     left = [arm for arm in chosen if not before.complete(arm, counts)]

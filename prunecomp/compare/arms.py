@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import PROTOCOLS
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
+from prunecomp.options import PARITIES, PruneOptions
+from prunecomp.values import flag, one_of, shown
+from prunecomp.values import text as name_of
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,54 @@ def choose_arms(
     return arms
 
 
+def read_grid(metrics: Any, compensations: Any, one_shot: Any, parity: Any) -> dict[str, Any]:
+    """The axes of a grid as lists, None where they are not given. Raises :class:`OptionError`."""
+    return {
+        "metrics": _names("--metrics", metrics, METRICS),
+        "compensations": _names("--compensations", compensations, COMPENSATIONS),
+        "one_shot": None
+        if one_shot is None
+        else [flag("--one-shot", mode) for mode in _several("--one-shot", one_shot)],
+        "parity": None if parity is None else one_of("--parity", parity, PARITIES),
+    }
+
+
+def read_arms(arms: Any, **grid: Any) -> list[Arm]:
+    """Arms, each once. Raises :class:`OptionError` where a ``grid`` or a preset is given beside them."""
+    for option, value in grid.items():
+        if value is not None:
+            raise OptionError(f"{option}: the arms say what is compared already; give one of the two")
+    chosen = list(dict.fromkeys(arm for arm in _several("arms", arms) if isinstance(arm, Arm)))
+    if not all(isinstance(arm, Arm) for arm in arms):
+        raise OptionError("arms: give prunecomp.compare.Arm objects, as in [Arm('bi', 'scale')]")
+    for arm in chosen:
+        PruneOptions.of(
+            layers=1, metric=arm.metric, compensation=arm.compensation, one_shot=arm.one_shot, parity=arm.parity
+        )
+    return chosen
+
+
+def _names(option: str, values: Any, known: Mapping[str, object]) -> list[str] | None:
+    if values is None:
+        return None
+    names = [name_of(option, value) for value in _several(option, values)]
+    for name in names:
+        try:
+            known[name]
+        except OptionError as error:
+            raise OptionError(f"{option}: {error}") from error
+    return names
+
+
+def _several(option: str, values: Any) -> list[Any]:
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
+        raise OptionError(f"{option} {shown(values)}: give a list with at least one entry")
+    return list(values)
+
+
 def find_preset(name: str | None) -> Preset | None:
     """Raises :class:`OptionError` for a name that is not known."""
-    if name is not None and name not in PRESETS:
-        raise OptionError(f"--preset {name}: choose {', '.join(PRESETS)}")
-    return None if name is None else PRESETS[name]
+    return None if name is None else PRESETS[one_of("--preset", name, PRESETS)]
 
 
 def named_texts(given: Any) -> dict[str, Any]:
@@ -125,6 +173,11 @@ def named_texts(given: Any) -> dict[str, Any]:
     :class:`OptionError` where two have one name.
     """
     if isinstance(given, Mapping):
+        for name in given:
+            if not isinstance(name, str) or not name.strip():
+                raise OptionError(
+                    f"--eval: {shown(repr(name))} is no name; give sources by names, as in {{'mine': 'a.txt'}}"
+                )
         return {name: _fed(name, source) for name, source in given.items()}
     if not isinstance(given, str | Path | list | tuple):
         return {"eval": given}
@@ -133,9 +186,9 @@ def named_texts(given: Any) -> dict[str, Any]:
         if not isinstance(text, str | Path):
             raise OptionError("token ids need a name to go by: give eval={'name': array}")
         name, named, source = str(text).partition("=")
-        if not named or Path(text).is_file():
+        if not named or os.path.isfile(text):
             source = str(text)
-            name = Path(text).stem if Path(text).is_file() else source
+            name = Path(text).stem if os.path.isfile(text) else source
         if not name or not source:
             raise OptionError(f"--eval {text}: write NAME=PATH, a path, or the name of a text")
         if name in texts:

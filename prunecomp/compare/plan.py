@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress
 from prunecomp.engine.run import Run
 from prunecomp.errors import OptionError
-from prunecomp.metrics import METRICS, check_order
+from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import choose_candidates
-from prunecomp.result import PruneOptions
+from prunecomp.options import PruneOptions
+from prunecomp.plan import candidates_of
 from prunecomp.subject import Subject
 
 
@@ -35,10 +36,27 @@ def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
     )  # fmt: skip
 
 
+@contextmanager
+def naming(arm: Arm) -> Iterator[None]:
+    """Say in an :class:`OptionError` which arm it is about."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(f"{arm.name}: {error}") from error
+
+
+def candidates_of_arm(common: PruneOptions, arm: Arm, layers: int, num_layers: int) -> list[int]:
+    """The layers that an arm may remove. Raises :class:`OptionError` where they are too few."""
+    with naming(arm):
+        return candidates_of(options_of(common, arm, layers), num_layers)
+
+
 def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
     """Raise :class:`OptionError` for names that are not known, and for arms that cannot be compared."""
-    for arm in arms:
-        options_of(common, arm, 1).check(METRICS, COMPENSATIONS)
+    together = [options_of(common, arm, 1) for arm in arms]
+    for arm, options in zip(arms, together, strict=True):
+        with naming(arm):
+            options.check(METRICS, COMPENSATIONS, together)
     if len({arm.parity for arm in arms}) > 1:
         raise OptionError("arms with and without --parity official run in different dtypes: compare them separately")
 
@@ -55,15 +73,8 @@ class Plan:
     counts: list[int]
 
     def candidates(self, arm: Arm) -> list[int]:
-        """The layers that the arm may remove. Raises :class:`OptionError` where they are too few."""
-        num_layers = self.subject.num_layers
-        barriers = METRICS[arm.metric]().barriers(num_layers)
-        try:
-            if arm.metric == "given":
-                check_order(self.common.given, num_layers)
-            return choose_candidates(num_layers, self.counts[-1], self.common.keep, self.common.candidates, barriers)
-        except OptionError as error:
-            raise OptionError(f"{arm.name}: {error}") from error
+        """The layers that the arm may remove."""
+        return candidates_of_arm(self.common, arm, self.counts[-1], self.subject.num_layers)
 
     def place(self, device_memory: int | None, host_memory: int | None, disk: str | Path | None) -> Placement:
         """The placement of the whole, its room in boundaries of the calibration windows."""

@@ -247,10 +247,11 @@ def _parquet_texts(data: bytearray, name: str, field: str, most: int | None) -> 
 def _load_array(source: Path | BinaryIO, name: str) -> np.ndarray:
     """The array of an .npy file, or the only one of an .npz."""
     try:
-        if isinstance(source, io.BytesIO) and zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                if sum(member.file_size for member in archive.infolist()) > LARGEST:
-                    raise DataError(f"{name} unpacks to more than {LARGEST:,} bytes: give its token ids as .npy")
+        if isinstance(source, io.BytesIO):
+            if zipfile.is_zipfile(source):
+                with zipfile.ZipFile(source) as archive:
+                    if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                        raise DataError(f"{name} unpacks to more than {LARGEST:,} bytes: give its token ids as .npy")
             source.seek(0)
         loaded: Any = np.load(source, allow_pickle=False, mmap_mode="r" if isinstance(source, Path) else None)
         if isinstance(loaded, np.lib.npyio.NpzFile):

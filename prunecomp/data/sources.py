@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 
 from prunecomp.data.files import STDIN, SUFFIXES, Content, read_file
-from prunecomp.errors import DataError, OptionError
+from prunecomp.errors import DataError, PrunecompError
 
 Tokenize = Callable[[str], list[int]]
 JOIN = "\n\n"
+DATASET_SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".txt", ".gz")
+"""Of files that make a folder a dataset."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class TokenSource:
     windows: int | None = None
     """Consecutive windows that count, from the first on; all if None."""
 
+    def longest(self, seqlen: int) -> int:
+        """Tokens of the longest window where ``seqlen`` is asked for."""
+        return seqlen if self.tokens.ndim == 1 else int((self.tokens >= 0).sum(axis=1).max())
+
 
 @dataclass(frozen=True)
 class DocumentSource:
@@ -89,25 +96,31 @@ class Reading:
     protocol: Protocol = PLAIN
 
 
-class Tokenizer:
-    """A tokenizer of transformers, as texts are read with it."""
+UNDESCRIBED = "the tokenizer gives a token the id {}"
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not callable(tokenizer):
-            raise OptionError(f"tokenizer: give a tokenizer of transformers, not {tokenizer!r}")
-        self._tokenizer = tokenizer
+
+class Tokenizer:
+    """A tokenizer of transformers, as texts are read with it: loaded for the first one, for token ids need none."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._load()
 
     def __call__(self, text: str) -> list[int]:
         # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
         ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return ids
 
-    def spell(self, token: int) -> str:
-        """A token as the vocabulary has it."""
+    def describe(self, token: int) -> str:
+        """How many tokens there are, and what the one of this id is."""
         try:
-            return repr(self._tokenizer.convert_ids_to_tokens(token))
+            spelt = self._tokenizer.convert_ids_to_tokens(token)
+            return f"the tokenizer, of {len(self._tokenizer)} tokens, gives {spelt!r} the id {token}"
         except Exception:  # only to say more in an error; what is no tokenizer of transformers may not know
-            return ""
+            return UNDESCRIBED.format(token)
 
 
 def read(source: Any) -> Reading:
@@ -123,16 +136,21 @@ def read(source: Any) -> Reading:
     if not isinstance(source, str | Path):
         return Reading(as_array(source), "the array of token ids")
     name = str(source)
+    if not name.strip():
+        raise DataError("the name of a source is empty: give a path, or the name of a protocol or dataset")
     given, named, file = name.partition("=")
     if named and given in PROTOCOLS and not _exists(name):
         protocol = PROTOCOLS[given]
         if not _exists(file):
             raise DataError(f"{name}: there is no file {file}; give the text as .txt, or its documents as .jsonl")
         return Reading(read_file(file, name, protocol.field, protocol.documents), name, protocol)
-    if _exists(name) and not Path(name).is_dir():
+    folder = os.path.isdir(name)
+    if _exists(name) and not folder:
         return Reading(read_file(name, name), name)
-    if not Path(name).is_dir() and not _may_be_dataset(name):
+    if not folder and not _may_be_dataset(name):
         raise DataError(f"{name}: no such file")
+    if folder and ((Path(name) / "config.json").exists() or not _holds_data(name)):
+        raise DataError(f"{name} is a folder, and no dataset: give a file in it")
     protocol = PROTOCOLS.get(name) or _parse_dataset(name)
     return Reading(_load_dataset(name, protocol), name, protocol)
 
@@ -180,9 +198,12 @@ def check_read_once(sources: Iterable[Any]) -> None:
             continue  # what is wrong with it is told when it is read
         if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
             continue
-        other = seen.setdefault((status.st_dev, status.st_ino), str(source))
-        if other is not str(source):
-            raise DataError(f"{source}: it is a pipe that {other} reads too, and can be read once: give a file")
+        identity = status.st_dev, status.st_ino
+        if identity in seen:
+            raise DataError(
+                f"{source}: it is a pipe that {seen[identity]} reads too, and can be read once: give a file"
+            )
+        seen[identity] = str(source)
 
 
 def token_ids(text: str, name: str, tokenize: Tokenize | None, vocab_size: int | None) -> np.ndarray:
@@ -191,38 +212,43 @@ def token_ids(text: str, name: str, tokenize: Tokenize | None, vocab_size: int |
         raise DataError(f"{name} is text, and the model has no tokenizer: add one, or give token ids as .npy")
     try:
         tokens = np.asarray(tokenize(text), dtype=np.int64)
+    except PrunecompError:
+        raise
     except Exception as error:  # tokenizers have errors of many kinds, of other languages too
         raise DataError(f"{name}: the tokenizer does not take it ({type(error).__name__}: {error})") from error
     outside = tokens[(tokens < 0) | (tokens >= vocab_size)] if vocab_size is not None else tokens[:0]
     if len(outside):
         token = int(outside[0])
-        spelt = tokenize.spell(token) if isinstance(tokenize, Tokenizer) else ""
+        given = tokenize.describe(token) if isinstance(tokenize, Tokenizer) else UNDESCRIBED.format(token)
         raise DataError(
-            f"{name}: the tokenizer gives the token {spelt and spelt + ' '}the id {token}, and the model has rows for "
-            f"{vocab_size} (0 to {vocab_size - 1 if vocab_size else 0}): give the tokenizer that the model was trained "
-            "with, or a model whose embedding was resized to it"
+            f"{name}: {given}, and the model has rows for {vocab_size} ids, from 0 on: give the tokenizer that the "
+            "model was trained with, or a model whose embedding was resized to it"
         )
     return tokens
 
 
 def as_array(source: Any) -> np.ndarray:
     """Token ids in memory, of whatever kind. Raises :class:`DataError`."""
+    kind, wanted = type(source).__name__, "give integers of shape [T] or [N, S], or a path"
     try:
-        return np.asarray(source.detach().cpu() if isinstance(source, torch.Tensor) else source)
+        array = np.asarray(source.detach().cpu() if isinstance(source, torch.Tensor) else source)
     except Exception as error:  # ragged lists, tensors without data, objects that promise an array and have none
-        raise DataError(
-            f"a {type(source).__name__} cannot be read as token ids ({error}): give integers of shape [T] or [N, S]"
-        ) from error
+        raise DataError(f"this {kind} cannot be read as token ids ({error}): {wanted}") from error
+    if array.ndim == 0 or array.dtype.kind in "OSU":
+        raise DataError(f"this {kind} holds no token ids: {wanted}")
+    return array
 
 
 def check_tokens(tokens: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
     """``tokens`` as int64. Raises :class:`DataError` unless they are ids [T] or [N, S]."""
-    if tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer):
+    if not tokens.size:
+        raise DataError(f"{name}: an array of shape {tokens.shape} holds no token ids, nothing to run")
+    if tokens.ndim not in (1, 2) or tokens.dtype.kind not in "iu":
         raise DataError(
             f"{name}: token ids must be integers of shape [T] or [N, S], not {tokens.dtype} of shape {tokens.shape}"
         )
     lowest = 0 if tokens.ndim == 1 else tokens.min(initial=0)  # negative ids in rows are padding
-    if tokens.size and (tokens.min() < lowest or tokens.max() >= vocab_size):
+    if tokens.min() < lowest or tokens.max() >= vocab_size:
         raise DataError(
             f"{name}: token ids run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {vocab_size - 1}"
         )
@@ -242,6 +268,15 @@ def _exists(path: str) -> bool:
     return True
 
 
+def _holds_data(folder: str) -> bool:
+    """Whether a folder is worth to be looked through for a dataset, which takes long where there are many files."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from None
+    return "data" in names or any(name.lower().endswith(DATASET_SUFFIXES) for name in names)
+
+
 def _may_be_dataset(name: str) -> bool:
     """Whether a name without a file may be asked of the hub: a path that is wrong is told at once instead."""
     repository = name.partition(":")[0]
@@ -249,12 +284,12 @@ def _may_be_dataset(name: str) -> bool:
     return (
         re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", repository) is not None
         and not repository.lower().endswith(SUFFIXES)
-        and not (slash and Path(owner).is_dir())
+        and not (os.path.isdir(owner) if slash else re.search(r"\.[A-Za-z]\w*$", repository))
     )
 
 
 def _parse_dataset(name: str) -> Protocol:
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return Protocol(name, "", "train", "text")
     parts = [*name.split(":"), "", "", ""][:4]
     return Protocol(parts[0], parts[1], parts[2] or "train", parts[3] or "text")
@@ -269,7 +304,7 @@ def _datasets(purpose: str) -> Any:
 
 
 def _load_dataset(name: str, protocol: Protocol) -> list[str]:
-    folder = Path(name).is_dir()
+    folder = os.path.isdir(name)
     what = f"{name} is a folder" if folder else f"{name!r} is no file"
     remedy = "give a file in it" if folder else ""
     datasets = _datasets(f"{what}: {remedy}; to load it as a dataset" if folder else f"{what}; to load it as a dataset")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from prunecomp.data.sources import DocumentSource, TokenSource, read_source
+from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
+from prunecomp.values import whole
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,20 @@ class Windows:
         order = torch.from_numpy(np.random.default_rng(seed).permutation(self.count))
         return Windows(self.tokens[order], self.source, None if self.lengths is None else self.lengths[order])
 
-    def batches(self, size: int, packed: bool = False) -> list[Batch]:
-        """Micro-batches of at most ``size`` windows, in order.
+    def batches(self, size: int, packed: bool = False, kind: Callable[[int], Hashable] | None = None) -> list[Batch]:
+        """Micro-batches of at most ``size`` windows, in order; where ``kind`` is given, of lengths of one kind.
 
         Windows of different lengths are cut to the longest of their batch, or laid end to end if ``packed``. Padding
         stands on the right, where causal attention keeps it from every real token: no mask is needed.
         """
         batches: list[Batch] = []
-        first = 0
-        for start in range(0, self.count, size):
+        first = start = 0
+        while start < self.count:
             rows = slice(start, min(start + size, self.count))
+            if kind is not None and self.lengths is not None:
+                _, alike = next(groupby(self.lengths[rows].tolist(), key=kind))
+                rows = slice(start, start + len(list(alike)))
+            start = rows.stop
             tokens, lengths = self.tokens[rows], None if self.lengths is None else self.lengths[rows]
             if lengths is not None and packed:
                 tokens = torch.cat([row[:n] for row, n in zip(tokens, lengths.tolist(), strict=True)]).unsqueeze(0)
@@ -124,14 +131,7 @@ def choose_seqlen(seqlen: int | None, config: Any) -> int:
     :class:`OptionError` for what is no length of a window."""
     if seqlen is None:
         return min(2048, context_of(config) or 2048)
-    return check_count("--seqlen", seqlen, 2)
-
-
-def check_count(option: str, value: Any, least: int) -> int:
-    """Raise :class:`OptionError` unless ``value`` is a whole number, ``least`` or more."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise OptionError(f"{option} {value!r}: give a whole number, {least} or more")
-    return int(value)
+    return whole("--seqlen", seqlen, 2)
 
 
 def check_context(length: int, rows: int | None, context: int | None) -> None:
@@ -148,17 +148,17 @@ def check_context(length: int, rows: int | None, context: int | None) -> None:
         )
 
 
-def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> Windows:
+def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room: int | None = None) -> Windows:
     """Draw ``samples`` windows of ``seqlen`` tokens.
 
     Windows do not overlap where the source is long enough for that many disjoint ones; a shorter source is sampled
     with overlap. A 2-D source is taken as it stands. Raises :class:`DataError` if it is too short for one window, and
-    :class:`OptionError` for more windows than it can be meant to give.
+    :class:`OptionError` for more windows than it can be meant to give, or than fit in ``room`` bytes.
     """
     if source.tokens.ndim == 2:
         return _as_windows(source)
-    check_count("--samples", samples, 1)
-    check_count("--seqlen", seqlen, 2)
+    whole("--samples", samples, 1)
+    whole("--seqlen", seqlen, 2)
     usable = int(len(source.tokens) * source.share)
     if usable < seqlen:
         raise DataError(
@@ -170,6 +170,11 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> W
         raise OptionError(
             f"--samples {samples}: {source.name} gives {usable} tokens, which make {disjoint} windows of {seqlen} that "
             f"do not overlap, and {differing} that differ: give at most {max(FEW, differing)}"
+        )
+    if room is not None and samples * seqlen * source.tokens.itemsize > room:
+        raise OptionError(
+            f"--samples {samples} --seqlen {seqlen}: these windows take {samples * seqlen * source.tokens.itemsize:,} "
+            f"bytes, and {room:,} are free: give at most --samples {room // (2 * seqlen * source.tokens.itemsize)}"
         )
     random = np.random.default_rng(seed)
     if disjoint >= samples:
@@ -184,6 +189,9 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int) -> W
 def loose_windows(tokens: Any, vocab_size: int, context: int | None) -> Windows:
     """Token ids [N, S] as windows, or [T] as a single one, which then must not exceed the ``context``. Raises
     :class:`DataError` for what is neither, and :class:`OptionError` for a single one that is too long."""
+    if isinstance(tokens, Windows):
+        check_tokens(as_array(tokens.tokens), tokens.source, vocab_size)
+        return tokens
     if isinstance(tokens, str | Path):
         raise DataError(f"{tokens}: give token ids [N, S] or [T], not a path")
     source = read_source(tokens, None, vocab_size)
@@ -237,7 +245,7 @@ def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
     usual perplexity protocol)."""
     if source.tokens.ndim == 2:
         return _as_windows(source).take(slice(source.windows))
-    check_count("--seqlen", seqlen, 2)
+    whole("--seqlen", seqlen, 2)
     count = len(source.tokens) // seqlen
     if source.windows is not None:
         count = min(count, source.windows)

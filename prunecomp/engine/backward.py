@@ -136,7 +136,8 @@ class _Layer:
         value = float(sum(float(part) for part in self.absolute.values()))
         if not value < float("inf"):
             raise NumericalError(
-                f"layer {self.index}: its gradients are not finite. Run with --dtype float32 or bfloat16."
+                f"layer {self.index}: its gradients are not finite; where it computes in float16, use float32 or "
+                "bfloat16."
             )
         return value
 
@@ -195,7 +196,7 @@ def _make_room(run: Run, part: Part, lowest: int) -> None:
     """Give up kept states for the gradient's place, and those that the way down does not set out from."""
     alive, states = run.stack.alive, part.states
     if len(alive) > 1:
-        check_room(states.budget)
+        check_room(states.budget, run.placement, run.decoder.device)
         wanted = reversal(0, lowest, len(alive) - 1, states.budget - 1)
         states.retain([GRADIENT, *(alive[p] for p in wanted if alive[p] in states.kept)])
 

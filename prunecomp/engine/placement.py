@@ -17,6 +17,7 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.model.adapter import Family
 from prunecomp.model.streaming import slot_nbytes
+from prunecomp.values import one_of, whole
 
 TOKENS_A_MICRO_BATCH = 4096
 """Enough tokens to fill the matrix units, few enough that a layer's activations stay small beside its weights."""
@@ -192,7 +193,7 @@ def place(
     if needed > memory.device:
         raise OptionError(
             f"--device-memory {memory.device:,} bytes: two layers, the embedding and one window of {seqlen} tokens "
-            f"need {needed:,}; give more, or a smaller --seqlen"
+            f"need {needed:,}; give more, or shorter windows (--seqlen)"
         )
     free = {Tier.device: memory.device - needed, Tier.host: memory.host, Tier.disk: memory.disk}
     if device.type != "cuda":
@@ -206,7 +207,7 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                "give --disk DIR, more --host-memory, or fewer windows (a shorter text, or fewer --samples)"
+                + more_room(memory.disk_folder, device)
             )
         free[carry] -= boundary
         used[carry] += boundary
@@ -221,6 +222,15 @@ def place(
     return Placement(batch, group_size, capacity, carry, used, memory.disk_folder)
 
 
+def more_room(disk: Path | None, device: torch.device) -> str:
+    """What gives states more room than a run has, with this ``disk`` or none, on this ``device``."""
+    folder = "give --disk DIR" if disk is None else f"give a --disk with more space than {disk}"
+    tiers = "--host-memory or --device-memory" if device.type == "cuda" else "--device-memory"
+    return f"{folder}, more {tiers}, or fewer windows (a shorter text, or fewer --samples)"
+
+
+COMPILES = ("auto", "on", "off")
+
 COMPILE_PAYS_FROM = {"cpu": 2e13}
 """FLOPs of a run from which compiling its layers pays for itself, by device type.
 
@@ -232,12 +242,14 @@ that a run decides the same each time. No figure for GPUs has been measured, so 
 
 def should_compile(option: str, total_flops: float, device: torch.device) -> bool:
     """What ``--compile auto|on|off`` means for a run of so many FLOPs."""
-    if option not in ("auto", "on", "off"):
-        raise OptionError(f"--compile {option}: choose auto, on or off")
-    if option == "auto":
-        pays = total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
-        return pays and (device.type != "cpu" or shutil.which(os.environ.get("CXX", "c++")) is not None)
-    return option == "on"
+    one_of("--compile", option, COMPILES)
+    compiler = os.environ.get("CXX", "c++")
+    runs = device.type != "cpu" or shutil.which(compiler) is not None
+    if option == "on" and not runs:
+        raise OptionError(f"--compile on: torch.compile needs a C++ compiler, and there is no {compiler}; set CXX")
+    return option == "on" or (
+        option == "auto" and runs and total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
+    )
 
 
 def available_memory(
@@ -248,12 +260,24 @@ def available_memory(
     processes: int = 1,
 ) -> Memory:
     """The limits given, each process's own, and for those not given what is free now less :data:`MARGIN`, shared among
-    the ``processes`` of this machine. Disk is used only when named."""
+    the ``processes`` of this machine. Disk is used only when named. Raises :class:`OptionError` for a limit that cannot
+    be one, or that means nothing here."""
+    if device_memory is not None:
+        device_memory = whole("--device-memory", device_memory, 1, unit="bytes")
+    if host_memory is not None:
+        host_memory = whole("--host-memory", host_memory, 0, unit="bytes")
+        if device.type != "cuda":
+            raise OptionError(
+                f"--host-memory: it is the memory behind a GPU, and this run is on the {device.type}; give"
+                " --device-memory instead"
+            )
     host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN)) // processes
     if device_memory is None:
         device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
     if disk is not None and not disk.is_dir():
         raise OptionError(f"--disk {disk}: no such folder")
+    if disk is not None and not os.access(disk, os.W_OK):
+        raise OptionError(f"--disk {disk} is not writable: name another folder")
     space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN)) // processes
     return Memory(device_memory, host, space, disk)
 

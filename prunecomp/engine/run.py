@@ -14,7 +14,7 @@ from prunecomp.engine.gram import GramTaker
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.overflow import overflow
 from prunecomp.engine.parallel import Workers, world_size
-from prunecomp.engine.placement import Placement, largest_share, micro_batch
+from prunecomp.engine.placement import Placement, largest_share, micro_batch, more_room
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
 from prunecomp.engine.sinks import PairStatistics
@@ -139,11 +139,13 @@ class Run:
         """Whether anything is kept from one time to the next."""
         self._spans, self._along_tokens, self._backward = spans, along_tokens, backward
         turns, capacity = (
-            take_turns(len(self.stack.alive) - 1, windows, placement) if spans else (1, placement.capacity)
+            take_turns(len(self.stack.alive) - 1, windows, placement, decoder.device)
+            if spans
+            else (1, placement.capacity)
         )
         self._in_turn = turns > 1
         if backward:
-            check_room(placement.kept_boundaries)
+            check_room(placement.kept_boundaries, placement, decoder.device)
         parts = max(parts, turns)
         bounds = [windows.count * i // parts for i in range(parts + 1)]
         self.parts = [
@@ -293,7 +295,7 @@ class Run:
         alive, kept = self.stack.alive, part.states.kept
         if self._spans:
             return part.states.retain(alive[1:])
-        check_room(part.states.budget)
+        check_room(part.states.budget, self.placement, self.decoder.device)
         lowest = min((p for p, layer in enumerate(alive) if layer in self.candidates), default=0)
         wanted = reversal(0, lowest, len(alive) - 1, part.states.budget - 1)  # one place is the gradient's
         chosen = [p for p in wanted if p > start or alive[p] in kept]
@@ -357,16 +359,21 @@ def whole(forwards: float) -> float:
     return int(forwards) if float(forwards).is_integer() else forwards
 
 
-def check_room(boundaries: int) -> None:
+CPU = torch.device("cpu")
+
+
+def check_room(boundaries: int, placement: Placement, device: torch.device) -> None:
     """Raise :class:`OptionError` where a gradient and the state it is handed down to have no room together."""
     if boundaries < 2:
         raise OptionError(
             "gradients need room for two boundaries of all windows at once, and memory is left for "
-            f"{boundaries}: give --disk DIR, more --host-memory or --device-memory, or fewer --samples"
+            f"{boundaries}: {more_room(placement.disk_folder, device)}"
         )
 
 
-def take_turns(boundaries: int, windows: Windows, placement: Placement) -> tuple[int, dict[Tier, int]]:
+def take_turns(
+    boundaries: int, windows: Windows, placement: Placement, device: torch.device = CPU
+) -> tuple[int, dict[Tier, int]]:
     """Into how many parts windows must be cut for all ``boundaries`` of a part to be kept at once, in what room the
     placement leaves for some boundaries of all windows; and how many of a part each tier holds.
 
@@ -381,6 +388,5 @@ def take_turns(boundaries: int, windows: Windows, placement: Placement) -> tuple
             return turns, capacity
     raise OptionError(
         f"blocks of layers are scored from all {boundaries} states of a window at once, and memory is left for "
-        f"{placement.kept_boundaries} of the whole set: give --disk DIR, more --host-memory or --device-memory, or "
-        "fewer --samples"
+        f"{placement.kept_boundaries} of the whole set: {more_room(placement.disk_folder, device)}"
     )

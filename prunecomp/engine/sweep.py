@@ -34,7 +34,7 @@ class Sweeper:
         self.decoder = decoder
         self.windows = windows
         self.placement = placement
-        self.batches = windows.batches(placement.micro_batch, packed=decoder.packs)
+        self.batches = windows.batches(placement.micro_batch, decoder.packs, decoder.rotary.kind)
         self.tally = Tally()
 
     def count(self, window_forwards: int) -> None:

@@ -69,6 +69,10 @@ class Metric:
     """Whether ``--lookahead`` means anything."""
     ends_early = False
     """Whether ``--confidence`` means anything: scores are sums over sequences."""
+    takes_order = False
+    """Whether it ranks by ``--given``, and so removes no other layers."""
+    heeds_parity = False
+    """Whether ``--parity`` means anything beside the dtype."""
     reads_states = False
     """Whether scoring sets out from the states that the pass keeps, so that they are kept in a last round too."""
     backward = False

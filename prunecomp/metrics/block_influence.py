@@ -38,6 +38,8 @@ class BlockInfluence(_Turn):
     its 256; scales are estimated on all of them.
     """
 
+    heeds_parity = True
+
     def score(self, evidence: Evidence) -> dict[int, float]:
         statistics = evidence.statistics
         counted = slice(None)

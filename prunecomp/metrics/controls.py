@@ -8,13 +8,16 @@ import numpy as np
 
 from prunecomp.errors import OptionError
 from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.values import listed
 
 
 def check_order(given: Sequence[int], num_layers: int) -> list[int]:
     """The order as a list; raises :class:`OptionError` unless it names layers, each once."""
     order = list(given)
     if len(set(order)) != len(order) or not set(order) <= set(range(num_layers)) or not order:
-        raise OptionError(f"--given {order}: list layers from 0 to {num_layers - 1} once each, with --metric given")
+        raise OptionError(
+            f"--given {listed(order)}: list layers from 0 to {num_layers - 1} once each, with --metric given"
+        )
     return order
 
 
@@ -35,6 +38,8 @@ class Last(Metric):
 
 class Given(Metric):
     """The layers that the user lists, in that order; the others after them, from below."""
+
+    takes_order = True
 
     def score(self, evidence: Evidence) -> dict[int, float]:
         order = check_order(evidence.given, evidence.stack.num_layers)

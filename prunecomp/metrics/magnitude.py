@@ -23,6 +23,8 @@ class Magnitude(Metric):
     seams above the layer.
     """
 
+    heeds_parity = True
+
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float]] = {}
 

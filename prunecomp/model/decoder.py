@@ -13,6 +13,7 @@ from torch import nn
 from prunecomp.errors import CheckpointError
 from prunecomp.model.adapter import Family, names_parameter
 from prunecomp.model.families import families
+from prunecomp.model.rotary import RotaryEmbeddings
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.model.streaming import LayerWeights, ResidentWeights
 from prunecomp.model.weights import TensorSource
@@ -79,6 +80,7 @@ class Decoder:
         self.final_norm = model.get_submodule(self.family.final_norm)
         self.head: Any = model.get_submodule(self.family.head)
         self.embedding: Any = model.get_submodule(self.family.embeddings[0])
+        self.rotary = RotaryEmbeddings(self.backbone)
         self._arguments: dict[tuple[int, int], LayerArguments] = {}
         self._call: Callable[..., torch.Tensor] = call_layer
         if len(self.layers) != self.config.num_hidden_layers:
@@ -169,7 +171,7 @@ class Decoder:
 
         The model's own forward runs with its layers replaced by recorders, so that embedding multipliers, masks and
         positions are what the model makes them. Unless sequences are packed, arguments depend on the shape alone and
-        are made once a shape.
+        are made once a shape; rotary embeddings that look at lengths see those of this batch alone.
         """
         tokens, positions = (batch, None) if isinstance(batch, torch.Tensor) else (batch.tokens, batch.positions)
         recorders = nn.ModuleList(_Recorder(layer, self.family.returns_tuple) for layer in self.layers)
@@ -177,6 +179,7 @@ class Decoder:
         module = self.model.get_submodule(owner)
         original = getattr(module, leaf)
         options = {} if positions is None else {"position_ids": positions.to(self.device)}
+        self.rotary.forget()
         setattr(module, leaf, recorders)
         try:
             self.backbone(input_ids=tokens.to(self.device), use_cache=False, **options)

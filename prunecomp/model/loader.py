@@ -3,102 +3,208 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from prunecomp.errors import CheckpointError, NumericalError, OptionError
+from prunecomp.errors import CheckpointError, NumericalError, OptionError, PrunecompError
+from prunecomp.model.checks import (
+    check_config,
+    check_counts,
+    check_depth,
+    check_in_memory,
+    check_layers,
+    check_names,
+    check_tensors,
+    parameter_places,
+    tie_as_stored,
+)
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from prunecomp.model.files import WEIGHTS
 from prunecomp.model.quantised import check_quantisation, dequantised, quantisation
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.plain import read_object
+from prunecomp.values import shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+NOT_FETCHED = ["*.py", "*.ipynb", "*.png", "*.jp*g", "*.gif", "*.mp4", "*.pdf", "original/*", "consolidated*", ".git*"]
 
 
 def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
     """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache, of its config
     alone without ``weights``."""
+    if not isinstance(model, str | Path):
+        raise OptionError(f"model: give a local folder or a hub id, not {type(model).__name__}")
+    if not str(model).strip() or "\0" in str(model):
+        raise OptionError(f"model {shown(str(model))}: give a local folder or a hub id")
     path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the weights")
+    if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
+        raise OptionError(f"model {shown(str(model))}: no folder and no hub id has so long a name")
     text = str(model)
-    if text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise CheckpointError(f"{path} does not exist")
-    files = HUB_FILES + (["*.bin"] if allow_pickle else [])
     try:
-        return Path(snapshot_download(text, allow_patterns=files if weights else ["config.json"]))
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
+            return path
+        if path.exists():
+            raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the weights")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be looked into ({error.strerror})") from error
+    if not text or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"{path} does not exist" if text else "no model is named: give a folder or a hub id")
+    skipped = [
+        f"*{suffix}" for suffix in WEIGHTS if suffix != ".safetensors" and not (allow_pickle and suffix == ".bin")
+    ]
+    try:
+        if not weights:
+            return Path(snapshot_download(text, allow_patterns=["config.json"]))
+        return Path(snapshot_download(text, ignore_patterns=skipped + NOT_FETCHED))
     except Exception as error:  # the hub client raises network, cache and HTTP errors of many libraries
         raise CheckpointError(f"{text!r} is no local folder, and the hub did not give it: {error}") from error
 
 
 def read_config(folder: Path) -> Any:
     """The configuration of a known family, of a multimodal model that of its text decoder; code that comes with a
-    checkpoint is never run."""
+    checkpoint is never run.
+
+    Raises :class:`CheckpointError` for one that cannot be, or that contradicts itself.
+    """
+    path = folder / "config.json"
+    stated = read_object(path, CheckpointError)
+    _check_stated(stated, path)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
+    except Exception as error:  # what a value of the wrong kind raises is up to the class of the config
+        raise CheckpointError(f"{path} cannot be used: {reason_of(error)}") from error
     check_quantisation(config, folder)
     text: Any = getattr(config, "text_config", None)
     if text is not None and config.model_type not in families.known_types():
+        if quantisation(text) is not None and quantisation(config) is None:
+            raise CheckpointError(f"{path}: a quantization_config inside of text_config is not read; one beside it is")
         text.tie_word_embeddings = config.tie_word_embeddings  # the larger model's word counts: it has the head
         text.dtype = text.dtype or config.dtype
         if quantisation(config) is not None:
             text.quantization_config = config.quantization_config
         config = text
-    families.find(config.model_type)
+    inner = stated.get("text_config") if config is text else stated
+    check_names(inner if isinstance(inner, dict) else {}, type(config).attribute_map, path)
+    check_config(config, families.find(config.model_type), path)
     return config
+
+
+def _check_stated(stated: dict[str, Any], path: Path) -> None:
+    """What can be told of a file before it is made into a config, where the field can be named."""
+    kind = stated.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise CheckpointError(f"{path}: model_type is {kind!r}; a name belongs there")
+    if kind is not None and kind in CONFIG_MAPPING:
+        check_counts(stated, CONFIG_MAPPING[kind].attribute_map, path)
+    for part in (stated, *stated.values()):  # before lists of so many entries are made
+        for name in ("num_hidden_layers", "n_layer") if isinstance(part, dict) else ():
+            check_depth(part.get(name), name, path)
+
+
+def reason_of(error: Exception) -> str:
+    """An error of transformers in one paragraph, without advice to trust a checkpoint's code: that is not done here."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            "it is of a kind that transformers itself does not have, and code that comes with a model is never run here"
+        )
+    return f"{text[:500]} ..." if len(text) > 500 else text
 
 
 def text_decoder_of(folder: Path, config: Any) -> str | None:
     """The ``model_type`` of the multimodal model in ``folder`` whose text decoder has this ``config``; None if the
     decoder is all there is."""
-    stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stated = read_object(folder / "config.json", CheckpointError)
     inside = "text_config" in stated and stated.get("model_type") != config.model_type
     return str(stated.get("model_type")) if inside else None
 
 
-def build_skeleton(config: Any, dtype: torch.dtype, attention: str | None = None) -> nn.Module:
+def build_skeleton(
+    config: Any, dtype: torch.dtype, attention: str | None = None, checkpoint: StoredTensors | None = None
+) -> nn.Module:
     """The model with every parameter on the meta device, in ``dtype``; the buffers it computes itself are real.
 
     Without ``attention`` transformers chooses: it matters only where the skeleton is filled and run. A quantised
-    checkpoint has the skeleton of a plain one: its weights are dequantised when they are read.
+    checkpoint has the skeleton of a plain one: its weights are dequantised when they are read. A ``checkpoint``, under
+    the names of the model, is held to it, and decides whether the head is tied.
+
+    Raises :class:`CheckpointError` for a config of which there is no model, or that is not that of the ``checkpoint``.
     """
     if quantisation(config) is not None:
         config = copy.deepcopy(config)
         del config.quantization_config
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
-        )
+    family = families.find(config.model_type)
+    if checkpoint is not None:
+        check_layers(checkpoint, config, family)  # first: a config may tell of more layers than can be made
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
+        model.tie_weights(recompute_mapping=False)
+        if checkpoint is not None:
+            check_tensors(model, checkpoint)
+        _make_buffers(model)
+    except PrunecompError:
+        raise
+    except Exception as error:  # a layer's constructor takes the config at its word
+        raise CheckpointError(
+            f"config.json: there is no {family.name} model of this shape: {_field_of(error, config)}"
+        ) from error
+    if checkpoint is not None:
+        tie_as_stored(model, checkpoint)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _field_of(error: Exception, config: Any) -> str:
+    """What went wrong; of a name that is not known, the field that has it."""
+    if isinstance(error, KeyError):
+        held = config.to_dict()
+        held.update(entry for value in list(held.values()) if isinstance(value, dict) for entry in value.items())
+        for field, value in held.items():
+            if isinstance(value, str) and error.args[:1] == (value,):
+                return f"{field} is {value!r}, which is not known"
+    return f"{type(error).__name__}: {reason_of(error)}"
+
+
+def _make_buffers(model: Any) -> None:
     for module in model.modules():
         computed = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in computed:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         if computed:
             model._init_weights(module)
-    model.eval()
-    return model  # type: ignore[no-any-return]
 
 
 def choose_dtype(name: str, config: Any) -> torch.dtype:
     if name == "auto":
-        chosen = getattr(config, "dtype", None) or torch.float32
-        return DTYPES[chosen] if isinstance(chosen, str) else chosen
+        stated = getattr(config, "dtype", None) or torch.float32
+        chosen = str(stated).removeprefix("torch.")
+        if chosen not in DTYPES:
+            raise CheckpointError(
+                f"config.json: dtype is {chosen}, in which no model runs; {', '.join(DTYPES)} are known"
+            )
+        return DTYPES[chosen]
     if name not in DTYPES:
         raise OptionError(f"--dtype {name}: choose auto, {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -144,33 +250,14 @@ def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and re.fullmatch("[0-9]{1,4}", number))):
+        raise OptionError(f"--device {shown(name)}: choose auto, cpu, cuda or, for the second card, cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return device
-
-
-def check_tensors(model: Any, checkpoint: StoredTensors) -> None:
-    """Raise :class:`CheckpointError` unless the checkpoint has every tensor of the skeleton, in its shape."""
-    held = set(checkpoint.names())
-    places = _parameter_places(model)
-    missing = [name for name, _, _ in places if name not in held and not _tied_elsewhere(model, name, held)]
-    if missing:
-        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise CheckpointError(f"{checkpoint.folder} lacks {len(missing)} tensors that its config asks for: {shown}")
-    for name, module, leaf in places:
-        if name not in held:
-            continue
-        shape, wanted = checkpoint.shape(name), tuple(module._parameters[leaf].shape)
-        if shape != wanted:
-            raise CheckpointError(
-                f"{checkpoint.location(name)}: {name} is {list(shape)}, the config asks for {list(wanted)}"
-            )
-        if not checkpoint.is_floating_point(name):
-            raise CheckpointError(
-                f"{checkpoint.location(name)}: {name} is stored in integers, and the config states no "
-                "quantization_config that says what they mean"
-            )
+    if colon and int(number) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: the last card here is cuda:{torch.cuda.device_count() - 1}")
+    return torch.device(name)
 
 
 def fill_skeleton(
@@ -180,40 +267,27 @@ def fill_skeleton(
     device: torch.device,
     leave: str | None = None,
 ) -> None:
-    """Give every parameter its tensor from the checkpoint, each checked, converted and moved on its own.
+    """Give every parameter its tensor from the checkpoint, converted and moved on its own, and tie what is tied.
 
-    Parameters under the prefix ``leave`` stay on the meta device: they are streamed later.
+    The checkpoint is the one that the skeleton was built with. Parameters under the prefix ``leave`` stay on the meta
+    device: they are streamed later.
     """
-    check_tensors(model, checkpoint)
     held = set(checkpoint.names())
-    for name, module, leaf in _parameter_places(model):
+    places = parameter_places(model)
+    for name, module, leaf in places:
         if name not in held or (leave is not None and name.startswith(f"{leave}.")):
             continue
         tensor = checkpoint.read(name)
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
         module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-    model.tie_weights()
+    # As transformers has it: a head whose embedding is not there is tied the other way round.
+    model.tie_weights(missing_keys={name for name, _, _ in places} - held, recompute_mapping=False)
     for prefix, module in model.named_modules():
         for leaf, buffer in module.named_buffers(recurse=False):
             name = f"{prefix}.{leaf}" if prefix else leaf
             stored = name in held and leaf not in module._non_persistent_buffers_set
             module._buffers[leaf] = (checkpoint.read(name) if stored else buffer).to(device)
-
-
-def _parameter_places(model: nn.Module) -> list[tuple[str, Any, str]]:
-    return [
-        (f"{prefix}.{leaf}" if prefix else leaf, module, leaf)
-        for prefix, module in model.named_modules()
-        for leaf, parameter in module._parameters.items()
-        if parameter is not None
-    ]
-
-
-def _tied_elsewhere(model: Any, name: str, held: set[str]) -> bool:
-    """Whether ``name`` is another name of a tensor that the checkpoint holds."""
-    partner = getattr(model, "all_tied_weights_keys", {}).get(name)
-    return partner in held
 
 
 def load_decoder(
@@ -236,7 +310,7 @@ def load_decoder(
     target, place = choose_dtype(dtype, config), choose_device(device)
     family = families.find(config.model_type)
     checkpoint = under_model_names(dequantised(open_checkpoint(folder, allow_pickle), config), family)
-    model: Any = build_skeleton(config, target, choose_attention(attention, config, place, target))
+    model: Any = build_skeleton(config, target, choose_attention(attention, config, place, target), checkpoint)
     if group_size is None:
         fill_skeleton(model, checkpoint, target, place)
         return Decoder(model, source=checkpoint)
@@ -245,3 +319,27 @@ def load_decoder(
     prefixes = [f"{family.layers}.{number}" for number in range(len(layers))]
     weights = StreamedWeights(layers, prefixes, checkpoint, target, place, group_size)
     return Decoder(model, weights, checkpoint)
+
+
+def decoder_of(model: Any) -> Decoder:
+    """The decoder of a model object, as it is and where it is.
+
+    Raises :class:`OptionError` for what is no model, and :class:`CheckpointError` for one of an unknown family, without
+    a head, with an adapter, or not in memory.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise OptionError(
+            f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
+            "transformers, itself and not wrapped (merge an adapter first)"
+        )
+    kind = model.config.model_type
+    if hasattr(model.config, "text_config") and kind not in families.known_types():
+        raise CheckpointError(f"{kind} has a text decoder inside: to prune that, give the folder of the model instead")
+    check_config(model.config, families.find(kind), Path("the model's config"))
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise CheckpointError("this model has an adapter: merge it into the weights, or take it out, first")
+    check_in_memory(model)
+    try:
+        return Decoder(model)
+    except AttributeError as error:  # no head, say
+        raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from prunecomp.errors import CheckpointError
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLES = ("pytorch_model.bin.index.json", "pytorch_model.bin")
+from prunecomp.model.files import INDEX, is_index, is_safe, read_index, weights_file
 
 
 class TensorSource(Protocol):
@@ -50,53 +49,51 @@ class SafetensorsCheckpoint:
     """A folder of safetensors files, one or sharded; memory-mapped, so that only what is read is loaded.
 
     Raises :class:`CheckpointError` on opening when a file is missing or damaged, when the index names a file outside
-    the folder, or when a shard lacks a tensor that the index places in it.
+    the folder, or when a shard lacks a tensor that the index places in it, or another one holds that tensor too.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str | None = None) -> None:
         self.folder = folder
         self._files: dict[str, Any] = {}
-        self._place: dict[str, str] = {}
         self._stack = ExitStack()
-        if (folder / INDEX).is_file():
-            for name, file in self._read_index(folder / INDEX).items():
-                if name not in set(self._open(file).keys()):
-                    raise CheckpointError(f"{folder / file} has no tensor {name!r}, though {INDEX} places it there")
-                self._place[name] = file
-        elif (folder / SINGLE).is_file():
-            self._place = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
-        else:
-            raise CheckpointError(self._explain_absence())
+        file = file or weights_file(folder)
+        self._place = dict.fromkeys([] if is_index(file) else self._open(file).keys(), file)
+        self.unnamed: dict[str, str] = {}
+        """Tensors that lie in a shard and are not in the index, with the name of the shard."""
+        if is_index(file):
+            self._follow(file, read_index(folder / file))
 
-    def _explain_absence(self) -> str:
-        if any((self.folder / name).exists() for name in PICKLES):
-            return (
-                f"{self.folder} holds a pickle checkpoint ({PICKLES[1]}), which can run code when it is "
-                "read. Convert it to safetensors, or pass --allow-pickle to read it with weights_only=True."
-            )
-        return f"{self.folder} has neither {SINGLE} nor {INDEX}: no weights to read"
-
-    def _read_index(self, path: Path) -> dict[str, str]:
-        try:
-            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            entries = {str(name): str(file) for name, file in weight_map.items()}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a safetensors index: no readable 'weight_map' ({error})") from error
+    def _follow(self, index: str, entries: dict[str, str]) -> None:
         for name, file in entries.items():
-            if Path(file).name != file or file in ("", ".", ".."):
-                raise CheckpointError(f"{path} places {name!r} in {file!r}: a shard must lie in the folder itself")
-        return entries
+            if name not in set(self._open(file, index).keys()):
+                raise CheckpointError(f"{self.folder / file} has no tensor {name!r}, though {index} places it there")
+        for file in sorted(set(entries.values())):
+            for name in self._open(file, index).keys():  # noqa: SIM118 - no mapping
+                if entries.get(name, file) != file:
+                    raise CheckpointError(
+                        f"{self.folder / file} holds {name!r}, which {index} places in {entries[name]}: one of the "
+                        "two is left over. Remove it, or write the checkpoint anew"
+                    )
+                if name not in entries:
+                    self.unnamed[name] = file
+        self._place = entries
 
-    def _open(self, file: str) -> Any:
+    def _open(self, file: str, index: str = INDEX) -> Any:
         if file not in self._files:
             path = self.folder / file
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing, though {INDEX} names it: is the download complete?")
+                raise CheckpointError(f"{path} is missing, though {index} names it: is the download complete?")
             try:
                 self._files[file] = self._stack.enter_context(safe_open(str(path), framework="pt"))
-            except (SafetensorError, OSError, ValueError) as error:
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read ({error})") from error
+            except Exception as error:  # the reader's own error, and those of what a header can hold
                 raise CheckpointError(f"{path} is damaged or cut short ({error}): fetch it again") from error
         return self._files[file]
+
+    def files(self) -> list[Path]:
+        """The files that the tensors are in."""
+        return [self.folder / file for file in sorted(set(self._place.values()))]
 
     def names(self) -> list[str]:
         return list(self._place)
@@ -135,31 +132,34 @@ class SafetensorsCheckpoint:
 class PickleCheckpoint:
     """``pytorch_model.bin``, single or sharded, read with ``weights_only=True``; opened only when the user asks."""
 
-    def __init__(self, folder: Path) -> None:
+    unnamed: Mapping[str, str] = {}
+
+    def __init__(self, folder: Path, file: str) -> None:
         self.folder = folder
-        if (folder / PICKLES[0]).is_file():
-            weight_map = json.loads((folder / PICKLES[0]).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-        else:
-            files = [PICKLES[1]]
         self._tensors: dict[str, torch.Tensor] = {}
-        for file in files:
-            path = folder / file
-            if Path(file).name != file or not path.is_file():
-                raise CheckpointError(f"{path} is missing or outside the folder")
-            try:
-                self._tensors.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-            except Exception as error:  # torch.load raises several unrelated classes for a bad file
-                raise CheckpointError(f"{path} cannot be read as a tensor-only pickle ({error})") from error
+        self._place: dict[str, str] = {}
+        entries = read_index(folder / file) if is_index(file) else {}
+        for part in sorted(set(entries.values())) or [file]:
+            tensors = _read_pickle(folder / part)
+            self._tensors.update(tensors)
+            self._place.update(dict.fromkeys(tensors, part))
+        self._storages = _storages(self._tensors)
+        for name in entries:
+            if name not in self._tensors:
+                raise CheckpointError(f"{folder / file} names {name!r}, which none of its files holds")
+
+    def files(self) -> list[Path]:
+        """The files that the tensors are in."""
+        return [self.folder / file for file in sorted(set(self._place.values()))]
 
     def names(self) -> list[str]:
         return list(self._tensors)
 
     def location(self, name: str) -> Path:
-        return self.folder
+        return self.folder / self._place[name]
 
     def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+        return _unshared(self._tensors[name], self._storages)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
@@ -174,6 +174,37 @@ class PickleCheckpoint:
         return self._tensors[name].nbytes
 
 
+def _storages(tensors: Mapping[str, torch.Tensor]) -> Counter[int]:
+    """How many of some tensors lie in each storage."""
+    return Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+
+
+def _unshared(tensor: torch.Tensor, storages: Counter[int]) -> torch.Tensor:
+    """``tensor`` with memory of its own: safetensors writes no two views of one, as of a tied head."""
+    return tensor.clone() if storages[tensor.untyped_storage().data_ptr()] > 1 else tensor
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, though the index names it: is the download complete?")
+    try:  # files of before PyTorch 1.6 are no archives, and cannot be mapped
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch.load raises several unrelated classes for a bad file
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} cannot be read as a tensor-only pickle ({reason})") from error
+    if not isinstance(held, Mapping):
+        raise CheckpointError(f"{path} holds a {type(held).__name__}, where tensors by their names belong")
+    for name, tensor in held.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: the entry {name!r} is a {type(tensor).__name__} and no tensor: a state_dict belongs here, "
+                "and not the whole of a training's state"
+            )
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{path}: {name} is no plain tensor, but sparse, quantised or without values")
+    return dict(held)
+
+
 Checkpoint = SafetensorsCheckpoint | PickleCheckpoint
 
 
@@ -181,10 +212,11 @@ class ModuleTensors:
     """The tensors of a model in memory as a source; a tensor that is shared is listed under its first name."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._tensors = dict(self._unshared(module))
+        self._tensors = dict(self._once(module))
+        self._storages = _storages(self._tensors)
 
     @staticmethod
-    def _unshared(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    def _once(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         seen: set[int] = set()
         for name, tensor in module.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
@@ -195,30 +227,38 @@ class ModuleTensors:
         return list(self._tensors)
 
     def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name].cpu()
+        return _unshared(self._tensors[name], self._storages).cpu()
 
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
 
 
-SAMPLES = 64
-SAMPLE_BYTES = 4096
+PIECE = 2**26
+"""Bytes that one thread digests at a time."""
 
 
-def fingerprint(folder: Path) -> str:
-    """A digest that tells checkpoints apart without reading all of them: of the config, and of every weight file its
-    name, size, header and 64 evenly spaced samples of 4 KiB."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with open(file, "rb") as data:
-            header = int.from_bytes(data.read(8), "little") if file.suffix == ".safetensors" else 0
-            digest.update(data.read(min(header, size)))
-            for i in range(SAMPLES):
-                data.seek(i * max(size - SAMPLE_BYTES, 0) // SAMPLES)
-                digest.update(data.read(SAMPLE_BYTES))
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A digest that tells checkpoints apart wherever they lie: of the config, and of every byte of the weights.
+
+    All of them are read to be run anyway. Times of change would not do: copies have others, and a file can change and
+    keep its own.
+    """
+    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
+    pieces = [(file, start) for file in checkpoint.files() for start in range(0, file.stat().st_size, PIECE)]
+    with ThreadPoolExecutor() as threads:
+        for (file, start), part in zip(pieces, threads.map(_digest, pieces), strict=True):
+            digest.update(f"{file.name}:{start}:".encode() + part)
     return digest.hexdigest()
+
+
+def _digest(piece: tuple[Path, int]) -> bytes:
+    file, start = piece
+    digest = hashlib.sha256()
+    with open(file, "rb") as data:
+        data.seek(start)
+        for _ in range(0, PIECE, 2**20):
+            digest.update(data.read(2**20))
+    return digest.digest()
 
 
 DTYPE_BYTES = {
@@ -235,8 +275,6 @@ TORCH_DTYPES = {
 
 
 def open_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
-    """Open a checkpoint folder; pickles only where there are no safetensors and the caller allows them."""
-    safe = (folder / INDEX).is_file() or (folder / SINGLE).is_file()
-    if not safe and allow_pickle and any((folder / name).is_file() for name in PICKLES):
-        return PickleCheckpoint(folder)
-    return SafetensorsCheckpoint(folder)
+    """Open the weights of a folder that transformers would load; pickles only where the caller allows them."""
+    file = weights_file(folder, allow_pickle)
+    return SafetensorsCheckpoint(folder, file) if is_safe(file) else PickleCheckpoint(folder, file)

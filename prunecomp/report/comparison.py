@@ -6,16 +6,19 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import JournalError, OptionError, OutputError
+from prunecomp.escape import csv_cell, plot_label
+from prunecomp.escape import markdown as escaped
 from prunecomp.journal import partial, write_whole
-from prunecomp.plain import json_text, read_object
+from prunecomp.plain import brief, json_text, read_object
+from prunecomp.report.console import Table
 
 try:
     from matplotlib.axes import Axes
@@ -32,6 +35,9 @@ RECORD, ROWS, TABLES = "comparison.json", "comparison.csv", "comparison.md"
 PARTIAL = partial(Path(RECORD)).name
 """All that is there where a comparison was killed as it wrote for the first time."""
 
+BEST = "**"
+"""Around the best number of a column, as Markdown has it."""
+
 MARKERS = "osD^vPX*<>ph"
 DASHES = ("-", "--", ":", "-.")
 
@@ -43,6 +49,8 @@ def save_record(result: Comparison, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json_text(result.record(), ascii_only=True) + "\n").encode())
     except OSError as error:
+        with suppress(OSError):
+            folder.rmdir()  # where it is empty: nothing was measured before
         raise OutputError(f"{path} cannot be written: {error}") from error
 
 
@@ -51,8 +59,9 @@ def load_record(folder: Path) -> Comparison:
     path = folder / RECORD
     try:
         return Comparison.from_record(read_object(path, JournalError, "give another --out"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise JournalError(f"{path} cannot be read as a comparison ({error!r}): give another --out") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = brief(f"{type(error).__name__}: {error}")
+        raise JournalError(f"{path} cannot be read as a comparison ({reason}): give another --out") from None
 
 
 def save_tables(result: Comparison, folder: Path) -> list[Path]:
@@ -75,13 +84,14 @@ def csv_text(result: Comparison) -> str:
          "layer_forwards", "seconds"]
     )  # fmt: skip
     for text, value in result.dense.items():
-        rows.writerow(["dense", "", "", "", 0, text, value, "", "", "", ""])
+        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, "", "", "", ""])
     for one in result.measurements:
         arm = one.arm
-        how = [arm.metric, arm.compensation, "one-shot" if arm.one_shot else "iterative", arm.parity or ""]
+        mode = "one-shot" if arm.one_shot else "iterative"
+        how = [csv_cell(word) for word in (arm.metric, arm.compensation, mode, arm.parity or "")]
         went = [" ".join(map(str, one.removed)), " ".join(map(str, one.scales))]
         for text, value in one.perplexity.items():
-            rows.writerow([*how, one.layers, text, value, *went, one.layer_forwards, one.seconds])
+            rows.writerow([*how, one.layers, csv_cell(text), value, *went, one.layer_forwards, one.seconds])
     return out.getvalue()
 
 
@@ -94,8 +104,8 @@ def table_of(result: Comparison, text: str) -> list[tuple[str, list[float | None
     return rows
 
 
-def formatted(rows: Sequence[tuple[str, list[float | None]]], bold: str) -> list[list[str]]:
-    """Cells as text; the best arm of each column between ``bold`` marks, the first row, the dense model, apart."""
+def formatted(rows: Sequence[tuple[str, list[float | None]]], mark: str) -> list[list[str]]:
+    """Cells as text; the best arm of each column between ``mark``s, the first row, the dense model, apart."""
     columns = list(zip(*(values for _, values in rows[1:]), strict=True))
     best = [min((value for value in column if value is not None), default=None) for column in columns]
     cells = []
@@ -103,7 +113,7 @@ def formatted(rows: Sequence[tuple[str, list[float | None]]], bold: str) -> list
         marked = [name]
         for value, least in zip(values, best if number else [None] * len(values), strict=True):
             shown = "" if value is None else f"{value:,.2f}"
-            marked.append(bold.format(shown) if value is not None and value == least else shown)
+            marked.append(f"{mark}{shown}{mark}" if value is not None and value == least else shown)
         cells.append(marked)
     return cells
 
@@ -127,9 +137,14 @@ def markdown(result: Comparison) -> str:
     """One table for each text, then the work."""
     lines: list[str] = []
     for text in result.texts:
-        lines += [f"## {text.name}", "", f"Perplexity over {text.windows} windows of {text.seqlen} tokens.", ""]
+        lines += [
+            f"## {escaped(text.name)}",
+            "",
+            f"Perplexity over {text.windows} windows of {text.seqlen} tokens.",
+            "",
+        ]
         lines += markdown_table(
-            ["arm", *(f"N = {n}" for n in result.layers)], formatted(table_of(result, text.name), "**{}**")
+            ["arm", *(f"N = {n}" for n in result.layers)], formatted(table_of(result, text.name), BEST)
         )
         lines.append("")
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
@@ -137,10 +152,11 @@ def markdown(result: Comparison) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Names come before the numbers, and may be anything."""
     return [
         f"| {' | '.join(headings)} |",
         "| --- |" + " ---: |" * (len(headings) - 1),
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *(f"| {' | '.join([escaped(row[0]), *row[1:]])} |" for row in rows),
     ]
 
 
@@ -150,11 +166,11 @@ def comparison_tables(result: Comparison) -> list[Table]:
     for text in result.texts:
         # A table folds its title to its own width: names of texts may be long, so they stand in the first column.
         table = Table(title=f"perplexity, {text.windows} x {text.seqlen} tokens")
-        table.add_column(Text(text.name), overflow="fold")
+        table.add_column(text.name, overflow="fold")
         for count in result.layers:
             table.add_column(f"N = {count}", justify="right")
-        for row in formatted(table_of(result, text.name), "[bold]{}[/bold]"):
-            table.add_row(*row)
+        for name, *cells in formatted(table_of(result, text.name), BEST):
+            table.add_row(name, *(Text(cell.strip(BEST), "bold" if cell.startswith(BEST) else "") for cell in cells))
         tables.append(table)
     work = Table(title="what each arm needed")
     for heading in WORK_COLUMNS:
@@ -196,7 +212,7 @@ def perplexity_figure(result: Comparison) -> Any:
         axes.yaxis.set_major_locator(MaxNLocator(8) if narrow else LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(text.name)
+        axes.set_title(plot_label(text.name))
         axes.set_xlabel(f"layers removed, of {result.num_layers}")
         axes.set_ylabel("perplexity")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -211,7 +227,7 @@ def draw_arm(axes: Axes, result: Comparison, arm: Arm, text: str, number: int) -
     axes.plot(
         list(points),
         [value if math.isfinite(value) else math.nan for value in points.values()],
-        label=arm.name,
+        label=plot_label(arm.name),
         marker=MARKERS[number % len(MARKERS)],
         linestyle=DASHES[(number + number // len(MARKERS)) % len(DASHES)],
         linewidth=1.2,
@@ -225,7 +241,9 @@ def work_figure(result: Comparison, name: str, label: str) -> Any:
     figure = new_figure(width=7.0, height=1.2 + 0.3 * len(result.work))
     axes = figure.subplots()
     work: list[ArmWork] = list(reversed(result.work))  # bars are drawn from below
-    bars = axes.barh([one.arm.name for one in work], [getattr(one, name) for one in work], color="0.7", edgecolor="0")
+    bars = axes.barh(
+        [plot_label(one.arm.name) for one in work], [getattr(one, name) for one in work], color="0.7", edgecolor="0"
+    )
     axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize="small")
     axes.margins(x=0.12)
     axes.set_xlabel(label)

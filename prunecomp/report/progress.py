@@ -44,7 +44,7 @@ class RichProgress:
                 yield advance
             return
         self._bars = bars = Progress(
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             MofNCompleteColumn(),

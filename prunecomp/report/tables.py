@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.filesize import decimal as _decimal
-from rich.table import Table
 
 from prunecomp.engine.states import Tier
 from prunecomp.plan import RunPlan
+from prunecomp.report.console import Table
 from prunecomp.result import PruneResult, ScoreResult
 
 
@@ -50,6 +50,7 @@ def perplexity_table(result: PruneResult) -> Table | None:
     table.add_column("perplexity", justify="right")
     table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}")
     table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}")
+    table.caption = f"pruned: {record['measured_on']}"
     return table
 
 
@@ -106,9 +107,8 @@ def plan_tables(plan: RunPlan) -> list[Table]:
             name, f"{part.layer_forwards:.1f}", f"{part.flops / 1e12:.2f}", decimal(part.weight_nbytes),
             decimal(sum(part.state_nbytes.values())),
         )  # fmt: skip
-    work.caption = "rounds after the first: on average, if cuts fall anywhere with equal chance"
-    if plan.adds:
-        work.caption += f". {plan.metric} adds to each {plan.adds}"
+    caption = "rounds after the first: on average, if cuts fall anywhere with equal chance"
+    work.caption = f"{caption}. {plan.metric} adds to each {plan.adds}" if plan.adds else caption
     time = Table(title=f"time at the rates measured here; the bound is {plan.bound}")
     for heading in ("resource", "rate", "seconds"):
         time.add_column(heading, justify="left" if heading == "resource" else "right")

@@ -49,11 +49,13 @@ def test_exported_logits_match_the_seam_model(
     stack = prune_by_hand(result, REMOVALS)
     out = result.save(tmp_path / "out")
 
-    decoder = Decoder(model)
+    decoder = Decoder(model.float())
     with decoder.evaluating():
         expected = decoder.logits(decoder.run(stack, tokens))
-        loaded = AutoModelForCausalLM.from_pretrained(out, dtype=dtype)
-        got = loaded(input_ids=tokens).logits
+        loaded = AutoModelForCausalLM.from_pretrained(out)
+        assert loaded.dtype == dtype
+        assert loaded(input_ids=tokens).logits.isfinite().all()
+        got = loaded.float()(input_ids=tokens).logits
     assert loaded.config.num_hidden_layers == 2
     assert error(got, expected) < relative(dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.checkpoint.quantising import change_config
 from tests.families.configs import COMMON, FAMILIES
 from tests.families.test_families import randomise
 from tests.models import draw_tokens
+from tests.seeds import seed
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 STATED = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.7.mlp.router"]}
@@ -42,13 +44,14 @@ def meaning(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return meant
 
 
-@pytest.fixture
-def published(tmp_path: Path, generator: torch.Generator) -> tuple[Path, Any]:
-    """A folder as GPT-OSS is published, and the model that its weights mean."""
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder as GPT-OSS is published, and the model that its weights mean: shared, and only read."""
+    generator = torch.Generator().manual_seed(seed())
     options = {**COMMON, **FAMILIES["gpt-oss"], "hidden_size": 64, "intermediate_size": 32}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**options), dtype=torch.float32).eval()
     randomise(model, 0.0)
-    folder = tmp_path / "published"
+    folder = tmp_path_factory.mktemp("published")
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
@@ -106,12 +109,16 @@ def test_no_fold_goes_into_powers_of_two(published: tuple[Path, Any], compensati
     ],
 )
 def test_scales_that_do_not_fit_are_told(
-    published: tuple[Path, Any], change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], message: str
+    published: tuple[Path, Any],
+    change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
+    message: str,
+    tmp_path: Path,
 ) -> None:
-    file = published[0] / "model.safetensors"
+    folder = shutil.copytree(published[0], tmp_path / "changed")
+    file = folder / "model.safetensors"
     tensors = load_file(file)
     name = "model.layers.3.mlp.experts.down_proj_scales"
     scales = tensors.pop(name)
     save_file({**tensors, **change(name, scales)}, file)
     with pytest.raises(CheckpointError, match=message):
-        prunecomp.score(published[0], torch.zeros(1, 8, dtype=torch.int64))
+        prunecomp.score(folder, torch.zeros(1, 8, dtype=torch.int64))

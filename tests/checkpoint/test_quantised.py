@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,23 @@ from tests import tolerances
 from tests.checkpoint.quantising import VARIANTS, Variant, quantise
 from tests.families.test_families import LOWER, pruned_by
 from tests.models import build, draw_tokens
+from tests.seeds import seed
 
 GONE = {2: 1.0, 4: 1.0}
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> Variant:
-    return VARIANTS[request.param]
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder, the weights that it means, and the model that has them: shared, and only read."""
+
+    variant: Variant
+    folder: Path
+    meant: dict[str, torch.Tensor]
+    model: Any
 
 
 def made(
-    variant: Variant, saved: Callable[..., Path], generator: torch.Generator
+    variant: Variant, saved: Callable[[Any], Path], generator: torch.Generator
 ) -> tuple[Path, dict[str, torch.Tensor], Any]:
     """The folder, the weights that it means, and the model that has them."""
     model = build(variant.case, **variant.options)
@@ -43,12 +50,23 @@ def made(
     return folder, meant, model
 
 
-def test_a_read_gives_what_the_format_means(
-    variant: Variant, saved: Callable[..., Path], generator: torch.Generator
-) -> None:
-    folder, meant, _ = made(variant, saved, generator)
+@pytest.fixture(scope="module", params=VARIANTS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    def save(model: Any) -> Path:
+        folder = tmp_path_factory.mktemp(request.param)
+        model.save_pretrained(folder)
+        return folder
+
+    variant = VARIANTS[request.param]
+    return Checkpoint(variant, *made(variant, save, torch.Generator().manual_seed(seed())))
+
+
+def test_a_read_gives_what_the_format_means(checkpoint: Checkpoint) -> None:
+    folder, meant = checkpoint.folder, checkpoint.meant
     plain = open_subject(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False).plain_tensors()
-    assert not [name for name in plain.names() if name.endswith((variant.scale, "qweight", "qzeros", "g_idx"))]
+    assert not [
+        name for name in plain.names() if name.endswith((checkpoint.variant.scale, "qweight", "qzeros", "g_idx"))
+    ]
     for name, weight in meant.items():
         got = plain.read(name)
         assert got.dtype == torch.float32
@@ -59,9 +77,9 @@ def test_a_read_gives_what_the_format_means(
 
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_scores_are_those_of_the_weights_in_memory(
-    variant: Variant, group_size: int | None, saved: Callable[..., Path], generator: torch.Generator
+    checkpoint: Checkpoint, group_size: int | None, generator: torch.Generator
 ) -> None:
-    folder, _, model = made(variant, saved, generator)
+    folder, model = checkpoint.folder, checkpoint.model
     tokens = draw_tokens(model, generator)
     decoder = load_decoder(folder, group_size=group_size)
     plain = Decoder(model)
@@ -76,9 +94,9 @@ def test_scores_are_those_of_the_weights_in_memory(
 
 
 def test_removal_alone_copies_every_tensor_bit_for_bit(
-    variant: Variant, saved: Callable[..., Path], generator: torch.Generator, tmp_path: Path
+    checkpoint: Checkpoint, generator: torch.Generator, tmp_path: Path
 ) -> None:
-    folder, _, model = made(variant, saved, generator)
+    folder, model = checkpoint.folder, checkpoint.model
     tokens = draw_tokens(model, generator)
     result = prunecomp.prune(folder, 2, tokens, metric="given", given=list(GONE), compensation="none")
     out = result.save(tmp_path / "out")
@@ -92,21 +110,21 @@ def test_removal_alone_copies_every_tensor_bit_for_bit(
         assert written[name].dtype == tensor.dtype
         assert torch.equal(written[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), name
     config = json.loads((out / "config.json").read_text())
-    assert config["quantization_config"] == variant.config
+    assert config["quantization_config"] == checkpoint.variant.config
     assert config["num_hidden_layers"] == model.config.num_hidden_layers - 2
-    assert f"Quantised ({variant.config['quant_method']})" in (out / "README.md").read_text()
+    assert f"Quantised ({checkpoint.variant.config['quant_method']})" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("fold", ["up", "down"])
 def test_a_fold_goes_into_the_scales(
-    variant: Variant, fold: str, saved: Callable[..., Path], generator: torch.Generator, tmp_path: Path
+    checkpoint: Checkpoint, fold: str, generator: torch.Generator, tmp_path: Path
 ) -> None:
-    folder, meant, model = made(variant, saved, generator)
+    folder, meant, model = checkpoint.folder, checkpoint.meant, checkpoint.model
     tokens = draw_tokens(model, generator)
     result = pruned_by(folder, tokens, LOWER, fold)
     out = result.save(tmp_path / "out")
     written, before = load_file(out / "model.safetensors"), load_file(folder / "model.safetensors")
-    scale = before[f"model.layers.5.self_attn.o_proj.{variant.scale}"]
+    scale = before[f"model.layers.5.self_attn.o_proj.{checkpoint.variant.scale}"]
     exported = load_decoder(out)
     plain = Decoder(model)
     with exported.evaluating(), plain.evaluating():
@@ -122,22 +140,20 @@ def test_a_fold_goes_into_the_scales(
     for number, layer in enumerate(result.stack.alive):
         for leaf in ("self_attn.o_proj", "mlp.down_proj", "mlp.up_proj"):
             factor = 1.0 if leaf == "mlp.up_proj" else factors[layer]
-            old = before[f"model.layers.{layer}.{leaf}.{variant.scale}"].double()
-            new = written[f"model.layers.{number}.{leaf}.{variant.scale}"]
+            old = before[f"model.layers.{layer}.{leaf}.{checkpoint.variant.scale}"].double()
+            new = written[f"model.layers.{number}.{leaf}.{checkpoint.variant.scale}"]
             assert torch.allclose(new.double(), old * factor, rtol=torch.finfo(new.dtype).eps, atol=0.0)
             for part, tensor in before.items():
                 owner = f"model.layers.{layer}.{leaf}."
                 part_leaf = part.removeprefix(owner)
-                if part.startswith(owner) and part_leaf not in (variant.scale, "bias"):
+                if part.startswith(owner) and part_leaf not in (checkpoint.variant.scale, "bias"):
                     same = written[f"model.layers.{number}.{leaf}.{part_leaf}"]
                     assert torch.equal(same.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), part
     assert meant
 
 
-def test_info_says_how_weights_are_stored(
-    variant: Variant, saved: Callable[..., Path], generator: torch.Generator
-) -> None:
-    folder, _, model = made(variant, saved, generator)
+def test_info_says_how_weights_are_stored(checkpoint: Checkpoint) -> None:
+    folder, model = checkpoint.folder, checkpoint.model
     seen = describe(folder)
-    assert seen["quantised"].startswith(variant.config["quant_method"])
+    assert seen["quantised"].startswith(checkpoint.variant.config["quant_method"])
     assert seen["parameters"] == model.num_parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe
-from tests.conftest import SEED
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
 from tests.generation import assert_the_cache_holds
+from tests.seeds import seed
 
 VISION: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
@@ -49,7 +50,7 @@ def save_tower(case: str, folder: Path) -> Any:
     text = {**COMMON, "pad_token_id": 0, **options.pop("text_config")}
     vision = {**VISION, **options.pop("vision_config")}
     config = AutoConfig.for_model(case, text_config=text, vision_config=vision, **options)
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed())
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     randomise(model, 1.0 if "gemma" in case else 0.0)
     model.save_pretrained(folder)
@@ -134,7 +135,8 @@ def test_an_embedding_beside_images_is_not_scaled(generator: torch.Generator, tm
     tokens = tokens_for(generator)
     with pytest.raises(FoldError, match="in llava images enter the stream beside it, unscaled: use --fold up"):
         prunecomp.prune(tmp_path / "base", 1, tokens, fold="down")
-    result = prunecomp.prune(tmp_path / "base", 2, tokens, fold="down", compensation="none")
+    result = prunecomp.prune(tmp_path / "base", 2, tokens, compensation="none")
+    result.options = replace(result.options, fold="down")
     result.save(tmp_path / "none")
     result.stack = LayerStack.dense(8).remove(2, 1.5)
     with pytest.raises(FoldError, match="use --fold up"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, Evidence
 from prunecomp.metrics.stopping import FEWEST, LOOKS, separated, student_quantile
 from prunecomp.subject import open_subject
-from tests.conftest import SEED
 from tests.models import build, draw_tokens
+from tests.seeds import seed
 
 DRAWS = 200
+SURE = 1e-9
+"""How seldom a rule that just keeps its promise may fail here."""
 SAMPLES = 128
 SEQLEN = 32
 
@@ -32,7 +35,7 @@ def pools(reference_model: Path) -> dict[tuple[str, int], torch.Tensor]:
     layer on every window of the bundled calibration text's first stretch: sums over tokens, [windows, layers]."""
     subject = open_subject(reference_model, dtype="float32", device="cpu", tokenizer=None, allow_pickle=False)
     source = read_source(reference_model / "calibration.txt", subject.tokenize, subject.config.vocab_size)
-    windows = consecutive_windows(source, SEQLEN).take(slice(0, 800))
+    windows = consecutive_windows(source, SEQLEN).take(slice(0, 400))
     placement = place(subject.shape(), windows.count, SEQLEN, available_memory(subject.device), subject.device)
     run = Run(subject.load(), windows, placement)
     made = {}
@@ -44,6 +47,16 @@ def pools(reference_model: Path) -> dict[tuple[str, int], torch.Tensor]:
         block = (run.stack.alive[int(made["bi", number].sum(dim=0).argmin())],)
         put_in_place(run, block, magnitude_scale(Cut(run, block, run.statistics)))
     return made
+
+
+def most(draws: int, probability: float) -> int:
+    """What a binomial count exceeds with a probability below SURE."""
+    tail = 1.0
+    for count in range(draws + 1):
+        tail -= math.comb(draws, count) * probability**count * (1 - probability) ** (draws - count)
+        if tail < SURE:
+            return count
+    return draws
 
 
 def looks(sums: torch.Tensor, confidence: float) -> tuple[int, int]:
@@ -61,7 +74,7 @@ def test_an_early_choice_differs_no_more_often_than_promised(
     pools: dict[tuple[str, int], torch.Tensor], metric: str, number: int
 ) -> None:
     pool = pools[metric, number]
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed())
     differ = {0.999: 0, 0.9: 0, 0.5: 0}
     seen = dict.fromkeys(differ, 0)
     for _ in range(DRAWS):
@@ -72,7 +85,7 @@ def test_an_early_choice_differs_no_more_often_than_promised(
             differ[confidence] += choice != whole
             seen[confidence] += n
     for confidence, count in differ.items():
-        assert count <= (1 - confidence) * DRAWS, (confidence, count)
+        assert count <= most(DRAWS, 1 - confidence), (confidence, count)
     assert seen[0.5] <= seen[0.9] <= seen[0.999] <= DRAWS * SAMPLES
     if number == 0:  # the bundled model's first layer to go stands out: the test must not pass for want of early ends
         assert seen[0.999] < 0.75 * DRAWS * SAMPLES
@@ -80,7 +93,7 @@ def test_an_early_choice_differs_no_more_often_than_promised(
 
 @pytest.mark.parametrize("candidates", [2, 6])
 def test_candidates_that_differ_by_noise_alone_are_the_hardest_and_keep_the_promise(candidates: int) -> None:
-    random = torch.Generator().manual_seed(SEED)
+    random = torch.Generator().manual_seed(seed())
     differ = early = 0
     for _ in range(1000):
         sums = torch.randn(SAMPLES, candidates, generator=random, dtype=torch.float64)
@@ -88,7 +101,7 @@ def test_candidates_that_differ_by_noise_alone_are_the_hardest_and_keep_the_prom
         differ += choice != int(sums.sum(dim=0).argmin())
         early += n < SAMPLES
     assert early > 50
-    assert differ <= 0.1 * 1000
+    assert differ <= most(1000, 0.1)
 
 
 def test_few_sequences_never_settle_it_and_all_do() -> None:
@@ -107,7 +120,7 @@ def test_quantiles_of_student(probability: float, degrees: int, quantile: float)
     assert student_quantile(probability, degrees) == pytest.approx(quantile, rel=1e-3)
 
 
-@pytest.mark.parametrize("metric", ["bi", "angular"])
+@pytest.mark.parametrize("metric", [pytest.param("bi", marks=pytest.mark.slow), "angular"])
 def test_a_run_that_ends_early_chooses_what_the_full_one_does(
     reference_model: Path, metric: str, tmp_path: Path
 ) -> None:

@@ -14,20 +14,24 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from prunecomp.kernels import launch, layer_gram, layer_stats, linear_gram, weight_norms, weight_salience
+from tests.compiled import FOLDER
 from tests.ops.ahead_of_time import SHARED_LIMIT, Compiled, compile_launches, states
 
 WIDE_LOAD = re.compile(r"ld\.global\S*\.v4|cp\.async\.cg\.shared\.global .*, 0x10")
 MATRIX = re.compile(r"mma\.sync|wgmma\.mma_async")
 HIDDEN_SIZES = (4096, 5120, 8192)
-CAPABILITIES = pytest.mark.parametrize("capability", sorted(SHARED_LIMIT))
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+CAPABILITIES = pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(other, marks=pytest.mark.slow) for other in (torch.float16, torch.float32))],
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No kernel comes from an earlier session."""
+def own_cache() -> Iterator[None]:
+    """No kernel comes from a user's cache, and of an earlier session only what the same sources gave."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        patch.setenv("TRITON_CACHE_DIR", str(FOLDER / "triton"))
         yield
 
 
@@ -53,8 +57,12 @@ def test_layer_stats_fit_and_load_wide(dtype: torch.dtype, capability: int) -> N
 @CAPABILITIES
 @pytest.mark.parametrize(
     ("dtype", "ragged"),
-    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False), (torch.float32, False)],
-    ids=str,
+    [
+        (torch.bfloat16, False),
+        pytest.param(torch.bfloat16, True, marks=pytest.mark.slow),
+        pytest.param(torch.float16, False, marks=pytest.mark.slow),
+        pytest.param(torch.float32, False, marks=pytest.mark.slow),
+    ],
 )
 def test_layer_gram_fits_and_uses_tensor_cores(dtype: torch.dtype, ragged: bool, capability: int) -> None:
     lengths = torch.empty(8, dtype=torch.int64, device="meta") if ragged else None

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.compiled import compiled
+
 CSRC = Path(__file__).parents[2] / "csrc"
 TARGETS = ("sm_80", "sm_90a")
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -30,17 +32,22 @@ class Kernel(NamedTuple):
     shared: int
 
 
-@pytest.fixture(scope="module", params=[(name, target) for name in ("layer_stats", "layer_gram") for target in TARGETS])
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+BUILDS = [
+    pytest.param((name, target), marks=[pytest.mark.slow] if target == "sm_80" else [], id=f"{name}-{target}")
+    for name in ("layer_stats", "layer_gram")
+    for target in TARGETS
+]
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def built(request: pytest.FixtureRequest) -> tuple[str, Path, str]:
     """Source, object and the compiler's report; warnings of either compiler are errors."""
+    assert NVCC is not None
     name, target = request.param
-    cubin = tmp_path_factory.mktemp("cubin") / f"{name}.{target}.cubin"
     architecture = f"arch={target.replace('sm', 'compute')},code={target}"
     flags = ["-std=c++17", "-O3", "-cubin", "-gencode", architecture, "-Xptxas", "-v", "-Werror", "all-warnings"]
-    command = [NVCC, *flags, "-Xcompiler", "-Wall,-Wextra,-Werror", CSRC / f"{name}.cu", "-o", cubin]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return name, cubin, done.stdout + done.stderr
+    command = [NVCC, *flags, "-Xcompiler", "-Wall,-Wextra,-Werror", CSRC / f"{name}.cu"]
+    return name, *compiled(command, CSRC.iterdir(), f"{name}.{target}.cubin")
 
 
 def kernels(report: str) -> list[Kernel]:

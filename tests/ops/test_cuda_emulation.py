@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 
 from prunecomp.errors import BackendError
 from prunecomp.ops import LayerGram, LayerStats, cuda, libraries
+from tests.compiled import compiled
 from tests.ops.checks import DTYPES, SHAPES, Shape, check_layer_gram, check_layer_stats, draw_states
 
 ROOT = Path(__file__).parents[2]
@@ -36,20 +36,18 @@ GRAM_SHAPES = [(shape, 4) for shape in SHAPES if shape.s < 257 and shape.d < 409
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("emulated")
+def emulated() -> ctypes.CDLL:
     warnings = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
     # Fortified jumps take the stacks of the emulated threads for an error.
     flags = f"-x c++ -std=c++17 -O2 -fPIC -shared {warnings} -U_FORTIFY_SOURCE -DPC_EMULATED".split()
     includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}"]
-    target = folder / "libprunecomp_cuda.so"
-    done = subprocess.run(["g++", *flags, *includes, *SOURCES, "-o", target], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    sources = [*(ROOT / "csrc").iterdir(), *EMULATION.iterdir()]
+    library, _ = compiled(["g++", *flags, *includes, *SOURCES], sources, "libprunecomp_cuda.so")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(libraries, "FOLDER", folder)
-        library = libraries.load.__wrapped__("prunecomp_cuda").functions
-    assert library is not None
-    return library
+        patch.setattr(libraries, "FOLDER", library.parent)
+        functions = libraries.load.__wrapped__("prunecomp_cuda").functions
+    assert functions is not None
+    return functions
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +56,8 @@ def on_the_emulated_device(emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatc
     def queue(device: torch.device) -> Iterator[int]:
         yield 0
 
-    def poisoned(tensor: torch.Tensor, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.full(shape, 255 if dtype == torch.uint8 else -12345, dtype=dtype)  # 0xff...: NaN as float32
-
     monkeypatch.setattr(cuda, "_queue", queue)
     monkeypatch.setattr(cuda, "require", lambda name, remedy: emulated)
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
 def stats(emulated: ctypes.CDLL, x: torch.Tensor, y: torch.Tensor, lengths: torch.Tensor | None) -> LayerStats:

@@ -12,20 +12,30 @@ from prunecomp.report import progress
 from prunecomp.report.progress import RichProgress
 
 
+def drawn(show: RichProgress) -> None:
+    """The bars as they are now, once the thread that starts them has come to it."""
+    bars = show._bars
+    assert bars is not None
+    deadline = time.monotonic() + 300
+    while not bars.live.is_started:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    bars.refresh()
+
+
 def test_a_stage_within_a_stage_is_shown_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "DELAY_SECONDS", -1.0)  # over before it began
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     show = RichProgress(console)
     with show("comparing", 2, "layers") as outer:
         for name in ("scoring", "loss"):
             with show(name, 3, "windows") as inner:
-                time.sleep(0.3)
                 inner(3)
-                time.sleep(0.2)
+                drawn(show)
             outer(1)
     with show("writing", 1, "bytes") as advance:
-        time.sleep(0.3)
         advance(1)
+        drawn(show)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(name in printed for name in ("comparing", "scoring", "loss", "writing"))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, PrunecompError
 from prunecomp.model.quantised import bitsandbytes, compressed, fp8, mxfp4, packed
 from prunecomp.model.quantised.source import Dequantised
 from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
+from prunecomp.plain import read_object
 
 __all__ = [
     "NARROW",
@@ -44,6 +46,9 @@ SHOWN = (
     "weight_block_size",
 )
 
+ELSEWHERE = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""What other software (ModelOpt, AutoGPTQ, AutoAWQ) says of quantised weights in a file of its own."""
+
 METHODS = {
     "fp8": Method(fp8.check, fp8.weights),
     "mxfp4": Method(mxfp4.check, mxfp4.weights),
@@ -71,6 +76,7 @@ def check_quantisation(config: Any, folder: Path) -> None:
     """Raise :class:`CheckpointError` for weights in a quantised format that cannot be read here."""
     stated = quantisation(config)
     if stated is None:
+        _check_elsewhere(folder)
         return
     where, method = str(folder / "config.json"), method_of(stated)
     if method not in METHODS:
@@ -78,7 +84,35 @@ def check_quantisation(config: Any, folder: Path) -> None:
             f"{where}: the weights are quantised ({method}), a format that is not read; {', '.join(METHODS)} are. "
             "Prune the checkpoint it was made from, and quantise that"
         )
-    METHODS[method].check(stated, where)
+    with _settings(where):
+        METHODS[method].check(stated, where)
+
+
+@contextmanager
+def _settings(where: str) -> Iterator[None]:
+    """Turn what a setting of the wrong kind raises into a sentence."""
+    try:
+        yield
+    except PrunecompError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{where}: the quantization_config cannot be used ({error!r})") from error
+
+
+def _check_elsewhere(folder: Path) -> None:
+    """Raise :class:`CheckpointError` for weights that another file than ``config.json`` says are quantised."""
+    for file in ELSEWHERE:
+        if (folder / file).is_file():
+            stated = read_object(folder / file, CheckpointError)
+            inner = stated.get("quantization", stated)
+            inner = inner if isinstance(inner, dict) else {}
+            said = (inner.get(name) for name in ("quant_algo", "quant_method", "version", "bits"))
+            kind = ", ".join(str(value) for value in said if value is not None) or "quantised"
+            raise CheckpointError(
+                f"{folder / file} says how weights are quantised ({kind}), and config.json does not. Prune the "
+                "checkpoint it was made from, and quantise that; or remove the file, if it is left over beside plain "
+                "weights"
+            )
 
 
 def dequantised(files: StoredTensors, config: Any) -> StoredTensors:
@@ -87,7 +121,8 @@ def dequantised(files: StoredTensors, config: Any) -> StoredTensors:
     if stated is None:
         return files
     method = method_of(stated)
-    return Dequantised(files, method, METHODS[method].weights(files, stated))
+    with _settings(str(files.folder / "config.json")):
+        return Dequantised(files, method, METHODS[method].weights(files, stated))
 
 
 def summary(config: Any) -> str | None:

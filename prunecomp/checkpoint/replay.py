@@ -1,0 +1,108 @@
+"""A model's own forward pass in float32, with layers left out, seams in place, or other weights in its modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunecomp.model.decoder import Decoder, apply_seam, call_layer
+from prunecomp.model.rotary import RotaryEmbeddings
+
+Weights = Callable[[str, torch.Tensor], torch.Tensor]
+"""``weights(name, tensor)``: what stands in for a parameter of the model, by its name there."""
+
+
+class _StandIn(nn.Module):
+    """In the place of a decoder layer: does as it is told, and for everything else is the layer."""
+
+    def __init__(self, layer: nn.Module, does: Callable[..., Any]) -> None:
+        super().__init__()
+        object.__setattr__(self, "replaced", layer)  # not a submodule: its weights may not be there yet
+        self.does = does
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["replaced"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *unnamed: Any, **named: Any) -> Any:
+        return self.does(hidden_states, unnamed, named)
+
+
+def logits_in_float32(
+    decoder: Decoder,
+    tokens: torch.Tensor,
+    device: torch.device,
+    seams: Mapping[int, float],
+    weights: Weights = lambda _, tensor: tensor,
+    jitter: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Logits [N, S, vocabulary] of tokens [N, S], by the model's own forward pass and not by our taking it apart.
+
+    The layers of ``seams`` are run, each on the stream times its seam; the others pass it on. One layer at a time is
+    copied in float32, and embedding, norm and head are: the weights of ``decoder`` are not touched. With ``jitter``
+    what each layer gives is disturbed by as much as its rounding does.
+    """
+    family = decoder.family
+    owner, _, leaf = family.layers.rpartition(".")
+    walk = decoder.weights.walk([(layer,) for layer in seams])
+
+    def doing(number: int) -> Callable[..., Any]:
+        def run(stream: torch.Tensor, unnamed: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if number in seams:
+                next(walk)
+                layer = _in_float32(decoder.layers[number], f"{family.layers}.{number}.", device, weights)
+                stream = call_layer(
+                    lambda x, **some: layer(x, *unnamed, **some), apply_seam(stream, seams[number]), named
+                )
+                if jitter is not None:
+                    noise = torch.randn(stream.shape, generator=jitter, dtype=stream.dtype).to(stream.device)
+                    stream = stream * (1 + ROUNDING * noise)
+            return (stream,) if family.returns_tuple else stream
+
+        return run
+
+    place = decoder.model.get_submodule(owner)
+    layers = getattr(place, leaf)
+    setattr(place, leaf, nn.ModuleList())
+    try:
+        outer = copy.deepcopy(decoder.model)
+    finally:
+        setattr(place, leaf, layers)
+    outer = _in_float32(outer, "", device, weights, copied=True)
+    stand_ins = [_StandIn(layer, doing(number)) for number, layer in enumerate(decoder.layers)]
+    setattr(outer.get_submodule(owner), leaf, nn.ModuleList(stand_ins))
+    for module in outer.modules():  # what is computed from the config is, as it is whenever a checkpoint is loaded
+        if module._non_persistent_buffers_set and not list(module.parameters()):
+            outer._init_weights(module)
+    RotaryEmbeddings(outer).forget()
+    try:
+        with decoder.evaluating():
+            outer.eval()
+            logits: torch.Tensor = outer(input_ids=tokens.to(device), use_cache=False).logits
+    finally:
+        walk.close()
+    return logits
+
+
+ROUNDING = 2.0**-22
+"""Relative, of what a layer gives: some ten roundings of float32, of random sign."""
+
+
+def _in_float32(module: nn.Module, prefix: str, device: torch.device, weights: Weights, copied: bool = False) -> Any:
+    """A copy with other ``weights``, to compute with in float32 on ``device``; flash-attn knows no float32."""
+    module = module if copied else copy.deepcopy(module)
+    for part in module.modules():
+        config: Any = getattr(part, "config", None)
+        if str(getattr(config, "_attn_implementation", "")).startswith("flash"):
+            config._attn_implementation = "sdpa"
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # nor do grouped matrix products, everywhere
+    for name, parameter in module.named_parameters():
+        parameter.data = weights(prefix + name, parameter.data.to(device, torch.float32))
+    return module.to(device, torch.float32)

@@ -1,0 +1,160 @@
+"""What is being pruned, as the rest of the package sees it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunecomp.checkpoint.card import Licence
+from prunecomp.checkpoint.config import prune_stored
+from prunecomp.checkpoint.reference import whole_by_transformers
+from prunecomp.checkpoint.rules import renumber_rules
+from prunecomp.data.sources import Tokenize
+from prunecomp.engine.placement import ModelShape
+from prunecomp.errors import FoldError, PrunecompWarning
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.families import families
+from prunecomp.model.quantised import Dequantised
+from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource
+
+
+class Subject:
+    """Config, tokenizer, weights to run and weights to export of one model."""
+
+    name: str
+    config: Any
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        raise NotImplementedError
+
+    resident: bool
+    """Whether the caller holds all weights where they run already."""
+
+    def shape(self) -> ModelShape:
+        """What placement has to know; no weights are loaded."""
+        raise NotImplementedError
+
+    def load(self, group_size: int | None = None) -> Decoder:
+        """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of the weights that :meth:`load` brought, where they can be had again: it brings them back."""
+
+    def as_loaded(self) -> Decoder:
+        """The model as its users load it, to judge by: by transformers, or as :meth:`load` does where that cannot."""
+        return self.load()
+
+    def load_export(self, folder: Path) -> Any | None:
+        """An export of this model as its users load it; None where transformers cannot, or memory does not hold it."""
+        if self.part_of is not None or self.quantised is not None:
+            return None
+        attention = str(self.load().config._attn_implementation)
+        return whole_by_transformers(folder, SafetensorsCheckpoint(folder), attention)
+
+    def tensors(self) -> TensorSource:
+        """The original weights, for export, as they are stored."""
+        raise NotImplementedError
+
+    def stored(self, name: str) -> list[str]:
+        """Those of :meth:`plain_tensors` that hold what the model has as ``name``."""
+        return [name]
+
+    @property
+    def layers(self) -> str:
+        """The path of the layers in the names of :meth:`tensors`."""
+        return families.find(self.config.model_type).layers
+
+    def plain_tensors(self) -> TensorSource:
+        """:meth:`tensors` with quantised weights dequantised, under their plain names."""
+        return self.tensors()
+
+    @property
+    def quantised(self) -> str | None:
+        """The method by which weights are quantised, if they are."""
+        plain = self.plain_tensors()
+        return plain.method if isinstance(plain, Dequantised) else None
+
+    def renumber_rules(self, stated: Any, renumber: Mapping[int, int]) -> Any:
+        """``stated``, the ``quantization_config``, once layers have the numbers of ``renumber``. Raises
+        :class:`CheckpointError` for a rule that cannot follow them."""
+        modules = {name.rpartition(".")[0] for name in self.tensors().names()}
+        return renumber_rules(stated, families.find(self.config.model_type), self.layers, renumber, modules)
+
+    part_of: str | None = None
+    """The ``model_type`` of the multimodal model whose text decoder this is, if it is one."""
+
+    def check_fold(self, form: str) -> None:
+        """Raise :class:`FoldError` where a fold cannot take this form."""
+        if form == "down" and self.part_of is not None:
+            raise FoldError(
+                f"--fold down scales the embedding, and in {self.part_of} images enter the stream beside it, unscaled: "
+                "use --fold up"
+            )
+
+    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+        """Raise for what is known before any work to have no export: of a compensation that is put in by a ``fold`` of
+        this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
+        if fold is not None:
+            self.check_fold(fold)
+        alive = tuple(layer for layer in range(self.num_layers) if layer != min(candidates))
+        with warnings.catch_warnings():  # what follows the layers is told of when it is written
+            warnings.simplefilter("ignore", PrunecompWarning)
+            family = families.find(self.config.model_type)
+            prune_stored(self.raw_config(), self.config, family, self.num_layers, alive)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has rows for."""
+        return int(self.config.vocab_size)
+
+    @property
+    def position_rows(self) -> int | None:
+        """Positions that the model has a table for, if it has one."""
+        return position_rows(self.config)
+
+    def raw_config(self) -> dict[str, Any]:
+        """The configuration as a checkpoint stores it."""
+        raise NotImplementedError
+
+    def write_companions(self, folder: Path) -> None:
+        """Write tokenizer and generation config beside the weights."""
+        raise NotImplementedError
+
+    @property
+    def base(self) -> str | None:
+        """The folder or hub id the weights can be had from again, if there is one."""
+        raise NotImplementedError
+
+    def licence(self) -> Licence:
+        """What the base model says of its licence."""
+        return Licence()
+
+    @property
+    def tokenize(self) -> Tokenize | None:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A digest that tells this model from others."""
+        raise NotImplementedError
+
+
+def position_rows(config: Any) -> int | None:
+    """Positions that a model of ``config`` has a table for; None where they are computed."""
+    learned = len(families.find(config.model_type).embeddings) > 1
+    return int(config.max_position_embeddings) if learned else None

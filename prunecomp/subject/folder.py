@@ -1,0 +1,161 @@
+"""A checkpoint folder as a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.checkpoint.companions import Companions, find_companions
+from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
+from prunecomp.checkpoint.scales import check_repair
+from prunecomp.data.sources import Tokenize, Tokenizer
+from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.errors import CheckpointError
+from prunecomp.model.checks import check_named, warn_of_surprises
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.families import families
+from prunecomp.model.loader import (
+    build_skeleton,
+    choose_attention,
+    choose_device,
+    choose_dtype,
+    load_decoder,
+    read_config,
+    reason_of,
+    text_decoder_of,
+)
+from prunecomp.model.quantised import dequantised, quantisation
+from prunecomp.model.stored import layers_path, stored_names, under_model_names
+from prunecomp.model.weights import TensorSource, fingerprint, open_checkpoint
+from prunecomp.plain import read_object
+from prunecomp.subject.base import Subject
+
+TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.spm")
+"""Files of which one at least is there where a tokenizer is."""
+
+
+class FolderSubject(Subject):
+    """A checkpoint folder, local or in the hub's cache."""
+
+    resident = False
+
+    def __init__(
+        self, folder: Path, name: str, dtype: str, device: str, allow_pickle: bool, attention: str = "auto"
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        self.config = read_config(folder)
+        self.part_of = text_decoder_of(folder, self.config)
+        self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
+        choose_attention(attention, self.config, choose_device(device), choose_dtype(dtype, self.config))
+        self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
+        self._plain = dequantised(self._tensors, self.config)
+        self._view = under_model_names(self._plain, families.find(self.config.model_type))
+        skeleton: Any = build_skeleton(self.config, self.dtype, checkpoint=self._view)
+        check_named(self._tensors.unnamed, folder)
+        if self.part_of is None:  # else the other parts of the model are there too
+            warn_of_surprises(skeleton, self._view)
+        self.described = Decoder(skeleton)
+        """The decoder without its weights."""
+        self._decoder: Decoder | None = None
+        self._group_size: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return choose_device(self._device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return choose_dtype(self._dtype, self.config)
+
+    def shape(self) -> ModelShape:
+        return model_shape(self.described.model, families.find(self.config.model_type), self.dtype)
+
+    def load(self, group_size: int | None = None) -> Decoder:
+        if self._decoder is None:
+            self._group_size = group_size = group_size or self._group_size
+            self._decoder = load_decoder(
+                self.folder, dtype=self._dtype, device=self._device, allow_pickle=self._allow_pickle,
+                group_size=group_size, attention=self._attention,
+            )  # fmt: skip
+            if self.part_of is None and self.quantised is None:
+                check_read_alike(self._decoder, self.folder, self.config)
+        return self._decoder
+
+    def release(self) -> None:
+        self._decoder = None
+
+    def as_loaded(self) -> Decoder:
+        if self.part_of is not None or self.quantised is not None:
+            return self.load()
+        loaded = whole_by_transformers(self.folder, self._tensors, str(self.load().config._attn_implementation))
+        return self.load() if loaded is None else Decoder(loaded)
+
+    def tensors(self) -> TensorSource:
+        return self._tensors
+
+    def plain_tensors(self) -> TensorSource:
+        return self._plain
+
+    def stored(self, name: str) -> list[str]:
+        return stored_names(self._view, name)
+
+    @property
+    def layers(self) -> str:
+        return layers_path(self._plain, families.find(self.config.model_type))
+
+    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+        super().check_export(candidates, fold, replaces)
+        _ = self._companions
+        stated = quantisation(self.config)
+        if stated is None:
+            return
+        if fold is not None:
+            check_repair(self.described, self.plain_tensors(), self.stored, replaces)
+        lowest = min(candidates)  # every number above it changes
+        alive = [layer for layer in range(self.num_layers) if layer != lowest]
+        self.renumber_rules(stated, {layer: number for number, layer in enumerate(alive)})
+
+    def raw_config(self) -> dict[str, Any]:
+        return read_object(self.folder / "config.json", CheckpointError)
+
+    @cached_property
+    def _companions(self) -> Companions:
+        return find_companions(self.folder, {path.name for path in self._tensors.files()})
+
+    def write_companions(self, folder: Path) -> None:
+        self._companions.write(folder)
+
+    @property
+    def base(self) -> str | None:
+        return str(self.folder.resolve()) if Path(self.name).is_dir() else self.name
+
+    def licence(self) -> Licence:
+        return read_licence(self.folder)
+
+    @property
+    def tokenize(self) -> Tokenize | None:
+        if not any(path.match(pattern) for path in self.folder.iterdir() for pattern in TOKENIZERS):
+            return None
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._read_tokenizer)
+
+    def _read_tokenizer(self) -> Any:
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        except Exception as error:  # what a damaged file raises is up to the class of the tokenizer
+            raise CheckpointError(
+                f"{self.folder}: the tokenizer cannot be read: {reason_of(error)}. Token ids in a .npy file need none"
+            ) from error
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._tensors)

@@ -1,0 +1,96 @@
+"""A model object as a subject."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.checkpoint.verify import tensor_digest
+from prunecomp.data.sources import Tokenize, Tokenizer
+from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.loader import (
+    decoder_of,
+)
+from prunecomp.model.weights import ModuleTensors, TensorSource
+from prunecomp.subject.base import Subject
+
+
+class ModelSubject(Subject):
+    """A model that the caller holds; it is used where it is and as it is."""
+
+    resident = True
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._decoder = decoder_of(model)
+        self._tokenizer = tokenizer
+        self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer)
+        self.config = model.config
+        self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+
+    @property
+    def device(self) -> torch.device:
+        return self._decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._decoder.dtype
+
+    def shape(self) -> ModelShape:
+        return model_shape(self._decoder.model, self._decoder.family, self._decoder.dtype)
+
+    def load(self, group_size: int | None = None) -> Decoder:
+        return self._decoder
+
+    def tensors(self) -> TensorSource:
+        self._decoder.check_plain("a checkpoint of it")
+        return ModuleTensors(self._decoder.model)
+
+    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+        super().check_export(candidates, fold, replaces)
+        if fold is not None:
+            self._decoder.check_plain("a fold")
+
+    def raw_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads(self.config.to_json_string())
+        config["architectures"] = [type(self._decoder.model).__name__]
+        config["dtype"] = str(self._decoder.dtype).removeprefix("torch.")
+        return config
+
+    def write_companions(self, folder: Path) -> None:
+        generation = getattr(self._decoder.model, "generation_config", None)
+        for part in (generation, self._tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
+
+    @property
+    def base(self) -> str | None:
+        return str(getattr(self.config, "_name_or_path", "")) or None
+
+    def licence(self) -> Licence:
+        folder = Path(self.name)
+        return read_licence(folder) if folder.is_dir() else Licence()
+
+    @property
+    def tokenize(self) -> Tokenize | None:
+        return self._tokenize
+
+    @property
+    def vocab_size(self) -> int:
+        return self._decoder.vocab_size
+
+    @property
+    def position_rows(self) -> int | None:
+        return self._decoder.position_rows
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.raw_config(), sort_keys=True).encode())
+        for name, tensor in self._decoder.model.state_dict().items():
+            digest.update(f"{name}:{tensor_digest(tensor)}:".encode())
+        return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""What is given as a model and is none, or not all there: told before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunecomp
+from prunecomp.errors import CheckpointError, OptionError
+from tests.models import build
+from tests.situations.folders import TOKENS, logits, theirs
+
+RUNS: dict[str, Callable[[Any], object]] = {
+    "prune": lambda model: prunecomp.prune(model, 1, "no such file"),
+    "score": lambda model: prunecomp.score(model, "no such file"),
+    "evaluate": lambda model: prunecomp.evaluate(model, "no such file"),
+    "pruner_for": lambda model: prunecomp.pruner_for(model, "no such file"),
+}
+
+
+def offloaded(path: str) -> Any:
+    model = build("llama")
+    model.get_submodule(path).to("meta")
+    return model
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("path", ["model.layers.3", "lm_head", "model.embed_tokens", "model.layers.5.mlp.down_proj"])
+def test_layers_that_are_elsewhere(run: str, path: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"no values here .device meta.*{path}.*Give the folder"):
+        RUNS[run](offloaded(path))
+
+
+def test_a_result_is_not_applied_to_a_model_that_is_not_there() -> None:
+    result = prunecomp.prune(build("llama"), 1, TOKENS)
+    with pytest.raises(CheckpointError, match="no values here"):
+        result.apply(offloaded("model.layers.3"))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("model", [None, 5, nn.Linear(2, 2), nn.Module(), [], {"a": torch.ones(1)}], ids=repr)
+def test_what_is_no_model(run: str, model: Any) -> None:
+    with pytest.raises(OptionError, match="is no model: give a folder, a hub id, or a causal language model"):
+        RUNS[run](model)
+
+
+def test_a_model_without_its_head() -> None:
+    with pytest.raises(CheckpointError, match="a LlamaModel is no causal language model"):
+        prunecomp.score(build("llama").model, TOKENS)
+
+
+def test_a_head_that_shares_the_memory_of_the_embedding_is_saved(tmp_path: Path) -> None:
+    model = build("llama")
+    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.data)
+    result = prunecomp.prune(model, 1, TOKENS)
+    out = theirs(result.save(tmp_path / "out"))
+    result.apply(model)
+    assert torch.allclose(logits(out), logits(model), atol=1e-4)

@@ -1,0 +1,172 @@
+"""An export is held to the base as transformers loads it, and in 16 bits as strictly as in 32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import prunecomp
+import prunecomp.checkpoint.reference as reference
+import prunecomp.result
+import prunecomp.subject.folder
+from prunecomp.checkpoint.fold import FoldPlan
+from prunecomp.errors import CheckpointError, OutputError
+from prunecomp.model.decoder import Decoder
+from tests.models import build, draw_tokens
+
+HALVES = [torch.float16, torch.bfloat16]
+Wrong = Callable[[FoldPlan], FoldPlan]
+
+
+def pruned(generator: torch.Generator, dtype: torch.dtype, **options: Any) -> prunecomp.PruneResult:
+    model = build("mistral").to(dtype)
+    return prunecomp.prune(model, 2, draw_tokens(model, generator), metric="given", given=[1, 3], **options)
+
+
+def order(plan: FoldPlan) -> FoldPlan:
+    return replace(plan, renumber={0: 0, 4: 1, 2: 2, 5: 3})
+
+
+def neighbour(plan: FoldPlan) -> FoldPlan:
+    return replace(plan, renumber={0: 0, 1: 1, 4: 2, 5: 3})
+
+
+def one_percent(plan: FoldPlan) -> FoldPlan:
+    """Of one tensor; the digests are of what is written."""
+    name = "model.layers.5.mlp.down_proj.weight"
+    return replace(plan, factors={**plan.factors, name: 1.01 * plan.factors[name]})
+
+
+def one_forgotten(plan: FoldPlan) -> FoldPlan:
+    return replace(plan, factors=dict(list(plan.factors.items())[1:]))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("wrong", [order, neighbour, one_percent, one_forgotten])
+def test_wrong_weights_are_refused_in_16_bits(
+    wrong: Wrong, dtype: torch.dtype, generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = prunecomp.result.write_tensors
+    monkeypatch.setattr(
+        prunecomp.result, "write_tensors", lambda f, s, layers, plan, *rest: right(f, s, layers, wrong(plan), *rest)
+    )
+    with pytest.raises(OutputError, match=r"of the base model|is missing"):
+        pruned(generator, dtype).save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("fold", ["up", "down"])
+def test_a_seam_that_is_off_by_a_percent_is_refused(
+    fold: str, dtype: torch.dtype, generator: torch.Generator, tmp_path: Path
+) -> None:
+    result = pruned(generator, dtype, fold=fold)
+    plan, proofs = result.prove()
+    result.prove = lambda: (plan, proofs)  # type: ignore[method-assign]
+    seams = list(result.stack.seams)
+    seams[1] *= 1.01
+    result.stack = replace(result.stack, seams=tuple(seams))
+    with pytest.raises(OutputError, match="the fold does not compute what was measured"):
+        result.save(tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "change",
+    [{"rope_parameters": {"rope_type": "default", "rope_theta": 11000.0}}, {"rms_norm_eps": 1e-3},
+     {"sliding_window": 9}, {"hidden_act": "gelu"}],
+)  # fmt: skip
+def test_a_config_that_says_another_function_is_refused(
+    change: dict[str, Any],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every one of them moves logits by less than 16-bit activations do, or not by much more."""
+    right = prunecomp.result.prune_stored
+    monkeypatch.setattr(prunecomp.result, "prune_stored", lambda *some: {**right(*some), **change})
+    with pytest.raises(OutputError, match="the export does not compute what was measured"):
+        pruned(generator, dtype).save(tmp_path / "out")
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_the_record_says_who_read(
+    short: bool, generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory holds no whole model, our own reading is streamed, a layer at a time."""
+    model = build("qwen2-tied").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    tokens = draw_tokens(model, generator)
+    result = prunecomp.prune(tmp_path / "base", 2, tokens, metric="given", given=[1, 3], fold="down")
+    if short:
+        monkeypatch.setattr(reference, "free_host_memory", lambda: 1000)
+    verified = json.loads((result.save(tmp_path / "out") / "prunecomp.json").read_text())["verified"]
+    assert verified["base"] == ("prunecomp" if short else "transformers")
+    assert 0 < verified["rounding"] <= verified["logits_error"] + verified["tolerance"]
+
+
+def test_a_head_that_is_tied_only_here_is_refused(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "base")
+    right = prunecomp.subject.folder.load_decoder
+
+    def tying(*some: Any, **options: Any) -> Decoder:
+        decoder = right(*some, **options)
+        decoder.head.weight = decoder.embedding.weight
+        return decoder
+
+    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", tying)
+    with pytest.raises(CheckpointError, match="transformers does not tie the head"):
+        prunecomp.evaluate(tmp_path / "base", draw_tokens(model, generator))
+
+
+def test_a_tensor_that_is_another_only_here_is_refused(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "base")
+    right = prunecomp.subject.folder.load_decoder
+
+    def other(*some: Any, **options: Any) -> Decoder:
+        decoder = right(*some, **options)
+        decoder.final_norm.weight.data = decoder.final_norm.weight.data * 1.001
+        return decoder
+
+    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", other)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is not what transformers reads there"):
+        prunecomp.score(tmp_path / "base", draw_tokens(model, generator))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_perplexity_is_of_what_was_written(in_memory: bool, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build("llama").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    tokens = draw_tokens(model, generator)
+    subject = model if in_memory else tmp_path / "base"
+    result = prunecomp.prune(subject, 2, tokens, metric="given", given=[1, 3], eval=tokens)
+    assert result.perplexity is not None
+    before = result.record()["perplexity"]
+    assert before["measured_on"].startswith("the model with its seams")
+    out = result.save(tmp_path / "out")
+    record = json.loads((out / "prunecomp.json").read_text())["perplexity"]
+    assert record["measured_on"] == "the export"
+    assert record["dense"] == before["dense"]
+    assert record["pruned"] == prunecomp.evaluate(out, tokens)
+    assert record["pruned"] != before["pruned"]
+    assert f"{record['pruned']:.2f} after (measured on the export)" in (out / "README.md").read_text()
+
+
+def test_a_model_in_16_bits_with_rounded_frequencies_is_no_error(generator: torch.Generator, tmp_path: Path) -> None:
+    """``model.to(torch.bfloat16)`` rounds the rotary frequencies too; whoever loads the export has them in float32."""
+    out = pruned(generator, torch.bfloat16).save(tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(out)
