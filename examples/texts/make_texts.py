@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reference_model"))
-from split_books import split_titles  # noqa: E402
+from split_books import split_titles
 
 CHARACTERS = 100_000
 """Of each kind of text."""

@@ -45,7 +45,8 @@ def gguf_of(path: Path) -> Path | None:
 def gguf_types(file: Path) -> str:
     """Which formats the tensors of a GGUF are stored in, the one that holds most of the values first.
 
-    Raises :class:`CheckpointError` for a file that is none, or is cut short: with the byte at which something is missing.
+    Raises :class:`CheckpointError` for a file that is none, or is cut short, with the byte at which something is
+    missing.
     """
     values: Counter[str] = Counter()
     for _, kind, count in _tensors(file):
