@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from prunecomp.model.families import families
 SUFFIX = ".gguf"
 DEFAULT_DTYPE = torch.bfloat16
 """What a GGUF is dequantised to where no dtype is asked for: its own formats have no counterpart in safetensors."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF says of itself."""
+
+    tensors: list[tuple[str, str, int]]
+    """Name, format and number of values of each."""
+    has_tokenizer: bool
 
 
 def gguf_of(path: Path) -> Path | None:
@@ -49,7 +59,7 @@ def gguf_types(file: Path) -> str:
     missing.
     """
     values: Counter[str] = Counter()
-    for _, kind, count in _tensors(file):
+    for _, kind, count in read_header(file).tensors:
         values[kind] += count
     return ", ".join(name for name, _ in values.most_common())
 
@@ -64,13 +74,13 @@ def checkpoint_of_gguf(file: Path, dtype: torch.dtype | None) -> Path:
     dtype = dtype or DEFAULT_DTYPE
     folder = _cache() / _key(file, dtype)
     if not (folder / "config.json").is_file():
+        dequantise(file, dtype, folder)
         warnings.warn(
-            f"{file} is dequantised to {str(dtype).removeprefix('torch.')} in {folder}, which later runs read again; "
+            f"{file} was dequantised to {str(dtype).removeprefix('torch.')} in {folder}, which later runs read again; "
             "it can be removed at any time",
             PrunecompWarning,
             stacklevel=2,
         )
-        dequantise(file, dtype, folder)
     return folder
 
 
@@ -79,7 +89,7 @@ def dequantise(file: Path, dtype: torch.dtype, folder: Path) -> None:
 
     Raises :class:`CheckpointError`.
     """
-    _tensors(file)
+    header = read_header(file)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         config = AutoConfig.from_pretrained(**where)
@@ -96,7 +106,8 @@ def dequantise(file: Path, dtype: torch.dtype, folder: Path) -> None:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
+        if header.has_tokenizer:
+            AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
         if not (folder / "config.json").is_file():  # another process may have been quicker
             os.rename(partial, folder)
     except ImportError as error:
@@ -107,14 +118,14 @@ def dequantise(file: Path, dtype: torch.dtype, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _tensors(file: Path) -> list[tuple[str, str, int]]:
-    """Name, format and number of values of each tensor that the header announces. Raises :class:`CheckpointError`."""
+def read_header(file: Path) -> Header:
+    """Raises :class:`CheckpointError` for a file that is no GGUF, or does not hold all that it announces."""
     try:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
     except ImportError as error:
         raise CheckpointError(f"{file}: to read GGUF, pip install 'prunecomp[gguf]'") from error
 
-    class Header(GGUFReader):  # type: ignore[misc]
+    class Announced(GGUFReader):
         """Without views of the data, which end in an error that names no place where the file is cut short."""
 
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
@@ -122,7 +133,7 @@ def _tensors(file: Path) -> list[tuple[str, str, int]]:
 
     size = file.stat().st_size
     try:
-        header = Header(file)
+        header = Announced(file)
     except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
         raise CheckpointError(
             f"{file} is no GGUF, or its header is damaged or ends before byte {size:,}, where the file does ({error})"
@@ -136,7 +147,7 @@ def _tensors(file: Path) -> list[tuple[str, str, int]]:
         tensors.append((bytes(name).decode("utf-8", "replace"), kind.name, count))
         if end > size:
             raise CheckpointError(f"{file} is cut short: {tensors[-1][0]} ends at byte {end:,}, the file at {size:,}")
-    return tensors
+    return Header(tensors, "tokenizer.ggml.model" in header.fields)
 
 
 def _key(file: Path, dtype: torch.dtype) -> str:
