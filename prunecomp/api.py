@@ -46,6 +46,7 @@ def prune(
     seqlen: int | None = None,
     seed: int = 0,
     documents: bool = False,
+    bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     metric: str = "bi",
@@ -83,6 +84,9 @@ def prune(
         dataset.
     samples, seqlen, seed : calibration windows; ``seqlen`` defaults to the smaller of 2,048 and the trained context.
     documents : take each line of a JSONL file (each paragraph of a text) as a sample of its own, cut at ``seqlen``.
+    bos : ``each`` begins every window with BOS, inside ``seqlen``; ``start`` has it where the tokenizer puts it, as the
+        published protocols do; ``auto`` is ``each`` where the tokenizer puts it before a text by itself, and ``start``
+        otherwise, for the protocols by name and under ``parity="official"``.
     one_shot : rank once and remove the lowest, instead of scoring again after each removal.
     keep, candidates : original layer indices that must stay, or that alone may go.
     given : with ``metric="given"``, the layers to remove, in order.
@@ -109,7 +113,8 @@ def prune(
     """
     started = time.perf_counter()
     options = PruneOptions.of(
-        layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device,
+        layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+        bos=bos, dtype=dtype, device=device,
         metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=keep, candidates=candidates,
         given=given, span=span, lookahead=lookahead, confidence=confidence, parity=parity, attn=attn, compile=compile,
         backend=backend,
@@ -125,9 +130,9 @@ def prune(
     replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
     subject.check_export(chosen, None if compensation == "none" else options.fold, replaces)
     check_read_once([calibration, eval])
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
-    eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen)
+    eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen, options.window_bos)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
         Workers.current(some.count)  # too few for the processes is told before any work
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
@@ -266,6 +271,7 @@ def score(
     seqlen: int | None = None,
     seed: int = 0,
     documents: bool = False,
+    bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     metric: str = "bi",
@@ -291,6 +297,7 @@ def score(
     started = time.perf_counter()
     options = PruneOptions.of(
         span=span, layers=1 if span is None else span, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+        bos=bos,
         dtype=dtype, device=device, metric=metric, compensation=compensation, given=given, lookahead=lookahead,
         parity=parity, attn=attn, compile=compile, backend=backend,
     )  # fmt: skip
@@ -302,7 +309,7 @@ def score(
     if METRICS[metric].takes_order:
         check_order(options.given, subject.num_layers)  # before any work, not after the pass
     samples, seqlen, seed = options.samples, options.seqlen, options.seed
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
@@ -321,6 +328,7 @@ def evaluate(
     eval: Any,
     *,
     seqlen: int | None = None,
+    bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     tokenizer: Any = None,
@@ -332,10 +340,10 @@ def evaluate(
     progress: Progress = silent,
 ) -> float:
     """Perplexity over the non-overlapping windows of a text, each standing alone."""
-    options = PruneOptions.of(layers=1, seqlen=seqlen, dtype=dtype, device=device, attn=attn)
+    options = PruneOptions.of(layers=1, seqlen=seqlen, bos=bos, dtype=dtype, device=device, attn=attn)
     function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
-    windows = evaluation_windows(subject, eval, options.seqlen)
+    windows = evaluation_windows(subject, eval, options.seqlen, options.bos)
     check_taken(windows, PruneOptions.samples, options.seqlen)
     placement = place_run(subject, windows, device_memory, host_memory, disk)
     decoder = subject.load(placement.group_size)

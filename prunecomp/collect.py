@@ -66,6 +66,7 @@ def collect(
     seqlen: int | None = None,
     seed: int = 0,
     documents: bool = False,
+    bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     tokenizer: Any = None,
@@ -84,13 +85,14 @@ def collect(
     subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
     options = PruneOptions.of(
-        layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device, attn=attn,
+        layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+        bos=bos, dtype=dtype, device=device, attn=attn,
         backend=backend,
     )  # fmt: skip
     function("progress", progress)
     subject = open_model(model, options, tokenizer, allow_pickle)
     samples, seqlen, seed = options.samples, options.seqlen, options.seed
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
     Workers.current(windows.count)  # too few for the processes is told before any work
     placement = place_run(subject, windows, device_memory, host_memory, disk, gram_demand(subject.shape()))

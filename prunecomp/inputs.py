@@ -20,25 +20,31 @@ from prunecomp.values import whole
 
 
 def calibration_windows(
-    subject: Subject, source: Any, samples: int, seqlen: int | None, seed: int, documents: bool = False
+    subject: Subject,
+    source: Any,
+    samples: int,
+    seqlen: int | None,
+    seed: int,
+    documents: bool = False,
+    bos: str = "auto",
 ) -> Windows:
     """Windows of one length cut from the whole text, or ``documents`` one by one. Raises :class:`OptionError` or
     :class:`DataError`."""
     length = choose_seqlen(seqlen, subject.config)
     whole("--samples", samples, 1)
     if documents:
-        read = read_documents(source, subject.tokenize, subject.vocab_size)
+        read = read_documents(source, subject.tokenize, subject.vocab_size, bos)
         windows = draw_documents(read, samples, length, seed)
         check_length(subject, windows.seqlen)
         return windows
-    tokens = read_source(source, subject.tokenize, subject.vocab_size)
+    tokens = read_source(source, subject.tokenize, subject.vocab_size, bos)
     check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
     return draw_windows(tokens, samples, length, seed, free_host_memory())
 
 
-def evaluation_windows(subject: Subject, source: Any, seqlen: int | None) -> Windows:
+def evaluation_windows(subject: Subject, source: Any, seqlen: int | None, bos: str = "auto") -> Windows:
     length = choose_seqlen(seqlen, subject.config)
-    tokens = read_source(source, subject.tokenize, subject.vocab_size)
+    tokens = read_source(source, subject.tokenize, subject.vocab_size, bos)
     check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
     return consecutive_windows(tokens, length)
 

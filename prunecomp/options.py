@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from prunecomp.checkpoint.fold import FORMS
+from prunecomp.data.sources import BOS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import COMPILES
 from prunecomp.errors import OptionError
@@ -33,6 +34,7 @@ class PruneOptions:
     seqlen: int | None = None
     seed: int = 0
     documents: bool = False
+    bos: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
     metric: str = "bi"
@@ -119,6 +121,11 @@ class PruneOptions:
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
 
     @property
+    def window_bos(self) -> str:
+        """The published code cuts its windows from the text as the tokenizer gives it."""
+        return "start" if self.parity == "official" and self.bos == "auto" else self.bos
+
+    @property
     def compute_dtype(self) -> str:
         """The published code runs every checkpoint in float16."""
         return "float16" if self.parity == "official" and self.dtype == "auto" else self.dtype
@@ -165,6 +172,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "seqlen": unless_none(partial(whole, least=2)),
     "seed": partial(whole, least=0, most=LARGEST_SEED),
     "documents": flag,
+    "bos": partial(one_of, choices=BOS),
     "dtype": dtype_name,
     "device": device_name,
     "metric": text,

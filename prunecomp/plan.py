@@ -119,7 +119,7 @@ def plan(
     if options.metric in METRICS and METRICS[options.metric].takes_order:  # which ones they are makes no difference
         options = replace(options, given=list(range(options.layers)))
     options.check(METRICS, COMPENSATIONS)
-    folder = resolve_model(model, weights=False)
+    folder = resolve_model(model, weights=False, dtype=options.dtype)
     config = read_config(folder)
     where, compute_dtype = choose_device(options.device), choose_dtype(options.dtype, config)
     skeleton: Any = build_skeleton(config, compute_dtype, checkpoint=_local_weights(model, config))

@@ -149,6 +149,7 @@ class PruneResult:
                 "source": self.calibration.source,
                 "windows": self.calibration.count,
                 "seqlen": self.calibration.seqlen,
+                "bos": self.calibration.bos,
                 "micro_batch": self.placement.micro_batch,
                 "digest": self.calibration.digest,
             },
@@ -172,6 +173,7 @@ class PruneResult:
             "source": self.evaluation.source,
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
+            "bos": self.evaluation.bos,
         }
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
@@ -304,7 +306,8 @@ class PruneResult:
             compensation=self.options.compensation,
             fold=self.options.fold,
             command=command or self._call(),
-            calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens",
+            calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens"
+            + (", each from BOS on" if windows.bos == "each" else ""),
             digest=windows.digest,
             versions={"prunecomp": record["prunecomp"], **record["versions"]},
             perplexity=record["perplexity"],

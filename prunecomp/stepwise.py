@@ -34,6 +34,7 @@ def pruner_for(
     seqlen: int | None = None,
     seed: int = 0,
     documents: bool = False,
+    bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     tokenizer: Any = None,
@@ -70,7 +71,7 @@ def pruner_for(
     >>> pruner.result().save("pruned")
     """
     options = PruneOptions.of(
-        span=span, layers=span, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype,
+        span=span, layers=span, samples=samples, seqlen=seqlen, seed=seed, documents=documents, bos=bos, dtype=dtype,
         device=device, metric=metric, compensation=compensation, candidates=candidates, attn=attn, compile="off",
         backend=backend,
     )  # fmt: skip
@@ -81,7 +82,7 @@ def pruner_for(
     if span >= subject.num_layers:
         raise OptionError(f"--span {span}: the model has {subject.num_layers} layers, and one must stay")
     chosen = candidates_of(replace(options, layers=1), subject.num_layers)
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents)
+    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
     Workers.current(windows.count)  # too few for the processes is told before any work
     placement = place_run(

@@ -11,6 +11,7 @@ from prunecomp.cli.options import (
     EXIT_CODES,
     AllowPickle,
     Attention,
+    Bos,
     Device,
     DeviceMemory,
     Disk,
@@ -41,6 +42,7 @@ def evaluate(
     model: Model,
     eval: Annotated[str, typer.Option(help="as --calibration of prune, or 'wikitext2-test'", show_default=False)],
     seqlen: Seqlen = None,
+    bos: Bos = "auto",
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
     attn: Attention = "auto",
@@ -53,7 +55,8 @@ def evaluate(
     """Perplexity over non-overlapping windows, each standing alone; a remainder is dropped."""
     with process_group(device) as job:
         value = prunecomp.evaluate(
-            model, eval, seqlen=seqlen, dtype=dtype.value, device=job.device, allow_pickle=allow_pickle, attn=attn,
+            model, eval, seqlen=seqlen,
+            bos=bos, dtype=dtype.value, device=job.device, allow_pickle=allow_pickle, attn=attn,
             device_memory=parse_size("--device-memory", device_memory),
             host_memory=parse_size("--host-memory", host_memory), disk=disk,
             progress=progress_on_stderr() if job.leads else silent,

@@ -55,6 +55,13 @@ Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="seed of the ch
 Documents = Annotated[
     bool, typer.Option("--documents", help="each JSONL line or paragraph is a sample of its own, cut at --seqlen")
 ]
+Bos = Annotated[
+    str,
+    typer.Option(
+        help="each: every window begins with BOS; start: where the tokenizer puts it; auto: each where the tokenizer "
+        "adds it by itself, but for the protocols by name"
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help="compute dtype; the export keeps the dtype of the checkpoint")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda (cuda:1 for the second card)")]
 Metric = Annotated[str, typer.Option(help=f"score: {', '.join(METRICS)}")]

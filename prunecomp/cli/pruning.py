@@ -19,6 +19,7 @@ from prunecomp.cli.options import (
     AllowPickle,
     Attention,
     Backend,
+    Bos,
     Calibration,
     Compensation,
     Compile,
@@ -111,6 +112,7 @@ def prune(
     seqlen: Seqlen = None,
     seed: Seed = 0,
     documents: Documents = False,
+    bos: Bos = "auto",
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
     metric: Metric = "bi",
@@ -149,7 +151,7 @@ def prune(
             check_recipe(fold.value, compensation, model, *stored_as(model))
         progress = progress_on_stderr() if job.leads else silent
         result = prunecomp.prune(
-            model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+            model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, bos=bos,
             dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, one_shot=one_shot,
             keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
             given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
@@ -196,6 +198,7 @@ def score(
     seqlen: Seqlen = None,
     seed: Seed = 0,
     documents: Documents = False,
+    bos: Bos = "auto",
     dtype: DtypeOption = Dtype.auto,
     device: Device = "auto",
     metric: Metric = "bi",
@@ -216,7 +219,8 @@ def score(
     """Score every layer once, and change nothing."""
     with process_group(device) as job:
         result = prunecomp.score(
-            model, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype.value,
+            model, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
+            bos=bos, dtype=dtype.value,
             device=job.device, metric=metric, compensation=compensation, given=parse_order("--given", given), span=span,
             lookahead=lookahead, parity=parity, allow_pickle=allow_pickle, attn=attn, compile=compile, backend=backend,
             device_memory=parse_size("--device-memory", device_memory),

@@ -41,6 +41,7 @@ def compare(
     seqlen: int | None = None,
     seed: int = 0,
     documents: bool = False,
+    bos: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     keep: Iterable[int] = (),
@@ -97,7 +98,8 @@ def compare(
     if not sources:
         raise OptionError("--eval: give at least one text to measure perplexity on")
     common = PruneOptions.of(
-        layers=1, samples=taken, seqlen=seqlen, seed=seed, documents=documents, dtype=dtype, device=device, keep=keep,
+        layers=1, samples=taken, seqlen=seqlen, seed=seed, documents=documents,
+        bos=bos, dtype=dtype, device=device, keep=keep,
         candidates=candidates, given=given, parity=next((arm.parity for arm in chosen if arm.parity is not None), None),
         attn=attn, compile=compile, backend=backend,
     )  # fmt: skip
@@ -113,10 +115,10 @@ def compare(
     check_read_once([calibration, *sources.values()])
     for arm in chosen:
         candidates_of_arm(common, arm, counts[-1], subject.num_layers)  # too few is told before any work
-    windows = calibration_windows(subject, calibration, common.samples, seqlen, seed, documents)
+    windows = calibration_windows(subject, calibration, common.samples, seqlen, seed, documents, common.window_bos)
     if samples is not None:
         check_taken(windows, common.samples, None)
-    texts = {name: evaluation_windows(subject, source, seqlen) for name, source in sources.items()}
+    texts = {name: evaluation_windows(subject, source, seqlen, common.window_bos) for name, source in sources.items()}
     for some in (windows, *texts.values()):
         Workers.current(some.count)  # too few for the processes is told before any work
     plan = Plan(subject, common, windows, texts, chosen, counts)

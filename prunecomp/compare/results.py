@@ -19,10 +19,11 @@ class Text:
     windows: int
     seqlen: int
     digest: str
+    bos: str = "start"
 
     @classmethod
     def of(cls, name: str, windows: Windows) -> Text:
-        return cls(name, windows.source, windows.count, windows.seqlen, windows.digest)
+        return cls(name, windows.source, windows.count, windows.seqlen, windows.digest, windows.bos)
 
 
 @dataclass(frozen=True)

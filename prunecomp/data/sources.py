@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from prunecomp.data.files import STDIN, SUFFIXES, Content, read_file
-from prunecomp.errors import DataError, PrunecompError
+from prunecomp.errors import DataError, OptionError, PrunecompError
 
 Tokenize = Callable[[str], list[int]]
 JOIN = "\n\n"
@@ -73,6 +73,8 @@ class TokenSource:
     share: float = 1.0
     windows: int | None = None
     """Consecutive windows that count, from the first on; all if None."""
+    bos: int | None = None
+    """What every window begins with, inside its length; None where windows are cut from the tokens as they stand."""
 
     def longest(self, seqlen: int) -> int:
         """Tokens of the longest window where ``seqlen`` is asked for."""
@@ -85,6 +87,8 @@ class DocumentSource:
 
     documents: list[np.ndarray]
     name: str
+    bos: int | None = None
+    """What every document begins with; None where they are as the tokenizer gives them."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,17 @@ class Tokenizer:
         # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
         ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return ids
+
+    @property
+    def bos(self) -> int | None:
+        """The token for the beginning of a text, if there is one."""
+        token = getattr(self._tokenizer, "bos_token_id", None)
+        return None if token is None else int(token)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text begins with it without being asked to."""
+        return self.bos is not None and self("a")[:1] == [self.bos]
 
     def describe(self, token: int) -> str:
         """How many tokens there are, and what the one of this id is."""
@@ -155,8 +170,40 @@ def read(source: Any) -> Reading:
     return Reading(_load_dataset(name, protocol), name, protocol)
 
 
-def read_source(source: Any, tokenize: Tokenize | None, vocab_size: int) -> TokenSource:
-    """The tokens of a source (see :func:`read`), all below ``vocab_size``. Raises :class:`DataError`."""
+BOS = ("auto", "each", "start")
+
+
+def bos_of(choice: str, reading: Reading, tokenize: Tokenize | None) -> int | None:
+    """The token that every window of a source begins with, or None where it stands where the tokenizer puts it.
+
+    ``auto`` is ``each`` where the tokenizer puts a BOS before a text by itself, and ``start`` otherwise and for the
+    published protocols. Raises :class:`OptionError` where ``each`` is asked for and cannot be.
+    """
+    rows = isinstance(reading.content, np.ndarray) and reading.content.ndim == 2
+    if choice == "start" or (choice == "auto" and (rows or reading.protocol in PROTOCOLS.values())):
+        return None
+    if rows:
+        raise OptionError(f"--bos each: {reading.name} is windows already and is taken as it stands; leave it out")
+    tokenizer = tokenize if isinstance(tokenize, Tokenizer) else None
+    if choice == "auto":
+        return _bos_by_itself(tokenizer, isinstance(reading.content, np.ndarray))
+    if tokenizer is None or tokenizer.bos is None:
+        raise OptionError("--bos each: the model has no tokenizer with a BOS token; use --bos start")
+    return tokenizer.bos
+
+
+def _bos_by_itself(tokenizer: Tokenizer | None, ids: bool) -> int | None:
+    try:
+        return tokenizer.bos if tokenizer is not None and tokenizer.adds_bos else None
+    except Exception:  # told when a text is read with it; for ids none is needed
+        if ids:
+            return None
+        raise
+
+
+def read_source(source: Any, tokenize: Tokenize | None, vocab_size: int, bos: str = "start") -> TokenSource:
+    """The tokens of a source (see :func:`read`), all below ``vocab_size``; ``bos`` as :func:`bos_of` has it. Raises
+    :class:`DataError`."""
     reading = read(source)
     protocol, content = reading.protocol, reading.content
     if isinstance(content, np.ndarray):
@@ -166,12 +213,17 @@ def read_source(source: Any, tokenize: Tokenize | None, vocab_size: int) -> Toke
         if not text.strip():
             raise DataError(f"{reading.name} holds no text")
         tokens = token_ids(text, reading.name, tokenize, vocab_size)
-    return TokenSource(tokens, reading.name, protocol.share, protocol.windows)
+    begin = bos_of(bos, reading, tokenize)
+    if begin is not None and tokens[:1] == begin:
+        tokens = tokens[1:]  # the first window has its own, as all have
+    return TokenSource(tokens, reading.name, protocol.share, protocol.windows, begin)
 
 
-def read_documents(source: Any, tokenize: Tokenize | None, vocab_size: int | None = None) -> DocumentSource:
+def read_documents(
+    source: Any, tokenize: Tokenize | None, vocab_size: int | None = None, bos: str = "start"
+) -> DocumentSource:
     """The documents of a source (see :func:`read`), or of a text the paragraphs between blank lines, each a document of
-    its own. Raises :class:`DataError`."""
+    its own; ``bos`` as :func:`bos_of` has it. Raises :class:`DataError`."""
     reading = read(source)
     texts = reading.content
     if isinstance(texts, np.ndarray):
@@ -181,7 +233,11 @@ def read_documents(source: Any, tokenize: Tokenize | None, vocab_size: int | Non
     if isinstance(texts, str):
         texts = texts.split(JOIN)
     texts = [text for text in islice(texts, reading.protocol.documents) if text.strip()]
-    return DocumentSource([token_ids(text, reading.name, tokenize, vocab_size) for text in texts], reading.name)
+    begin = bos_of(bos, reading, tokenize)
+    documents = [token_ids(text, reading.name, tokenize, vocab_size) for text in texts]
+    if begin is not None:
+        documents = [ids if ids[:1] == begin else np.concatenate(([begin], ids)) for ids in documents]
+    return DocumentSource(documents, reading.name, begin)
 
 
 def check_read_once(sources: Iterable[Any]) -> None:

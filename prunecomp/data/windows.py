@@ -61,6 +61,8 @@ class Windows:
     tokens: torch.Tensor
     source: str
     lengths: torch.Tensor | None = None
+    bos: str = "start"
+    """``each`` where every window begins with the model's BOS, else ``start``."""
 
     @property
     def count(self) -> int:
@@ -86,12 +88,12 @@ class Windows:
 
     def take(self, rows: slice) -> Windows:
         """Some of the windows, in order."""
-        return Windows(self.tokens[rows], self.source, None if self.lengths is None else self.lengths[rows])
+        return replace(self, tokens=self.tokens[rows], lengths=None if self.lengths is None else self.lengths[rows])
 
     def shuffled(self, seed: int) -> Windows:
         """The same windows in a random order."""
         order = torch.from_numpy(np.random.default_rng(seed).permutation(self.count))
-        return Windows(self.tokens[order], self.source, None if self.lengths is None else self.lengths[order])
+        return replace(self, tokens=self.tokens[order], lengths=None if self.lengths is None else self.lengths[order])
 
     def batches(self, size: int, packed: bool = False, kind: Callable[[int], Hashable] | None = None) -> list[Batch]:
         """Micro-batches of at most ``size`` windows, in order; where ``kind`` is given, of lengths of one kind.
@@ -164,13 +166,13 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room
         return _as_windows(source)
     whole("--samples", samples, 1)
     whole("--seqlen", seqlen, 2)
-    usable = int(len(source.tokens) * source.share)
-    if usable < seqlen:
+    usable, cut = int(len(source.tokens) * source.share), cut_length(source, seqlen)
+    if usable < cut:
         raise DataError(
             f"{source.name} gives {usable} tokens, too short for one window of {seqlen}: "
             "give more text or a smaller --seqlen"
         )
-    disjoint, differing = usable // seqlen, usable - seqlen + 1
+    disjoint, differing = usable // cut, usable - cut + 1
     if samples > max(FEW, differing):
         raise OptionError(
             f"--samples {samples}: {source.name} gives {usable} tokens, which make {disjoint} windows of {seqlen} that "
@@ -183,12 +185,27 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room
         )
     random = np.random.default_rng(seed)
     if disjoint >= samples:
-        offset = int(random.integers(0, usable - disjoint * seqlen + 1))
-        starts = offset + seqlen * np.sort(random.choice(disjoint, size=samples, replace=False))
+        offset = int(random.integers(0, usable - disjoint * cut + 1))
+        starts = offset + cut * np.sort(random.choice(disjoint, size=samples, replace=False))
     else:
-        starts = np.sort(random.integers(0, usable - seqlen + 1, size=samples))
-    stacked = np.stack([source.tokens[start : start + seqlen] for start in starts])
-    return Windows(torch.from_numpy(stacked), source.name)
+        starts = np.sort(random.integers(0, usable - cut + 1, size=samples))
+    return begun(np.stack([source.tokens[start : start + cut] for start in starts]), source)
+
+
+def cut_length(source: TokenSource, seqlen: int) -> int:
+    """Tokens of the source in a window of ``seqlen``."""
+    return seqlen if source.bos is None else seqlen - 1
+
+
+def begun(rows: np.ndarray, source: TokenSource) -> Windows:
+    """Windows [N, S] of rows that were cut from the source."""
+    if source.bos is not None:
+        rows = np.insert(rows, 0, source.bos, axis=1)
+    return Windows(torch.from_numpy(rows), source.name, bos=_bos(source))
+
+
+def _bos(source: TokenSource | DocumentSource) -> str:
+    return "start" if source.bos is None else "each"
 
 
 def loose_windows(tokens: Any, vocab_size: int, context: int | None) -> Windows:
@@ -242,7 +259,7 @@ def draw_documents(source: DocumentSource, samples: int, seqlen: int, seed: int)
     tokens = torch.zeros(samples, int(lengths[0]), dtype=torch.int64)
     for row, document in zip(tokens, documents, strict=True):
         row[: len(document)] = torch.from_numpy(document)
-    return Windows(tokens, source.name, None if bool((lengths == lengths[0]).all()) else lengths)
+    return Windows(tokens, source.name, None if bool((lengths == lengths[0]).all()) else lengths, _bos(source))
 
 
 def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
@@ -251,7 +268,8 @@ def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
     if source.tokens.ndim == 2:
         return _as_windows(source).take(slice(source.windows))
     whole("--seqlen", seqlen, 2)
-    count = len(source.tokens) // seqlen
+    cut = cut_length(source, seqlen)
+    count = len(source.tokens) // cut
     if source.windows is not None:
         count = min(count, source.windows)
     if count == 0:
@@ -259,4 +277,4 @@ def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:
             f"{source.name} gives {len(source.tokens)} tokens, too short for one window of {seqlen}: "
             "give more text or a smaller --seqlen"
         )
-    return Windows(torch.from_numpy(source.tokens[: count * seqlen].reshape(count, seqlen).copy()), source.name)
+    return begun(source.tokens[: count * cut].reshape(count, cut).copy(), source)

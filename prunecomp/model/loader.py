@@ -35,6 +35,7 @@ from prunecomp.model.checks import (
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.files import WEIGHTS
+from prunecomp.model.gguf import checkpoint_of_gguf, gguf_of
 from prunecomp.model.quantised import check_quantisation, dequantised, method_of, quantisation
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
@@ -46,9 +47,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 NOT_FETCHED = ["*.py", "*.ipynb", "*.png", "*.jp*g", "*.gif", "*.mp4", "*.pdf", "original/*", "consolidated*", ".git*"]
 
 
-def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True) -> Path:
-    """The local folder of a model: the path itself, or a snapshot of a hub repository in the local cache, of its config
-    alone without ``weights``."""
+def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True, dtype: str = "auto") -> Path:
+    """The local folder of a model: the path itself, a snapshot of a hub repository in the local cache, of its config
+    alone without ``weights``, or a GGUF dequantised to ``dtype``."""
     if not isinstance(model, str | Path):
         raise OptionError(f"model: give a local folder or a hub id, not {type(model).__name__}")
     if not str(model).strip() or not names_a_path(str(model)):
@@ -60,12 +61,15 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
         raise OptionError(f"model {shown(str(model))}: its name is no text in UTF-8, and safetensors reads no other")
     text = str(model)
     try:
+        file = gguf_of(path)
+        if file is not None:
+            return checkpoint_of_gguf(file, DTYPES.get(dtype))
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
             return path
         if path.exists():
-            raise CheckpointError(f"{path} is a file; give the folder that holds config.json and the weights")
+            raise CheckpointError(f"{path} is a file and no .gguf; give the folder with config.json and the weights")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be looked into ({error.strerror})") from error
     if not text or text.startswith((".", "/", "~")) or text.count("/") > 1:

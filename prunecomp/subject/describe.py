@@ -8,6 +8,7 @@ from typing import Any
 
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families.document import needs_care
+from prunecomp.model.gguf import gguf_of, gguf_types
 from prunecomp.model.loader import (
     read_config,
     resolve_model,
@@ -35,6 +36,7 @@ def _over_layers(decoder: Decoder, tensors: Callable[[int], list[str]]) -> list[
 
 def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """What the adapter sees in a checkpoint, without loading its weights."""
+    file = gguf_of(Path(model))
     subject = FolderSubject(resolve_model(model, allow_pickle), str(model), "auto", "cpu", allow_pickle)
     config, checkpoint = subject.config, subject.tensors()
     decoder = subject.described
@@ -48,7 +50,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
         "hidden_size": decoder.hidden_size,
         "parameters": decoder.model.num_parameters(),
         "dtype": str(decoder.dtype).removeprefix("torch."),
-        "quantised": summary(config),
+        "quantised": summary(config) if file is None else f"GGUF ({gguf_types(file)}), dequantised when it is read",
         "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
         "tied_head": decoder.tied,
         "context": getattr(config, "max_position_embeddings", None),

@@ -134,7 +134,7 @@ class FolderSubject(Subject):
 
     @property
     def base(self) -> str | None:
-        return str(self.folder.resolve()) if Path(self.name).is_dir() else self.name
+        return str(self.folder.resolve()) if Path(self.name).exists() else self.name
 
     def licence(self) -> Licence:
         return read_licence(self.folder)

@@ -18,5 +18,6 @@ def open_subject(
 ) -> Subject:
     """A :class:`Subject` from a folder, a hub id or a model object, with everything checked but no weights loaded."""
     if isinstance(model, str | Path):
-        return FolderSubject(resolve_model(model, allow_pickle), str(model), dtype, device, allow_pickle, attention)
+        folder = resolve_model(model, allow_pickle, dtype=dtype)
+        return FolderSubject(folder, str(model), dtype, device, allow_pickle, attention)
     return ModelSubject(model, tokenizer)
