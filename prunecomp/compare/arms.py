@@ -154,9 +154,15 @@ def _names(option: str, values: Any, known: Mapping[str, object]) -> list[str] |
     return names
 
 
+MOST = 10_000
+"""Ways to prune in one comparison, of any kind."""
+
+
 def _several(option: str, values: Any) -> list[Any]:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
         raise OptionError(f"{option} {shown(values)}: give a list with at least one entry")
+    if len(values) > MOST:
+        raise OptionError(f"{option}: more than {MOST:,} entries; a comparison of so many would not end")
     return list(values)
 
 

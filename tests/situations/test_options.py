@@ -245,3 +245,9 @@ def test_progress_that_cannot_be_told_is_refused_before_the_work(small: Small, v
     ):
         with pytest.raises(OptionError, match="progress"):
             call()
+
+
+def test_a_list_without_end_is_not_read(memory_model: Any) -> None:
+    model, tokens = memory_model
+    with pytest.raises(OptionError, match="arms: more than 10,000 entries"):
+        prunecomp.compare(model, [1], tokens, eval=tokens, arms=range(10**12))
