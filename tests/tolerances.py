@@ -20,9 +20,9 @@ is off by 3e-3 and more: tests/test_tolerances.py."""
 
 ROUNDED_WEIGHTS = 4
 """Measured, by ``python -m tests.measuring rounded``: logits in float32 after a fold has rounded its weights once more,
-in units of the epsilon of their 16 bits. Of 880 folds half are off by less than 0.3 and all by less than 1.2: a margin of
-3.4. Computed in 16 bits throughout the same are off by up to 4, which would hide a writer that was left out:
-that is not compared."""
+in units of the epsilon of their 16 bits. Of 880 folds half are off by less than 0.3 and all by less than 1.2: a margin
+of 3.4. Computed in 16 bits throughout the same are off by up to 4, which would hide a writer that was left out: that is
+not compared."""
 
 SCALE = 1e-5
 """Scales and scores in float32 against float64: asked for by the specification. Derived: a score is a mean
