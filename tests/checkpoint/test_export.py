@@ -178,6 +178,12 @@ def test_config_lists_and_thresholds_follow_the_layers() -> None:
     assert config["num_hidden_layers"] == 6
 
 
+def test_a_list_beside_a_period_stays_in_it() -> None:
+    config = {"num_hidden_layers": 8, "decoder_sparse_step": 2, "mlp_only_layers": [3, 5]}
+    pruned = prune_config(config, families.find("qwen3_moe"), 8, (1, 2, 3, 7))
+    assert pruned == {"num_hidden_layers": 4, "decoder_sparse_step": 1, "mlp_only_layers": [1, 2]}
+
+
 def test_windowed_layers_keep_their_kind(generator: torch.Generator, tmp_path: Path) -> None:
     model = build("qwen3")
     assert model.config.layer_types[1:3] == ["full_attention", "sliding_attention"]

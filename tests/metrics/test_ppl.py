@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -317,3 +317,22 @@ def test_only_what_is_asked_for_is_scored(generator: torch.Generator) -> None:
     part = pruner.run.parts[0]
     sums = leave_one_out(pruner.run, part, {5: pruner.stack.remove(5)}, None)
     assert sums.shape == (5, 1)
+
+
+def test_progress_comes_to_what_was_announced(generator: torch.Generator) -> None:
+    model = build("llama")
+    announced: dict[str, float] = {}
+    advanced: dict[str, float] = {}
+
+    @contextmanager
+    def progress(name: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+        announced[name] = announced.get(name, 0) + total
+
+        def advance(by: float) -> None:
+            advanced[name] = advanced.get(name, 0) + by
+
+        yield advance
+
+    prunecomp.prune(model, 2, draw_tokens(model, generator), metric="ppl", progress=progress)
+    assert "candidates" in announced
+    assert advanced == announced

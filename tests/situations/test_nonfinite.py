@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import torch
 import prunecomp
 from prunecomp.compare import Comparison
 from prunecomp.compensation.choice import minimise
+from prunecomp.data.windows import Windows
 from prunecomp.engine import candidates
 from prunecomp.errors import NumericalError
+from prunecomp.model.decoder import Decoder
+from prunecomp.pruner import Pruner
 from prunecomp.report.comparison import load_record, save_record
 from tests.situations.data import command, model, save
 
@@ -125,3 +129,15 @@ def test_infinite_perplexities_are_null_in_json_and_come_back(tmp_path: Path) ->
     shown = command("eval", tmp_path / "m", "--eval", tmp_path / "ids.npy", "--seqlen", 16, "--json")
     assert shown.exit_code == 0
     assert json.loads(shown.stdout, parse_constant=pytest.fail)["perplexity"] is None
+
+
+def test_a_sequence_of_a_later_micro_batch_has_its_number() -> None:
+    built = model()
+    with torch.no_grad():
+        built.model.embed_tokens.weight[7] = 1e30  # its square is infinite
+    sequences = torch.from_numpy(np.where(IDS[:96] == 7, 8, IDS[:96]).reshape(6, 16))
+    sequences[4, 3] = 7
+    windows = Windows(sequences, "windows")
+    placement = replace(Pruner(Decoder(built), windows).placement, micro_batch=2)
+    with pytest.raises(NumericalError, match=r"layer 0, sequence 4: \d+ of 16 tokens"):
+        Pruner(Decoder(built), windows, placement=placement).score()
