@@ -117,7 +117,11 @@ def test_torchrun_ends_when_a_rank_is_lost_and_resumes(bench: Bench, tmp_path: P
     for survivor in {0, 1, 2} - {arguments[0]}:
         assert f"error: DistributedError: rank {survivor}: " in lost.stderr, lost.stderr
     assert "--resume" in lost.stderr
-    assert [path.name for path in out.parent.iterdir()] == [journal_path(out).name]
+    # A killed process leaves its lock files, whose locks the kernel releases; where the first round was not yet decided
+    # as the job ended, there is no journal.
+    left = [path.name for path in out.parent.glob(".*") if path.suffix != ".lock"]
+    assert left == [journal_path(out).name] or (deed == "exit" and not left)
+    assert not out.exists()
     ended = bench.forks.job(bench.command(out, "--resume"), 3)
     assert [e.code for e in ended] == [0, 0, 0], ended
     bench.equals_one_process(out)
