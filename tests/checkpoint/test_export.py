@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.checkpoint.config import prune_config
-from prunecomp.errors import FoldError, OptionError
+from prunecomp.checkpoint.config import follow_layers, prune_config
+from prunecomp.errors import FoldError, OptionError, PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
@@ -176,6 +176,13 @@ def test_config_lists_and_thresholds_follow_the_layers() -> None:
         "vocab_size": 7,
     }
     assert config["num_hidden_layers"] == 6
+
+
+def test_a_dict_is_by_layer_where_all_its_keys_are_numbers() -> None:
+    config = {"layer_scale": {"0": 1.0, "2": 3.0}, "layer_notes": {"0": 1.0, "else": 2.0}}
+    with pytest.warns(PrunecompWarning, match=r"config\.json: layer_scale seem to run by layers"):
+        followed = follow_layers(config, (), 3, (1, 2))
+    assert followed == {"layer_scale": {"1": 3.0}, "layer_notes": {"0": 1.0, "else": 2.0}}
 
 
 def test_a_list_beside_a_period_stays_in_it() -> None:

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 import prunecomp
 import prunecomp.checkpoint.writer as writer
 import prunecomp.result
-from prunecomp.checkpoint.verify import tensor_digest
+from prunecomp.checkpoint.verify import _has_experts, tensor_digest
 from prunecomp.errors import OutputError
+from prunecomp.model.decoder import Decoder
+from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
 
 Damage = Callable[[dict[str, torch.Tensor]], None]
@@ -119,3 +121,9 @@ def test_digests_are_of_bits() -> None:
     assert tensor_digest(torch.zeros(2)) != tensor_digest(torch.zeros(2, 1))
     assert tensor_digest(torch.zeros(4, dtype=torch.int16)) != tensor_digest(torch.zeros(2))
     assert tensor_digest(torch.tensor(3)) == tensor_digest(torch.tensor(3))
+
+
+def test_experts_are_seen_where_they_are() -> None:
+    """Where a router decides, the median token is compared, and elsewhere all tokens are."""
+    assert _has_experts(Decoder(build_family("mixtral")))
+    assert not _has_experts(Decoder(build_family("phi3")))

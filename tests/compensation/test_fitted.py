@@ -42,6 +42,28 @@ def test_the_linear_repair_agrees_with_float64_on_full_reruns(model: Any, genera
         assert error(logits, expected(input_ids=tokens, use_cache=False).logits) < 16 * torch.finfo(torch.float32).eps
 
 
+def test_padding_is_no_part_of_the_linear_fit(generator: torch.Generator) -> None:
+    model = build("llama").double()
+    lengths = [24, 19, 17, 11, 8, 5]
+    tokens = draw_tokens(model, generator, windows=6, seqlen=24)
+    rows = [row[:n] for row, n in zip(tokens, lengths, strict=True)]
+    padded = tokens.masked_fill(torch.arange(24) >= torch.tensor(lengths).unsqueeze(1), -1)
+    result = prunecomp.prune(model, 3, padded, compensation="linear")
+    removed, expected = linear.prune(model, rows, 3, RIDGE)
+    assert result.removed == removed
+    decoder = Decoder(model)
+    with decoder.evaluating():
+        logits = decoder.logits(decoder.run(result.stack, tokens))
+        assert error(logits, expected(input_ids=tokens, use_cache=False).logits) < 16 * torch.finfo(torch.float32).eps
+
+
+def test_the_search_begins_with_what_nothing_would_do(generator: torch.Generator) -> None:
+    model = build("llama")
+    pruner = prunecomp.pruner_for(model, draw_tokens(model, generator, windows=6), compensation="search")
+    pruner.score()
+    assert "1.000000" in pruner.remove(3).losses
+
+
 def test_the_linear_repair_explains_the_stream_that_is_gone(generator: torch.Generator) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator, windows=12)

@@ -32,3 +32,11 @@ def test_auto_compiles_from_the_work_that_pays_for_it() -> None:
     assert should_compile("on", 0.0, cpu)
     with pytest.raises(OptionError, match="--compile maybe"):
         should_compile("maybe", 0.0, cpu)
+
+
+def test_nothing_compiles_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    assert not should_compile("auto", 1e30, torch.device("cpu"))
+    with pytest.raises(OptionError, match="there is no /nonexistent/c"):
+        should_compile("on", 0.0, torch.device("cpu"))
+    assert should_compile("on", 0.0, torch.device("cuda")), "its kernels are made by Triton"

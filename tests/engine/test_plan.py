@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import prunecomp
+from prunecomp.engine.placement import _used_weights, available_memory, free_host_memory
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from tests.models import build, draw_tokens
@@ -159,3 +162,15 @@ def test_impossible_plans_are_refused(tmp_path: Path) -> None:
         prunecomp.plan(folder, 80, device="cpu")
     with pytest.raises(OptionError, match="--device-memory"):
         prunecomp.plan(folder, 8, device="cpu", device_memory=10**9)
+
+
+def test_of_fused_experts_a_token_meets_those_it_is_sent_to() -> None:
+    layer = nn.Module()
+    layer.dense = nn.Linear(6, 10)
+    layer.experts = nn.Parameter(torch.empty(8, 5, 7))
+    assert _used_weights(layer, SimpleNamespace(num_experts_per_tok=2)) == 60 + 2 * 35
+
+
+def test_free_memory_is_not_planned_to_the_last_byte() -> None:
+    memory = available_memory(torch.device("cpu"))
+    assert 0 < memory.host <= free_host_memory() * 1.01

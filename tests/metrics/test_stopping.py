@@ -112,6 +112,17 @@ def test_few_sequences_never_settle_it_and_all_do() -> None:
     assert separated(sums[:2, :1], 64, 0.9)
 
 
+def test_a_difference_settles_it_from_the_bound_on() -> None:
+    """One other candidate, whose differences to the lowest have the mean m and the deviation 1: n - 1 degrees."""
+    n, population, confidence = FEWEST, 4 * FEWEST, 0.9
+    noise = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(n // 2)
+    noise = noise / noise.std()
+    bound = student_quantile(1 - (1 - confidence) / LOOKS, n - 1) * ((1 - n / population) / n) ** 0.5
+    for mean, settled in ((bound * 1.001, True), (bound * 0.999, False)):
+        sums = torch.stack([torch.zeros(n, dtype=torch.float64), noise + mean], dim=1)
+        assert separated(sums, population, confidence) is settled
+
+
 @pytest.mark.parametrize(
     ("probability", "degrees", "quantile"),  # Abramowitz and Stegun, table 26.10; the last from its integral
     [(0.95, 15, 1.753), (0.995, 15, 2.947), (0.9995, 30, 3.646), (0.9995, 120, 3.373), (1 - 1e-5, 31, 5.0249)],

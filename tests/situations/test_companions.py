@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
+from prunecomp.checkpoint import companions
 from prunecomp.checkpoint.companions import find_companions
 from prunecomp.errors import CheckpointError, PrunecompWarning
 from tests.situations.folders import TOKENS, edit_json, folder_of
@@ -129,3 +130,21 @@ def test_what_cannot_be_read_is_told_before_the_work(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "iterdir", denied)
     with pytest.raises(CheckpointError, match="Permission denied"):
         find_companions(folder, set())
+
+
+def test_files_of_unusual_size_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = folder_of("llama", tmp_path / "base")
+    (tmp_path / "elsewhere").mkdir()
+    for name, size in (("notes.bin.txt", 3000), ("small.txt", 500), ("linked.txt", 1500)):
+        (tmp_path / "elsewhere" / name).write_text("x" * size)
+    (base / "notes.bin.txt").write_text("x" * 3000)
+    for name in ("small.txt", "linked.txt"):
+        (base / name).symlink_to(tmp_path / "elsewhere" / name)
+    monkeypatch.setattr(companions, "LARGEST", 2000)
+    monkeypatch.setattr(companions, "LARGEST_LINKED", 1000)
+    out = tmp_path / "out"
+    with pytest.warns(PrunecompWarning, match=r"linked\.txt .a link out.*notes\.bin\.txt .more than 2,000"):
+        prunecomp.prune(base, 1, TOKENS).save(out)
+    assert (out / "small.txt").read_text() == "x" * 500
+    assert not (out / "linked.txt").exists()
+    assert not (out / "notes.bin.txt").exists()
