@@ -52,7 +52,7 @@ def test_what_is_left_once_boundaries_have_their_places() -> None:
 def test_nothing_is_carried_once_a_pass_is_over(generator: torch.Generator) -> None:
     model = build("llama")
     windows = Windows(draw_tokens(model, generator), "")
-    placement = replace(Pruner(Decoder(model), windows).placement, group_size=1)
+    placement = replace(Pruner(Decoder(model), windows).placement, group_size=1, capacity={})
     pruner = Pruner(Decoder(model), windows, placement=placement)
     pruner.score()
     assert all(CARRY not in part.states._stored for part in pruner.run.parts)
