@@ -140,6 +140,7 @@ def test_files_of_unusual_size_stay_behind(tmp_path: Path, monkeypatch: pytest.M
     (base / "notes.bin.txt").write_text("x" * 3000)
     for name in ("small.txt", "linked.txt"):
         (base / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert companions.LARGEST_LINKED > 40_000_000, "the largest tokenizers are of 35 MB"
     monkeypatch.setattr(companions, "LARGEST", 2000)
     monkeypatch.setattr(companions, "LARGEST_LINKED", 1000)
     out = tmp_path / "out"
