@@ -11,6 +11,7 @@ from weakref import WeakSet
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, Qwen3Config
 
 import prunecomp
 from prunecomp.compare import Arm, Comparison, grid
@@ -312,7 +313,24 @@ def test_presets_give_defaults_and_what_is_said_wins() -> None:
         ("scale", False),
     ]
     assert all(arm.one_shot for arm in arms if arm.metric == "span")
-    assert [paper.layers(n) for n in (32, 40, 28, 16, 2)] == [[5], [6], [4], [3], [1]]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=128256), 5),  # LLaMA-3-8B
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=32000), 7),  # LLaMA-2-7B
+        (LlamaConfig(num_hidden_layers=40, hidden_size=5120, vocab_size=32000), 8),  # LLaMA-2-13B
+        (Qwen3Config(num_hidden_layers=36, hidden_size=4096, vocab_size=151936), 5),  # Qwen3-8B
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=32001), 5),
+        (Qwen3Config(num_hidden_layers=40, hidden_size=5120, vocab_size=151936), 6),
+        (LlamaConfig(num_hidden_layers=28), 4),
+        (LlamaConfig(num_hidden_layers=16), 3),
+        (LlamaConfig(num_hidden_layers=2), 1),
+    ],
+)
+def test_a_preset_removes_what_the_paper_does_of_its_models_and_a_share_of_others(config: Any, layers: int) -> None:
+    assert PRESETS["paper"].layers(config) == PRESETS["paper-table5"].layers(config) == [layers]
 
 
 def test_a_preset_without_other_options_compares_its_arms_on_its_share(model: Any, calibration: torch.Tensor) -> None:

@@ -25,8 +25,8 @@ UNWANTED = re.compile(
     r"|black (?:man|men|face|fellow)|white (?:race|wom[ae]n)|\bmissy\b|\blub\b|\bbribe",
     re.IGNORECASE,
 )
-"""Slurs, and what paragraphs that demean people for their origin go by in these books. Rather too many than one too few:
-some harmless paragraphs go with them."""
+"""Slurs, and what paragraphs that demean people for their origin go by in these books. Rather too many than one too
+few: some harmless paragraphs go with them."""
 BETWEEN = 8
 """What stands between two such paragraphs goes too, where they are no further apart: talk names its subject once."""
 

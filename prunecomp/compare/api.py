@@ -73,7 +73,7 @@ def compare(
     metrics, compensations, one_shot, parity : a grid of all of them. ``one_shot`` lists modes: ``[False, True]`` for
         both. A metric that takes all layers in one block (``span``) is one-shot whatever the mode.
     preset : a published comparison, ``paper-table5`` or ``paper``: whatever is not given otherwise comes from there,
-        ``layers`` (as a share of the model's), calibration, ``samples`` and ``eval`` too.
+        ``layers`` (the paper's for a model of its shapes, for others a share), calibration, ``samples`` and ``eval`` too.
     samples : calibration windows, 128 without a preset.
     earlier : an interrupted comparison, as it was last handed to ``on_measured``: arms that are complete in it are not
         run again. Raises :class:`JournalError` if it is of another model, data or options; its arms and layers may
@@ -109,7 +109,7 @@ def compare(
     function("progress", progress)
     subject = open_model(model, common, tokenizer, allow_pickle)
     if layers is None and published is not None:
-        counts = published.layers(subject.num_layers)
+        counts = published.layers(subject.config)
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
     check_read_once([calibration, *sources.values()])
