@@ -73,7 +73,7 @@ def compare(
     metrics, compensations, one_shot, parity : a grid of all of them. ``one_shot`` lists modes: ``[False, True]`` for
         both. A metric that takes all layers in one block (``span``) is one-shot whatever the mode.
     preset : a published comparison, ``paper-table5`` or ``paper``: whatever is not given otherwise comes from there,
-        ``layers`` (the paper's for a model of its shapes, for others a share), calibration, ``samples`` and ``eval`` too.
+        ``layers`` (the paper's for its models, else a share), calibration, ``samples`` and ``eval`` too.
     samples : calibration windows, 128 without a preset.
     earlier : an interrupted comparison, as it was last handed to ``on_measured``: arms that are complete in it are not
         run again. Raises :class:`JournalError` if it is of another model, data or options; its arms and layers may
