@@ -51,9 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.tables:
         kinds = documents_of(options.wikitext, options.books)
-        texts = windows_of(
-            kinds, lambda: AutoTokenizer.from_pretrained(options.model), options.windows, options.seqlen
-        )
+        texts = windows_of(kinds, lambda: AutoTokenizer.from_pretrained(options.model), options.windows, options.seqlen)
         for name, arms in stages(options.stages).items():
             measure(options, options.out / name, arms, texts)
     write_report(options.out)

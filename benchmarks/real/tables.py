@@ -41,8 +41,8 @@ def setting(result: Comparison) -> list[str]:
     text, calibrated = result.texts[0], result.calibration
     return [
         f"{result.num_layers} layers; calibrated on {calibrated.windows} windows of {calibrated.seqlen} tokens of "
-        f"`{Path(calibrated.source).name}`; perplexity over {text.windows} windows of {text.seqlen} tokens of each kind, "
-        f"one standard error behind it. N layers are gone."
+        f"`{Path(calibrated.source).name}`; perplexity over {text.windows} windows of {text.seqlen} tokens of each "
+        f"kind, with one standard error. N layers are gone."
     ]
 
 
