@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer
 
 import prunecomp
@@ -57,11 +59,11 @@ def main() -> None:
     write_report(options.out)
 
 
-def measure(options: argparse.Namespace, folder: Path, arms: list[Arm], texts: dict[str, object]) -> Comparison:
+def measure(options: argparse.Namespace, folder: Path, arms: list[Arm], texts: dict[str, np.ndarray]) -> None:
     started = time.perf_counter()
 
     def keep(so_far: Comparison) -> None:
-        save_record(so_far, folder)
+        save_record(without_paths(so_far), folder)
         print(f"{folder.name}: {len(so_far.measurements)} cells, {time.perf_counter() - started:.0f} s", flush=True)
 
     result = prunecomp.compare(
@@ -78,8 +80,13 @@ def measure(options: argparse.Namespace, folder: Path, arms: list[Arm], texts: d
         earlier=load_record(folder) if (folder / RECORD).exists() else None,
         on_measured=keep,
     )
-    save_record(result, folder)
-    return result
+    save_record(without_paths(result), folder)
+
+
+def without_paths(result: Comparison) -> Comparison:
+    """The same with names where folders of this machine stood; digests say what model and windows were."""
+    source = Path(result.calibration.source).name
+    return replace(result, model=Path(result.model).name, calibration=replace(result.calibration, source=source))
 
 
 if __name__ == "__main__":
