@@ -56,6 +56,30 @@ def texts(model: Any) -> dict[str, torch.Tensor]:
     return {"one": draw_tokens(model, generator, windows=3), "two": draw_tokens(model, generator, 10, seqlen=16)}
 
 
+def test_losses_of_windows_are_those_of_transformers(model: Any, calibration: torch.Tensor) -> None:
+    """With windows of two lengths, on the model as it is and without its last layer."""
+    tokens = draw_tokens(model, torch.Generator().manual_seed(14), windows=3)
+    padded = tokens.clone()
+    padded[1, 20:] = -1
+    result = prunecomp.compare(
+        model, [1], calibration, arms=[Arm("last", "none")], eval={"text": padded}, candidates=[11]
+    )
+    rows = [tokens[0], tokens[1, :20], tokens[2]]
+
+    def losses() -> list[float]:
+        return [float(model(row[None], labels=row[None]).loss) for row in rows]
+
+    with torch.no_grad():
+        dense = losses()
+        del model.model.layers[11]
+        pruned = losses()
+    # Float32 losses near 5 of sums over some thirty logarithms: 1e-5 is forty units in the last place.
+    assert result.dense_losses["text"] == pytest.approx(dense, abs=1e-5)
+    assert result.measurements[0].losses["text"] == pytest.approx(pruned, abs=1e-5)
+    predicted = np.array([len(row) - 1 for row in rows])
+    assert result.dense["text"] == pytest.approx(np.exp(np.average(result.dense_losses["text"], weights=predicted)))
+
+
 def counting(model: Any) -> list[int]:
     """Grows by the number of windows whenever a layer is called."""
     calls: list[int] = []

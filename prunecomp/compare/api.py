@@ -154,6 +154,7 @@ def compare(
         return replace(
             before,
             dense=explorer.dense,
+            dense_losses=explorer.dense_losses,
             work=[work[arm] for arm in chosen if arm in work],
             measurements=[measured[arm, n] for arm in chosen for n in counts if (arm, n) in measured],
             window_forwards=before.window_forwards + explorer.ledger.total.window_forwards,
@@ -184,6 +185,7 @@ def continued(now: Comparison, earlier: Comparison, arms: Sequence[Arm]) -> Comp
     return replace(
         now,
         dense=earlier.dense,
+        dense_losses=earlier.dense_losses,
         measurements=[one for one in earlier.measurements if one.arm in complete and one.layers in now.layers],
         work=[one for one in earlier.work if one.arm in complete],
         window_forwards=earlier.window_forwards,

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.ledger import Ledger, Model, Step
 from prunecomp.compare.legs import Block, Leg, Ranking, Runs
 from prunecomp.compare.results import ArmWork, Measurement
 from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
 from prunecomp.engine.progress import Advance, Progress
-from prunecomp.engine.run import Run
+from prunecomp.engine.run import Run, mean_loss
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.perplexity import to_perplexity
 from prunecomp.metrics import Evidence
@@ -79,6 +81,7 @@ class Explorer:
         self.ledger = Ledger()
         self.measurements: list[Measurement] = []
         self.dense: dict[str, float] = {}
+        self.dense_losses: dict[str, list[float]] = {}
 
     def explore(self) -> None:
         with self._progress("comparing", sum(leg.stops[-1] for leg in self._legs), "layers") as self._advance:
@@ -104,16 +107,16 @@ class Explorer:
         moves = [self._next(node, leg) for leg in sorted(going, key=lambda leg: leg.metric.backward)]
         self._expect(node, moves)
         if here or node is self._root:
-            values = self._measure(node, legs if node is self._root else here, keep=bool(moves))
+            values, losses = self._measure(node, legs if node is self._root else here, keep=bool(moves))
             for leg, cost in zip(here, costs, strict=True):
                 self.measurements.append(
                     Measurement(
                         leg.arm, len(leg.removed), list(leg.removed), list(leg.scales), values,
-                        cost.layer_forwards, cost.seconds,
+                        cost.layer_forwards, cost.seconds, losses,
                     )
                 )  # fmt: skip
             if node is self._root:
-                self.dense = values
+                self.dense, self.dense_losses = values, losses
             self._on_measured(self)
         branches: dict[Model, list[Move]] = {}
         for move in sorted(moves, key=lambda move: self._legs.index(move.leg)):
@@ -221,21 +224,24 @@ class Explorer:
                 run.bring(part)
         run.rest()
 
-    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, float]:
-        """Perplexity of the model on every text."""
+    def _measure(
+        self, node: Node, legs: Sequence[Leg], *, keep: bool
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Perplexity of the model on every text, and the nats a token of each window."""
         assert node.runs is not None
-        values = {}
+        values, by_window = {}, {}
         for name, run in node.runs.texts.items():
             step = Step("loss", node.model, what=(name,))
             try:
                 for leg in legs:
-                    loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+                    sums = self._once(node, leg, step, partial(window_losses, run, keep=keep))
             except NumericalError as error:
                 where = f"{leg.arm.name}, {len(leg.removed)} layers removed" if leg.removed else "the model as it is"
                 raise NumericalError(f"{where}: {error}") from error
             run.rest()
-            values[name] = to_perplexity(loss)
-        return values
+            values[name] = to_perplexity(mean_loss(run.parts, sums))
+            by_window[name] = (torch.cat(sums) / run.windows.predicted).tolist()
+        return values, by_window
 
     def _expect(self, node: Node, moves: Sequence[Move]) -> None:
         """Have states be kept with an eye to what goes next, and then to the best of the arms' rankings."""
@@ -271,6 +277,11 @@ class Explorer:
 def choosing(steps: Iterable[Step]) -> list[Step]:
     """What was done to prune, and not to measure."""
     return [step for step in steps if step.kind != "loss"]
+
+
+def window_losses(run: Run, *, keep: bool) -> list[torch.Tensor]:
+    """Of each part, the sum over each window, in nats."""
+    return [run.losses(part, keep=keep) for part in run.parts]
 
 
 def calibration(node: Node, leg: Leg) -> Run:

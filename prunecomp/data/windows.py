@@ -78,6 +78,11 @@ class Windows:
         return self.tokens.numel() if self.lengths is None else int(self.lengths.sum())
 
     @property
+    def predicted(self) -> torch.Tensor:
+        """Tokens that a model predicts in each window, all but the first: [N] int64."""
+        return (torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths) - 1
+
+    @property
     def digest(self) -> str:
         """SHA-256 over shape and token ids (little-endian int64): equal digests mean equal windows."""
         head = f"{self.count}x{self.seqlen}:".encode()
