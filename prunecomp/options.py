@@ -229,11 +229,13 @@ def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None
 
 def check_taken(windows: Windows, samples: int, seqlen: int | None, documents: bool = False) -> None:
     """Raise :class:`OptionError` where windows that came as such are not those that were asked for."""
+    if windows.drawn:
+        return
     for option, value, made, default in (
         ("--samples", samples, windows.count, PruneOptions.samples),
         ("--seqlen", seqlen, windows.seqlen, None),
     ):
-        if value not in (default, made) and not (documents and option == "--seqlen"):
+        if value not in (default, made):
             raise OptionError(
                 f"{option} {value}: {windows.source} is windows already, {windows.count} of {windows.seqlen} tokens, "
                 f"and is taken as it stands; leave out {option}"

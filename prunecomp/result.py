@@ -152,6 +152,7 @@ class PruneResult:
                 "bos": self.calibration.bos,
                 "micro_batch": self.placement.micro_batch,
                 "digest": self.calibration.digest,
+                "sources": self.calibration.by_source(),
             },
             "compiled": self.compiled,
             "streamed": self.placement.group_size is not None,
