@@ -39,6 +39,7 @@ from prunecomp.model.gguf import checkpoint_of_gguf, gguf_of
 from prunecomp.model.quantised import check_quantisation, dequantised, method_of, quantisation
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
+from prunecomp.model.unwrap import check_no_adapter_folder, unwrapped
 from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.plain import read_object
 from prunecomp.values import names_a_path, shown
@@ -65,6 +66,7 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
         if file is not None:
             return checkpoint_of_gguf(file, DTYPES.get(dtype))
         if path.is_dir():
+            check_no_adapter_folder(path)
             if not (path / "config.json").is_file():
                 raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
             return path
@@ -80,7 +82,11 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
     try:
         if not weights:
             return Path(snapshot_download(text, allow_patterns=["config.json"]))
-        return Path(snapshot_download(text, ignore_patterns=skipped + NOT_FETCHED))
+        folder = Path(snapshot_download(text, ignore_patterns=skipped + NOT_FETCHED))
+        check_no_adapter_folder(folder)
+        return folder
+    except PrunecompError:
+        raise
     except Exception as error:  # the hub client raises network, cache and HTTP errors of many libraries
         raise CheckpointError(f"{text!r} is no local folder, and the hub did not give it: {error}") from error
 
@@ -337,6 +343,7 @@ def decoder_of(model: Any) -> Decoder:
     Raises :class:`OptionError` for what is no model, and :class:`CheckpointError` for one of an unknown family, without
     a head, with an adapter, or not in memory.
     """
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise OptionError(
             f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
@@ -352,7 +359,10 @@ def decoder_of(model: Any) -> Decoder:
     try:
         decoder = Decoder(model)
     except AttributeError as error:  # no head, say
-        raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None
+        raise CheckpointError(
+            f"a {type(model).__name__} is no causal language model of {kind} ({error}): give the whole of it, with its "
+            "head, as AutoModelForCausalLM loads it"
+        ) from None
     if not isinstance(decoder.head.weight, torch.Tensor):
         raise CheckpointError(
             "the head of this model is quantised, and has no weight to look at: give the model as it was"
