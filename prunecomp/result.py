@@ -199,10 +199,12 @@ class PruneResult:
         shard_bytes: int = DEFAULT_SHARD_BYTES,
         verify: bool = True,
         recipe: bool = False,
+        overwrite: bool = False,
         command: str | None = None,
         progress: Progress = silent,
     ) -> Path:
-        """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
+        """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all. With ``overwrite``
+        it takes the place of a checkpoint that is there, once it is whole.
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
         files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
@@ -213,16 +215,19 @@ class PruneResult:
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
-        verify, recipe = flag("verify", verify), flag("recipe", recipe)
+        verify, recipe, overwrite = flag("verify", verify), flag("recipe", recipe), flag("overwrite", overwrite)
         function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         with claimed(out), self._dense():
-            check_output(out)
-            self._write(out, shard_bytes, verify, recipe, command, progress)
+            check_output(out, overwrite, self.subject.base)
+            with atomic_folder(out, overwrite) as folder:
+                self._write(folder, shard_bytes, verify, recipe, command, progress)
+        if self.on_saved is not None:
+            self.on_saved()
         return out
 
     def _write(
-        self, out: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
+        self, folder: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
     ) -> None:
         plan, proofs = self.prove()
         subject = self.subject
@@ -230,22 +235,19 @@ class PruneResult:
         merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
         config = self._config(plan)
         as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
-        with atomic_folder(out) as folder:
-            digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
-            write_json(folder / "config.json", config)
-            self.subject.write_companions(folder)
-            self._prune_generation(folder / GENERATION)
-            self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
-            del decoder
-            self._measure(folder, progress)
-            record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
-            write_json(folder / RECORD, record)
-            write_text(folder / CARD, model_card(self._card(command)))
-            if merge is not None:
-                write_text(folder / RECIPE, merge)
-        if self.on_saved is not None:
-            self.on_saved()
+        digests: dict[str, str] | None = {} if verify else None
+        write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
+        write_json(folder / "config.json", config)
+        self.subject.write_companions(folder)
+        self._prune_generation(folder / GENERATION)
+        self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
+        del decoder
+        self._measure(folder, progress)
+        record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
+        write_json(folder / RECORD, record)
+        write_text(folder / CARD, model_card(self._card(command)))
+        if merge is not None:
+            write_text(folder / RECIPE, merge)
 
     def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
         some = self.calibration.take(slice(0, WINDOWS))

@@ -15,8 +15,10 @@ from torch.nn.parallel import DataParallel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.errors import CheckpointError, OptionError
+from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
 from tests.models import CASES, build, draw_tokens
+from tests.situations.data import model as small
+from tests.situations.data import save
 
 TOKENS = torch.randint(0, 101, (4, 16), generator=torch.Generator().manual_seed(4))
 
@@ -75,6 +77,23 @@ def test_apply_leaves_nothing_behind_that_points_at_the_dense_model(tmp_path: Pa
     model.save_pretrained(tmp_path / "pruned")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_an_export_of_a_model_object_has_the_tokenizer_of_its_parent(tmp_path: Path) -> None:
+    """As it is, also after the config was made to forget where it came from."""
+    folder = save(small(), tmp_path / "dense")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    result = prunecomp.prune(model, 1, TOKENS)
+    result.apply(model)
+    out = result.save(tmp_path / "out")
+    for file in [*folder.glob("tokenizer*"), folder / "chat_template.jinja"]:
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    for number, name in enumerate(("", "nobody/nothing", "no such folder", str(tmp_path))):
+        orphan = build("llama")
+        orphan.config._name_or_path = name
+        with pytest.warns(PrunecompWarning, match="the export has no tokenizer: .* give tokenizer="):
+            prunecomp.prune(orphan, 1, TOKENS).save(tmp_path / f"orphan-{number}")
 
 
 def test_a_result_is_saved_and_applied_again_after_apply(tmp_path: Path) -> None:
