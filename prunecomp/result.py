@@ -303,7 +303,7 @@ class PruneResult:
         base = Path(self.subject.name)
         record, windows, verified = self.record(), self.calibration, self.verified
         return Card(
-            base=base.resolve().name if base.is_dir() else self.subject.name,
+            base=base.resolve().name if base.is_dir() else self.subject.name.partition("@")[0],
             licence=self.subject.licence(),
             num_layers=self.stack.num_layers,
             removals=[(r.block, r.score, r.scale) for r in self.rounds],

@@ -280,3 +280,18 @@ def test_what_is_a_part_of_a_model_is_told() -> None:
         prunecomp.prune(model.model, 1, "no such file")
     with pytest.raises(OptionError, match="a Sequential is no model"):
         prunecomp.prune(nn.Sequential(model), 1, "no such file")
+
+
+def test_a_revision_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = save(small(), tmp_path / "m"), []
+
+    def snapshot(repository: str, revision: str | None = None, **_: Any) -> str:
+        asked.append((repository, revision))
+        return str(folder)
+
+    monkeypatch.setattr("prunecomp.model.hub.snapshot_download", snapshot)
+    out = prunecomp.prune("org/name@v1.0", 1, TOKENS).save(tmp_path / "out")
+    prunecomp.score("org/name", TOKENS)
+    assert set(asked) == {("org/name", "v1.0"), ("org/name", None)}
+    assert "base_model: org/name\n" in (out / "README.md").read_text()
+    assert json.loads((out / "prunecomp.json").read_text())["model"] == "org/name@v1.0"

@@ -1,4 +1,4 @@
-"""A checkpoint in the place of another: told before the work, and the one that is there stays until the new is whole."""
+"""A checkpoint in the place of another: told before the work, and the former stays until the new one is whole."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 
 import prunecomp
 from prunecomp.errors import OutputError
-from tests.situations.small import Small, invoke, said, small  # noqa: F401
+from tests.situations.small import Small, invoke, said
+from tests.situations.small import small as small
 
 
-def prune(small: Small, out: Path, *words: object) -> tuple[int, str]:  # noqa: F811
+def prune(small: Small, out: Path, *words: object) -> tuple[int, str]:
     result = invoke("prune", small.folder, "--layers", 1, "--calibration", small.windows, "--out", out, *words)
     return result.exit_code, said(result)
 
@@ -20,7 +21,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_checkpoint_is_replaced_when_asked_for(small: Small, tmp_path: Path) -> None:  # noqa: F811
+def test_a_checkpoint_is_replaced_when_asked_for(small: Small, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert prune(small, out)[0] == 0
     (out / "more").write_text("of the former")
@@ -28,7 +29,7 @@ def test_a_checkpoint_is_replaced_when_asked_for(small: Small, tmp_path: Path) -
     code, text = prune(small, out, "--compensation", "none")
     assert (code, files(out)) == (7, before)
     assert "exists and is not an empty folder: choose another --out, or remove it, or replace it with --force" in text
-    assert prune(small, out, "--compensation", "none", "--force")[0] == 0
+    assert prune(small, out, "--metric", "given", "--given", 2, "--force")[0] == 0
     assert (out / "model.safetensors").read_bytes() != before["model.safetensors"]
     assert not (out / "more").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
@@ -37,7 +38,7 @@ def test_a_checkpoint_is_replaced_when_asked_for(small: Small, tmp_path: Path) -
 def test_the_former_stays_where_the_new_one_fails(
     small: Small,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     result = prunecomp.prune(small.folder, 1, small.windows)
@@ -66,7 +67,7 @@ def test_the_former_stays_where_the_new_one_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_is_no_checkpoint_or_the_model_itself_is_not_replaced(small: Small, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_no_checkpoint_or_the_model_itself_is_not_replaced(small: Small, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     code, text = prune(small, tmp_path / "notes", "--force")
