@@ -3,6 +3,7 @@
 from prunecomp import starting  # noqa: F401, I001  (first: what follows takes seconds, and may be interrupted)
 from prunecomp import errors
 from prunecomp.api import evaluate, prune, score
+from prunecomp.checkpoint.apply import cut, pruned_config, tokens_of
 from prunecomp.collect import Collected, collect
 from prunecomp.compare import Arm, Comparison, compare
 from prunecomp.model.adapter import Family
@@ -24,11 +25,14 @@ __all__ = [
     "ScoreResult",
     "collect",
     "compare",
+    "cut",
     "errors",
     "evaluate",
     "families",
     "plan",
     "prune",
+    "pruned_config",
     "pruner_for",
     "score",
+    "tokens_of",
 ]

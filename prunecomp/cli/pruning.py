@@ -60,13 +60,13 @@ from prunecomp.result import RECORD, PruneResult
 from prunecomp.subject import stored_as
 
 
-def occupy(held: ExitStack, out: Path, resume: bool) -> bool:
+def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str) -> bool:
     """Have nobody else write to ``out``, and nothing be there: but what a run left that was killed when its checkpoint
     was whole and its journal not yet removed. Whether there is such a checkpoint."""
     held.enter_context(claimed(out))
     whole = resume and journal_path(out).is_file() and (out / RECORD).is_file()
     if not whole:
-        check_output(out)
+        check_output(out, force, model)
     return whole
 
 
@@ -132,6 +132,9 @@ def prune(
     recipe: Annotated[
         bool, typer.Option("--recipe", help="also write a mergekit.yml that makes the same weights")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace the checkpoint that is in --out, once the new one is whole")
+    ] = False,
     attn: Attention = "auto",
     compile: Compile = "auto",
     backend: Backend = None,
@@ -146,7 +149,7 @@ def prune(
     shard_bytes = parse_shard_size("--max-shard-size", max_shard_size)
     with process_group(device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
-        whole = from_leader(lambda: occupy(held, out, resume))
+        whole = from_leader(lambda: occupy(held, out, resume, force, model))
         if recipe:
             check_recipe(fold.value, compensation, model, *stored_as(model))
         progress = progress_on_stderr() if job.leads else silent
@@ -170,6 +173,7 @@ def prune(
                 shard_bytes=shard_bytes,
                 verify=verify,
                 recipe=recipe,
+                overwrite=force,
                 progress=progress,
                 command=shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
             )
