@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,9 @@ from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.evaluation.profile import Profile
 from prunecomp.model.files import STATED
 from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
@@ -115,6 +117,10 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    quality: Sequence[TextQuality] = ()
+    """Of the dense model and of the one with its seams, on the evaluation text."""
+    profile: Profile | None = None
+    """What both can do, where that was asked for."""
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
@@ -160,6 +166,7 @@ class PruneResult:
             "rounds": [asdict(r) for r in self.rounds],
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
+            "profile": None if self.profile is None else self.profile.record(),
             "seconds": self.seconds,
             "verified": None if self.verified is None else asdict(self.verified),
         }
@@ -174,7 +181,15 @@ class PruneResult:
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
             "bos": self.evaluation.bos,
-        }
+            **({} if not self.quality else {
+                "standard_error": {
+                    name: one.perplexity.standard_error
+                    for name, one in zip(("dense", "pruned"), self.quality, strict=True)
+                },
+                "tokens": self.quality[0].tokens,
+                "agreement": self.quality[1].record()["agreement"],
+            }),
+        }  # fmt: skip
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -43,3 +46,25 @@ def apply_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> None:
     for name, value in prune_stored(held, config, decoder.family, stack.num_layers, stack.alive).items():
         if name not in held or held[name] != value:
             setattr(config, name, value)
+
+
+@contextmanager
+def applied_plan(model: nn.Module, stack: LayerStack, plan: FoldPlan) -> Iterator[None]:
+    """Within, ``model`` is what :func:`apply_plan` makes of it; afterwards it is bit for bit what it was. The weights
+    that a fold changes are held beside it for as long."""
+    decoder = Decoder(model)
+    owner, _, leaf = decoder.family.layers.rpartition(".")
+    layers = getattr(model.get_submodule(owner), leaf)
+    held = {name: p.detach().clone() for name, p in model.named_parameters() if plan.changes(name)}
+    attributes = copy.deepcopy(vars(decoder.config))
+    try:
+        apply_plan(model, stack, plan)
+        yield
+    finally:
+        setattr(model.get_submodule(owner), leaf, layers)
+        for number, layer in enumerate(layers):
+            renumber(layer, number)
+        for name, tensor in held.items():
+            model.get_parameter(name).data.copy_(tensor)
+        vars(decoder.config).clear()
+        vars(decoder.config).update(attributes)

@@ -33,7 +33,7 @@ def finite(stream: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
 
 def rows_at_once(decoder: Decoder) -> int:
     """Of how many tokens there are logits in memory together."""
-    return min(2048, max(64, LOGITS // decoder.config.vocab_size))
+    return min(2048, max(64, LOGITS // int(decoder.config.vocab_size)))
 
 
 def window_losses(

@@ -155,8 +155,8 @@ def beside(
     stream: torch.Tensor,
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Of each of a micro-batch's B windows the sums of the losses, of KL(dense || model) and of the tokens at which both
-    agree, [B, 3] float64 on the CPU; zeros for the last two without a ``reference``.
+    """Of each of a micro-batch's B windows the sums of the losses, of KL(dense || model) and of the tokens at which
+    both agree, [B, 3] float64 on the CPU; zeros for the last two without a ``reference``.
 
     ``stream`` and ``reference``, [B, S, d] or [1, T, d] packed, leave the last layers of the model and the dense one.
     The loss is NaN for a window with a value in the stream that is not finite.

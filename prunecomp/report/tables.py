@@ -47,9 +47,14 @@ def perplexity_table(result: PruneResult) -> Table | None:
     table = Table(title=f"perplexity on {record['windows']} x {record['seqlen']} tokens")
     table.add_column("model")
     table.add_column("layers", justify="right")
-    table.add_column("perplexity", justify="right")
-    table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}")
-    table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}")
+    for heading in ("perplexity", "± standard error", "KL to dense", "top-1 agreement"):
+        table.add_column(heading, justify="right")
+    errors = [one.perplexity.standard_error for one in result.quality]
+    dense, pruned = ("" if error is None else f"{error:.3f}" for error in errors)
+    agreement = result.quality[1].agreement
+    beside = () if agreement is None else (agreement.kl.shown(), agreement.top1.shown())
+    table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}", dense)
+    table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}", pruned, *beside)
     table.caption = f"pruned: {record['measured_on']}"
     return table
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from prunecomp.data.windows import Windows
-from prunecomp.engine.placement import Placement, place
-from prunecomp.engine.placement import available_memory, model_shape
+from prunecomp.engine.placement import Placement, available_memory, model_shape, place
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.agreement import Standing, on_text
 from prunecomp.evaluation.estimate import Estimate, token_mean
