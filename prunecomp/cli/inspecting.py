@@ -65,7 +65,7 @@ def evaluate(
     if base is not None and not profile:
         raise OptionError("--base: it is what --profile compares with; give both")
     with process_group(device) as job:
-        given = {
+        given: dict[str, Any] = {
             "seqlen": seqlen, "bos": bos, "dtype": dtype.value, "device": job.device, "allow_pickle": allow_pickle,
             "attn": attn, "device_memory": parse_size("--device-memory", device_memory),
             "host_memory": parse_size("--host-memory", host_memory), "disk": disk,
