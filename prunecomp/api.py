@@ -316,10 +316,12 @@ def score(
     decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
     pruner = pruner_of(decoder, windows, placement, options, backend=backend, progress=progress)
     scores = pruner.score(keep=False)
+    sure = pruner.sequence_scores
     scales = {layer: pruner.scale_of(*pruner.blocks[layer]) for layer in scores}
     return ScoreResult(
         metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started,
         similarity=pruner.statistics.similarity,
+        intervals={} if sure is None else {i: [x.low, x.high] for i, x in sure.intervals(scores).items()},
     )  # fmt: skip
 
 

@@ -82,6 +82,15 @@ class RoundRecord:
     """Which compensation was taken, by one that chooses."""
     losses: dict[str, float] = field(default_factory=dict)
     """What it compared: nats a token on windows that no statistic saw."""
+    probability: float | None = None
+    """That the chosen score is the lowest of the candidates', by a bootstrap over the calibration sequences; None where
+    scores are no means over sequences."""
+    runner_up: int | None = None
+    """The candidate with the next score, if there is one."""
+    margin: float | None = None
+    """By how much it is higher."""
+    margin_interval: list[float] = field(default_factory=list)
+    """Where that lies with a probability of 95 %: from, to."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,9 @@ class ScoreResult:
     calibration_digest: str
     layer_forwards: float
     seconds: float
+    intervals: dict[int, list[float]] = field(default_factory=dict)
+    """Where each score lies with a probability of 95 %, by a bootstrap over the calibration sequences: from, to; empty
+    where scores are no means over sequences."""
     similarity: list[list[float]] | None = None
     """Mean cosine over all tokens of every pair of the L + 1 states of a token, from what enters the first layer to
     what leaves the last; there if blocks of layers were scored."""

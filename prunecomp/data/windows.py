@@ -78,6 +78,12 @@ class Windows:
         return self.tokens.numel() if self.lengths is None else int(self.lengths.sum())
 
     @property
+    def predicted(self) -> torch.Tensor:
+        """[N] int64: tokens of each window that are predicted, all but its first."""
+        whole = torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths
+        return whole - 1
+
+    @property
     def digest(self) -> str:
         """SHA-256 over shape and token ids (little-endian int64): equal digests mean equal windows."""
         head = f"{self.count}x{self.seqlen}:".encode()

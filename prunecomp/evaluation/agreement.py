@@ -216,14 +216,8 @@ def _rows_beside(
 
 
 def _quality(windows: Windows, sums: torch.Tensor, compared: bool) -> TextQuality:
-    tokens = predicted(windows)
+    tokens = windows.predicted
     loss, kl, top1 = (token_mean(column, tokens) for column in sums.T)
     return TextQuality(
         perplexity_of(loss), Agreement(kl, top1) if compared else None, windows.count, windows.seqlen, int(tokens.sum())
     )
-
-
-def predicted(windows: Windows) -> torch.Tensor:
-    """[N] int64: tokens of each window that are predicted, all but its first."""
-    whole = torch.full((windows.count,), windows.seqlen) if windows.lengths is None else windows.lengths
-    return whole - 1

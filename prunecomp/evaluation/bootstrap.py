@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,11 @@ class Certainty:
     margin: float | None
     """By how much that is higher."""
     margin_interval: Interval | None
+
+    def fields(self) -> dict[str, Any]:
+        """As a :class:`prunecomp.result.RoundRecord` holds it."""
+        low_high = [] if self.margin_interval is None else [self.margin_interval.low, self.margin_interval.high]
+        return {**vars(self), "margin_interval": low_high}
 
 
 def choice_certainty(layers: Sequence[int], sums: np.ndarray, weights: np.ndarray, chosen: int, seed: int) -> Certainty:

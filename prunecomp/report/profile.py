@@ -28,7 +28,7 @@ def profile_grids(profile: Profile) -> Iterator[Grid]:
         yield f"greedy answers to {prompts} chat prompts", headings, [[*_head(m), *_generation(m)] for m in models]
     if models[0].probes:
         names = [f"{probe.probe} ({probe.way})" for probe in models[0].probes]
-        title = f"probes of {profile.items} problems: score, and {LEVEL:.0%} interval of what is lost or won"
+        title = f"probes of up to {profile.items} problems: score, and {LEVEL:.0%} interval of what is lost or won"
         rows = [[name, *(_probe(m, i, m is models[0]) for m in models)] for i, name in enumerate(names)]
         yield title, ["probe", *(m.name for m in models)], rows
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.filesize import decimal as _decimal
 
 from prunecomp.engine.states import Tier
+from prunecomp.evaluation.bootstrap import LEVEL
 from prunecomp.plan import RunPlan
 from prunecomp.report.console import Table
 from prunecomp.result import PruneResult, ScoreResult
@@ -23,14 +24,17 @@ def rounds_table(result: PruneResult) -> Table:
         "round": [str(number) for number in range(1, len(result.rounds) + 1)],
         "layer": [", ".join(map(str, r.block)) for r in result.rounds],
         result.options.metric: ["" if r.score is None else f"{r.score:.5f}" for r in result.rounds],
+        "lowest with": ["" if r.probability is None else f"{r.probability:.1%}" for r in result.rounds],
+        "runner-up": ["" if r.runner_up is None else f"{r.runner_up} (+{r.margin:.5f})" for r in result.rounds],
         "scale": [f"{r.scale:.5f}" for r in result.rounds],
         "chosen": [r.chosen or "" for r in result.rounds],
         "sequences": [str(r.sequences) for r in result.rounds],
         "layer-forwards": [f"{r.layer_forwards:g}" for r in result.rounds],
         "seconds": [f"{r.seconds:.2f}" for r in result.rounds],
     }
-    if not any(columns["chosen"]):
-        del columns["chosen"]
+    for heading in ("lowest with", "runner-up", "chosen"):
+        if not any(columns[heading]):
+            del columns[heading]
     if result.options.confidence is None:
         del columns["sequences"]
     for heading in columns:
@@ -61,10 +65,12 @@ def perplexity_table(result: PruneResult) -> Table | None:
 
 def scores_table(result: ScoreResult) -> Table:
     table = Table(title="layers, the one to remove first on top")
-    for heading in ("rank", "layer", result.metric, "scale"):
+    interval = [f"{LEVEL:.0%} interval"] if result.intervals else []
+    for heading in ("rank", "layer", result.metric, *interval, "scale"):
         table.add_column(heading, justify="right")
     for rank, (layer, value) in enumerate(sorted(result.scores.items(), key=lambda item: (item[1], item[0])), 1):
-        table.add_row(str(rank), str(layer), f"{value:.5f}", f"{result.scales[layer]:.5f}")
+        between = ["{:.5f} to {:.5f}".format(*result.intervals[layer])] if interval else []
+        table.add_row(str(rank), str(layer), f"{value:.5f}", *between, f"{result.scales[layer]:.5f}")
     return table
 
 
