@@ -148,6 +148,7 @@ def test_a_plan_that_cannot_be_applied_leaves_nothing_behind() -> None:
     assert after["modules"] == before["modules"]
 
 
+@pytest.mark.slow
 def test_generation_is_that_of_transformers_on_the_export(reference_model: Path, tmp_path: Path) -> None:
     """One by one, without our batches: the same tokens, but where two are equal up to rounding."""
     tokenizer = AutoTokenizer.from_pretrained(reference_model)
