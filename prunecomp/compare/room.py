@@ -30,8 +30,9 @@ def share_out(
     """Placements for runs over the calibration windows and over texts, which differ in how many boundaries of their own
     windows they may keep.
 
-    What ``placement`` has for boundaries of the calibration windows is cut into equal numbers of boundaries of all
-    ``runs`` runs over them, held-out windows included, and of all ``texts``.
+    What ``placement`` has for boundaries of the calibration windows, less room for the dense model's last states on all
+    ``texts``, is cut into equal numbers of boundaries of all ``runs`` runs over them, held-out windows included, and of
+    all texts.
 
     Where not even one model's boundaries could then be kept, texts keep none, and are run from the embedding each time.
     """
@@ -40,6 +41,10 @@ def share_out(
     if placement.group_size is not None:  # the boundary between two groups may be a text's, and larger
         missing = -(-(max(sizes) - sizes[0]) // sizes[0])
         capacity[placement.carry] = max(0, capacity.get(placement.carry, 0) - missing)
+    last = -(-sum(sizes[1:]) // sizes[0])
+    for tier in Tier:
+        taken = min(last, capacity.get(tier, 0))
+        capacity, last = {**capacity, **({tier: capacity[tier] - taken} if taken else {})}, last - taken
     total = runs * sizes[0] + sum(sizes[1:])
     joint = {tier: count * sizes[0] // total for tier, count in capacity.items()}
     if sum(joint.values()) >= num_layers - 1:

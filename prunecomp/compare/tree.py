@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.ledger import Ledger, Model, Step
 from prunecomp.compare.legs import Block, Leg, Ranking, Runs
@@ -21,7 +23,7 @@ from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError, OptionError
-from prunecomp.evaluation.perplexity import to_perplexity
+from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of
 from prunecomp.metrics import Evidence
 from prunecomp.model.stack import LayerStack
 from prunecomp.pruner import NO_BLOCK, choose_block
@@ -79,6 +81,7 @@ class Explorer:
         self.ledger = Ledger()
         self.measurements: list[Measurement] = []
         self.dense: dict[str, float] = {}
+        self._last: dict[str, LastStates] = {}
 
     def explore(self) -> None:
         with self._progress("comparing", sum(leg.stops[-1] for leg in self._legs), "layers") as self._advance:
@@ -104,12 +107,14 @@ class Explorer:
         moves = [self._next(node, leg) for leg in sorted(going, key=lambda leg: leg.metric.backward)]
         self._expect(node, moves)
         if here or node is self._root:
-            values = self._measure(node, legs if node is self._root else here, keep=bool(moves))
+            found = self._measure(node, legs if node is self._root else here, keep=bool(moves))
+            values = {name: one.perplexity.value for name, one in found.items()}
+            agreement = {name: one.agreement.figures() for name, one in found.items() if one.agreement is not None}
             for leg, cost in zip(here, costs, strict=True):
                 self.measurements.append(
                     Measurement(
                         leg.arm, len(leg.removed), list(leg.removed), list(leg.scales), values,
-                        cost.layer_forwards, cost.seconds,
+                        cost.layer_forwards, cost.seconds, agreement,
                     )
                 )  # fmt: skip
             if node is self._root:
@@ -221,21 +226,28 @@ class Explorer:
                 run.bring(part)
         run.rest()
 
-    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, float]:
-        """Perplexity of the model on every text."""
+    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, TextQuality]:
+        """Perplexity of the model on every text, and its agreement with the dense one."""
         assert node.runs is not None
         values = {}
         for name, run in node.runs.texts.items():
             step = Step("loss", node.model, what=(name,))
             try:
                 for leg in legs:
-                    loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+                    values[name] = self._once(node, leg, step, partial(self._judged, name, run, keep))
             except NumericalError as error:
                 where = f"{leg.arm.name}, {len(leg.removed)} layers removed" if leg.removed else "the model as it is"
                 raise NumericalError(f"{where}: {error}") from error
             run.rest()
-            values[name] = to_perplexity(loss)
         return values
+
+    def _judged(self, name: str, run: Run, keep: bool) -> TextQuality:
+        """The dense model comes first, and leaves its last states here."""
+        dense = name not in self._last
+        kept = self._last.setdefault(name, LastStates(run, run.placement))
+        look = kept.hold if dense else kept.compare
+        sums = [run.outcomes(part, partial(look, part, run.decoder), 3, keep=keep) for part in run.parts]
+        return quality_of(run.windows, torch.cat(sums), not dense)
 
     def _expect(self, node: Node, moves: Sequence[Move]) -> None:
         """Have states be kept with an eye to what goes next, and then to the best of the arms' rankings."""

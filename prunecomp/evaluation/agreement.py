@@ -39,6 +39,13 @@ class Agreement:
     top1: Estimate
     """Share of tokens at which both find the same next token likeliest."""
 
+    def figures(self) -> dict[str, float | None]:
+        """As plain numbers."""
+        return {
+            "kl": self.kl.value, "kl_standard_error": self.kl.standard_error,
+            "top1": self.top1.value, "top1_standard_error": self.top1.standard_error,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TextQuality:
@@ -92,12 +99,12 @@ def on_text(
                 see = partial(kept.hold if row == 0 else kept.compare, part, run.decoder)
                 found[row].append(run.outcomes(part, see, 3))
                 advance(part.all_windows.count)
-    return [_quality(windows, torch.cat(some), row > 0) for row, some in enumerate(found)]
+    return [quality_of(windows, torch.cat(some), row > 0) for row, some in enumerate(found)]
 
 
 def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
-    """A run for each model, one and the same where the weights are: its parts are micro-batches, so that no more than
-    one is held. Weights that are streamed should not be brought for each of them: there, all windows are one part."""
+    """A run for each model, one and the same where the weights are. Where there is no room for the last states of all
+    windows, and weights need not be brought anew for each part, the parts are as small as can be."""
     runs: dict[Decoder, Run] = {}
     for one in models:
         if one.decoder in runs:
@@ -106,11 +113,11 @@ def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
         lowest = [min(sharing[0].common_prefix(other), len(other.alive) - 1) for other in sharing[1:]]
         candidates = sorted({sharing[0].alive[p] for p in lowest if p < len(sharing[0].alive)})
         size = min(other.placement.micro_batch for other in models)
-        streamed = any(other.placement.group_size is not None for other in models)
+        whole = any(other.placement.group_size is not None or other.placement.kept_boundaries for other in models)
         runs[one.decoder] = Run(
             one.decoder, windows, replace(_with_room(one.placement), micro_batch=size), stack=sharing[0],
             candidates=candidates, measured=False,
-            parts=1 if streamed else max(1, windows.count // (size * world_size())),
+            parts=1 if whole else max(1, windows.count // (size * world_size())),
         )  # fmt: skip
     return [runs[one.decoder] for one in models]
 
@@ -215,7 +222,8 @@ def _rows_beside(
     return found
 
 
-def _quality(windows: Windows, sums: torch.Tensor, compared: bool) -> TextQuality:
+def quality_of(windows: Windows, sums: torch.Tensor, compared: bool) -> TextQuality:
+    """From what :func:`beside` gives of each window, [N, 3]."""
     tokens = windows.predicted
     loss, kl, top1 = (token_mean(column, tokens) for column in sums.T)
     return TextQuality(
