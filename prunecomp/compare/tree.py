@@ -242,12 +242,12 @@ class Explorer:
         return values
 
     def _judged(self, name: str, run: Run, keep: bool) -> TextQuality:
-        """The dense model comes first, and leaves its last states here."""
-        dense = name not in self._last
+        """The dense model comes first, and leaves its last states here, if there is room for them."""
+        room, dense = run.placement.kept_boundaries > 0, name not in self._last
         kept = self._last.setdefault(name, LastStates(run, run.placement))
-        look = kept.hold if dense else kept.compare
+        look = (kept.hold if dense else kept.compare) if room else kept.alone
         sums = [run.outcomes(part, partial(look, part, run.decoder), 3, keep=keep) for part in run.parts]
-        return quality_of(run.windows, torch.cat(sums), not dense)
+        return quality_of(run.windows, torch.cat(sums), room and not dense)
 
     def _expect(self, node: Node, moves: Sequence[Move]) -> None:
         """Have states be kept with an eye to what goes next, and then to the best of the arms' rankings."""

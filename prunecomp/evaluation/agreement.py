@@ -53,7 +53,7 @@ class TextQuality:
 
     perplexity: Estimate
     agreement: Agreement | None
-    """None for the dense model itself."""
+    """None for the dense model itself, and where memory has no room for its last states."""
     windows: int
     seqlen: int
     tokens: int
@@ -76,7 +76,7 @@ def on_text(
     windows: Windows, dense: Standing, others: Sequence[Standing] = (), progress: Progress = silent
 ) -> list[TextQuality]:
     """The dense model and others on a text. Models over the same weights share what lies below the first layer that
-    differs.
+    differs. Streamed where memory has no room for a single boundary, they are not compared.
 
     Raises :class:`OptionError` for models of different vocabularies, and :class:`prunecomp.errors.NumericalError`
     naming layer and sequence where a value is not finite.
@@ -88,6 +88,7 @@ def on_text(
                 "distributions do not compare; give the model that the other was made from"
             )
     found: list[list[torch.Tensor]] = [[] for _ in range(1 + len(others))]
+    room = dense.placement.group_size is None or dense.placement.kept_boundaries > 0
     runs = _runs(windows, [dense, *others])
     with progress("evaluating", (1 + len(others)) * windows.count, "windows") as advance:
         for number in range(len(runs[0].parts)):
@@ -96,10 +97,10 @@ def on_text(
                 if run.stack is not one.stack:
                     run.turn_to(one.stack)
                 part = run.parts[number]
-                see = partial(kept.hold if row == 0 else kept.compare, part, run.decoder)
-                found[row].append(run.outcomes(part, see, 3))
+                look = (kept.compare if row else kept.hold) if room else kept.alone
+                found[row].append(run.outcomes(part, partial(look, part, run.decoder), 3))
                 advance(part.all_windows.count)
-    return [quality_of(windows, torch.cat(some), row > 0) for row, some in enumerate(found)]
+    return [quality_of(windows, torch.cat(some), room and row > 0) for row, some in enumerate(found)]
 
 
 def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
@@ -148,6 +149,10 @@ class LastStates:
                 disk=self._placement.disk_folder,
             )  # fmt: skip
         store.put(CARRY, batch, stream)
+        return self.alone(part, decoder, batch, stream)
+
+    def alone(self, part: Part, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
+        """:func:`beside` of a state with nothing."""
         return beside(decoder, None, batch, stream)
 
     def compare(self, part: Part, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:

@@ -126,6 +126,7 @@ def agreement_rows(result: Comparison, text: str) -> list[list[str]]:
     return rows
 
 
+NO_ROOM = "Agreement with the dense model was not measured: memory has no room for its last states."
 AGREEMENT = "Top-1 agreement with the dense model, and KL divergence from it in nats a token"
 
 
@@ -181,7 +182,10 @@ def markdown(result: Comparison) -> str:
             ["arm", *(f"N = {n}" for n in result.layers)], formatted(table_of(result, text.name), BEST)
         )
         columns = ["arm", *(f"N = {n}" for n in result.layers)]
-        lines += ["", f"{AGREEMENT}:", "", *markdown_table(columns, agreement_rows(result, text.name)), ""]
+        if any(one.agreement for one in result.measurements):
+            lines += ["", f"{AGREEMENT}:", "", *markdown_table(columns, agreement_rows(result, text.name)), ""]
+        else:
+            lines += ["", NO_ROOM, ""]
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
     return "\n".join(lines) + "\n"
 
@@ -207,6 +211,8 @@ def comparison_tables(result: Comparison) -> list[Table]:
         for name, *cells in formatted(table_of(result, text.name), BEST):
             table.add_row(name, *(Text(cell.strip(BEST), "bold" if cell.startswith(BEST) else "") for cell in cells))
         tables.append(table)
+        if not any(one.agreement for one in result.measurements):
+            continue
         table = Table(title="top-1 agreement with dense (KL, nats a token)")
         table.add_column(text.name, overflow="fold")
         for count in result.layers:
