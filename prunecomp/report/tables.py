@@ -10,7 +10,7 @@ from prunecomp.engine.states import Tier
 from prunecomp.evaluation.bootstrap import LEVEL
 from prunecomp.plan import RunPlan
 from prunecomp.report.console import Table
-from prunecomp.result import PruneResult, ScoreResult
+from prunecomp.result import SEAMS, PruneResult, ScoreResult
 
 
 def decimal(nbytes: float) -> str:
@@ -59,7 +59,7 @@ def perplexity_table(result: PruneResult) -> Table | None:
     beside = () if agreement is None else (agreement.kl.shown(), agreement.top1.shown())
     table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}", dense)
     table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}", pruned, *beside)
-    table.caption = f"pruned: {record['measured_on']}"
+    table.caption = f"pruned: {record['measured_on']}" + (f"; agreement: of {SEAMS}" if beside else "")
     return table
 
 
