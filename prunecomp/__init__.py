@@ -9,6 +9,7 @@ from prunecomp.compare import Arm, Comparison, compare
 from prunecomp.model.adapter import Family
 from prunecomp.model.families import families
 from prunecomp.plan import RunPlan, plan
+from prunecomp.profiling import profile
 from prunecomp.pruner import Pruner
 from prunecomp.result import PruneResult, RoundRecord, ScoreResult
 from prunecomp.stepwise import pruner_for
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate",
     "families",
     "plan",
+    "profile",
     "prune",
     "pruned_config",
     "pruner_for",

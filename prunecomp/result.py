@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -37,7 +37,9 @@ from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.evaluation.profile import Profile
 from prunecomp.model.files import STATED
 from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
@@ -82,6 +84,15 @@ class RoundRecord:
     """Which compensation was taken, by one that chooses."""
     losses: dict[str, float] = field(default_factory=dict)
     """What it compared: nats a token on windows that no statistic saw."""
+    probability: float | None = None
+    """That the chosen score is the lowest of the candidates', by a bootstrap over the calibration sequences; None where
+    scores are no means over sequences."""
+    runner_up: int | None = None
+    """The candidate with the next score, if there is one."""
+    margin: float | None = None
+    """By how much it is higher."""
+    margin_interval: list[float] = field(default_factory=list)
+    """Where that lies with a probability of 95 %: from, to."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,9 @@ class ScoreResult:
     calibration_digest: str
     layer_forwards: float
     seconds: float
+    intervals: dict[int, list[float]] = field(default_factory=dict)
+    """Where each score lies with a probability of 95 %, by a bootstrap over the calibration sequences: from, to; empty
+    where scores are no means over sequences."""
     similarity: list[list[float]] | None = None
     """Mean cosine over all tokens of every pair of the L + 1 states of a token, from what enters the first layer to
     what leaves the last; there if blocks of layers were scored."""
@@ -117,6 +131,10 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    quality: Sequence[TextQuality] = ()
+    """Of the dense model and of the one with its seams, on the evaluation text."""
+    profile: Profile | None = None
+    """What both can do, where that was asked for."""
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
@@ -165,6 +183,7 @@ class PruneResult:
             "rounds": [asdict(r) for r in self.rounds],
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
+            "profile": None if self.profile is None else self.profile.record(),
             "seconds": self.seconds,
             "verified": None if self.verified is None else asdict(self.verified),
         }
@@ -179,7 +198,15 @@ class PruneResult:
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
             "bos": self.evaluation.bos,
-        }
+            **({} if not self.quality else {
+                "standard_error": {
+                    name: one.perplexity.standard_error
+                    for name, one in zip(("dense", "pruned"), self.quality, strict=True)
+                },
+                "tokens": self.quality[0].tokens,
+                "agreement": self.quality[1].record()["agreement"],
+            }),
+        }  # fmt: skip
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""

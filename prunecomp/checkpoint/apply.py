@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -159,3 +159,14 @@ def tokens_of(model: Any, forward_loop: Callable[[Any], Any]) -> list[dict[str, 
     if not batches:
         raise OptionError("forward_loop: it never called the model that it was given")
     return batches
+
+
+@contextmanager
+def applied_plan(model: Any, stack: LayerStack, plan: FoldPlan) -> Iterator[None]:
+    """Within, ``model`` is what :func:`apply_plan` makes of it; afterwards it is bit for bit what it was. The weights
+    that a fold changes are held beside it for as long."""
+    undo = apply_plan(model, stack, plan)
+    try:
+        yield
+    finally:
+        undo()

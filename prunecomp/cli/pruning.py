@@ -55,6 +55,7 @@ from prunecomp.journal import differences, journal_path
 from prunecomp.model.weights import open_checkpoint
 from prunecomp.plain import json_text, parse_json, read_object
 from prunecomp.report.console import Console
+from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
 from prunecomp.result import RECORD, PruneResult
 from prunecomp.subject import stored_as
@@ -127,6 +128,9 @@ def prune(
     parity: Parity = None,
     fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="also what both models can do: chat prompts answered, probes")
+    ] = False,
     max_shard_size: Annotated[float, typer.Option(help="GB a file of the export")] = DEFAULT_SHARD_BYTES / 1e9,
     verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
     recipe: Annotated[
@@ -158,7 +162,8 @@ def prune(
             dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, one_shot=one_shot,
             keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
             given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
-            fold=fold.value, eval=None if whole else eval, allow_pickle=allow_pickle, attn=attn, compile=compile,
+            fold=fold.value, eval=None if whole else eval, profile=profile and not whole,
+            allow_pickle=allow_pickle, attn=attn, compile=compile,
             backend=backend, device_memory=parse_size("--device-memory", device_memory),
             host_memory=parse_size("--host-memory", host_memory), disk=disk, journal=journal_path(out), resume=resume,
             progress=progress,
@@ -190,6 +195,8 @@ def prune(
     table = perplexity_table(result)
     if table is not None:
         console.print(table)
+    if result.profile is not None:
+        print_profile(console, result.profile)
     console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)
 
 

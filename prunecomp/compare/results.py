@@ -44,6 +44,8 @@ class Measurement:
     """That scores and compensations took on the way, the perplexities left out."""
     losses: dict[str, list[float]] = field(default_factory=dict)
     """By text, nats a token of each window: what standard errors and paired differences are taken from."""
+    agreement: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """With the dense model, by text: ``kl`` in nats a token, ``top1``, and the standard error of each."""
 
 
 @dataclass(frozen=True)

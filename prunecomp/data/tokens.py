@@ -43,6 +43,11 @@ class Tokenizer:
         return ids
 
     @property
+    def of_transformers(self) -> Any:
+        """The tokenizer itself, for what asks more of it than to read a text."""
+        return self._tokenizer
+
+    @property
     def bos(self) -> int | None:
         """The token for the beginning of a text, if there is one."""
         token = getattr(self._tokenizer, "bos_token_id", None)
