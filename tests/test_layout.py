@@ -19,7 +19,7 @@ ORDER = [
     {"ops"},
     {"model", "data"},
     {"engine"},
-    {"compensation", "checkpoint", "evaluation"},
+    {"compensation", "checkpoint", "evaluation", "repair"},
     {"metrics"},
     {"subject"},
     {"options"},
