@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prunecomp.data.sources import read_documents, read_source
@@ -19,6 +20,10 @@ from prunecomp.subject import Subject
 from prunecomp.values import whole
 
 
+MIXTURE = Path(__file__).parent / "data" / "texts" / "mixture.txt"
+"""What is calibrated on where nothing is given: fiction, a report, documentation and code, one after another."""
+
+
 def calibration_windows(
     subject: Subject,
     source: Any,
@@ -28,8 +33,9 @@ def calibration_windows(
     documents: bool = False,
     bos: str = "auto",
 ) -> Windows:
-    """Windows of one length cut from the whole text, or ``documents`` one by one. Raises :class:`OptionError` or
-    :class:`DataError`."""
+    """Windows of one length cut from the whole text, or ``documents`` one by one; of :data:`MIXTURE` where the source is
+    None. Raises :class:`OptionError` or :class:`DataError`."""
+    source = MIXTURE if source is None else source
     length = choose_seqlen(seqlen, subject.config)
     whole("--samples", samples, 1)
     if documents:

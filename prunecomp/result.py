@@ -42,6 +42,7 @@ from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.plain import read_object
+from prunecomp.repair import Outcome
 from prunecomp.subject import Subject
 from prunecomp.values import flag, function, whole
 
@@ -115,6 +116,8 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    repair: Outcome | None = None
+    """What was fitted once all layers were chosen; the seams and weights it put in place are in ``stack``."""
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
@@ -158,6 +161,7 @@ class PruneResult:
             "removed": self.removed,
             "scales": self.scales,
             "rounds": [asdict(r) for r in self.rounds],
+            "repair": None if self.repair is None else asdict(self.repair),
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
             "seconds": self.seconds,
@@ -304,6 +308,7 @@ class PruneResult:
             removals=[(r.block, r.score, r.scale) for r in self.rounds],
             metric=self.options.metric,
             compensation=self.options.compensation,
+            repair=None if self.repair is None else self.repair.taken,
             fold=self.options.fold,
             command=command or self._call(),
             calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens"

@@ -52,9 +52,9 @@ def check_replaced(names: Collection[str], plain: TensorSource) -> None:
     for name in sorted(names):
         if isinstance(plain, Dequantised) and name in plain.weights:
             raise FoldError(
-                f"{plain.location(name)}: {name} is quantised ({plain.method}), and this compensation puts another "
-                "weight in its place, which would have to be quantised anew. Use --compensation scale, norm, lsq, "
-                "search or none, or prune the checkpoint it was made from"
+                f"{plain.location(name)}: {name} is quantised ({plain.method}), and a repair would put another "
+                "weight in its place, which would have to be quantised anew. Use --repair none or auto, or "
+                "prune the checkpoint it was made from"
             )
 
 
