@@ -20,7 +20,7 @@ from prunecomp.report.progress import RichProgress
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 METRICS = ("bi", "ppl", "taylor", "magnitude")
-COMPENSATIONS = ("none", "scale", "linear")
+COMPENSATIONS = ("none", "scale", "lsq")
 OTHERS = ("search", "auto")
 
 

@@ -84,16 +84,16 @@ def prune(
     Parameters
     ----------
     model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
-    calibration, eval : by default the calibration is the bundled mixture of four kinds of text; token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl, .json, .parquet
+    calibration, eval : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl, .json, .parquet
         (compressed or not), .npy or .npz, ``-`` for standard input, the name of a protocol (``wikitext2``) or of a
-        dataset.
+        dataset; without a calibration the bundled mixture of four kinds of text is taken.
     samples, seqlen, seed : calibration windows; ``seqlen`` defaults to the smaller of 2,048 and the trained context.
     documents : take each line of a JSONL file (each paragraph of a text) as a sample of its own, cut at ``seqlen``.
     bos : ``each`` begins every window with BOS, inside ``seqlen``; ``start`` has it where the tokenizer puts it, as the
         published protocols do; ``auto`` is ``each`` where the tokenizer puts it before a text by itself, and ``start``
         otherwise, for the protocols by name and under ``parity="official"``.
     compensation, repair : what stands in for a layer while others are chosen, a scalar; and what is fitted to the dense
-        model once all are, one fit for each gap: ``none``, ``refit`` (the down projection below), ``joint`` (attention's
+        model once all are, a fit for each gap: ``none``, ``refit`` (the down projection below), ``joint`` (attention's
         output projection too), or ``auto``, which judges on stretches of the calibration that are left out of the fit
         and takes what loses least there, nothing included. A repair takes the place of the compensations.
     ridge : how strongly a fit is drawn to the weights that are there, in units of the mean diagonal of the features'

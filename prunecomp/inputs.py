@@ -19,7 +19,6 @@ from prunecomp.engine.placement import free_host_memory
 from prunecomp.subject import Subject
 from prunecomp.values import whole
 
-
 MIXTURE = Path(__file__).parent / "data" / "texts" / "mixture.txt"
 """What is calibrated on where nothing is given: fiction, a report, documentation and code, one after another."""
 
@@ -33,8 +32,8 @@ def calibration_windows(
     documents: bool = False,
     bos: str = "auto",
 ) -> Windows:
-    """Windows of one length cut from the whole text, or ``documents`` one by one; of :data:`MIXTURE` where the source is
-    None. Raises :class:`OptionError` or :class:`DataError`."""
+    """Windows of one length cut from the whole text, or ``documents`` one by one; of :data:`MIXTURE` without a source.
+    Raises :class:`OptionError` or :class:`DataError`."""
     source = MIXTURE if source is None else source
     length = choose_seqlen(seqlen, subject.config)
     whole("--samples", samples, 1)

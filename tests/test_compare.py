@@ -31,8 +31,8 @@ OTHERS = [
     Arm("taylor", "none", one_shot=True),
     Arm("ppl", "none"),
     Arm("ppl", "scale"),
-    Arm("bi", "linear"),
-    Arm("bi", "linear", one_shot=True),
+    Arm("bi", "lsq"),
+    Arm("bi", "lsq", one_shot=True),
     Arm("bi", "auto"),
 ]
 

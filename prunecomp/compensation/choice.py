@@ -19,6 +19,7 @@ LARGEST = 2.0
 NARROWEST = 0.02
 """In the logarithm of a scale: points of a search do not lie closer to begin with."""
 
+
 @wants(states=True)
 def searched_scale(cut: Cut) -> Seam:
     """The scalar of least next-token loss on the calibration windows.

@@ -1,4 +1,4 @@
-"""The repair of what is left when all layers are chosen: the writers below each gap are fitted to what used to leave it.
+"""The repair of what is left when all layers are chosen: the writers below each gap are fitted to what used to be there.
 
 One fit for each run of neighbouring layers that went, from below, each on the stream as it has been repaired so far,
 with the dense model's stream above the gap as what is wanted. No parameter is added and nothing is paid at run time.
@@ -222,7 +222,8 @@ class _Fit:
                 taken, part = (attention, change[: -writer.width(self._layer(gap))]) if attention else (writer, change)
                 self._set(changed(self.decoder, streams.pruned.stack, gap.below, taken, part / taken.multiplier))
                 record.fitted.append(f"{taken.path}.weight")
-        assert scale is not None and before is not None
+        assert scale is not None
+        assert before is not None
         self._seam(gap, scale)
         return replace(record, scale=scale, error_before=before, error_after=after)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.oracles.iterative import boundary_states
+from tests.oracles.iterative import boundary_states, drop_layer
 
 
 def ridge_solution(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
@@ -37,9 +37,8 @@ def repair(
     dense = [boundary_states(model, tokens) for tokens in windows]
     work = copy.deepcopy(model)
     alive = [layer for layer in range(len(work.model.layers)) if layer not in removed]
-    work.model.layers = torch.nn.ModuleList(work.model.layers[layer] for layer in alive)
-    for index, layer in enumerate(work.model.layers):
-        layer.self_attn.layer_idx = index
+    for layer in sorted(removed, reverse=True):
+        drop_layer(work, layer)
     scales = []
     for p, (low, high) in enumerate(zip([-1, *alive], [*alive, len(model.model.layers)], strict=True)):
         if high == low + 1:

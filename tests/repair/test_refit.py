@@ -26,9 +26,7 @@ GAPS = ([3], [2, 4], [1, 2, 5], [0, 3])
 
 
 def repaired(model: Any, tokens: Any, removed: list[int], **options: Any) -> prunecomp.PruneResult:
-    return prunecomp.prune(
-        model, len(removed), tokens, metric="given", given=removed, compensation="none", **options
-    )
+    return prunecomp.prune(model, len(removed), tokens, metric="given", given=removed, compensation="none", **options)
 
 
 @pytest.mark.parametrize("kind", ["refit", "joint"])
