@@ -21,7 +21,7 @@ from prunecomp.report.progress import RichProgress
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 METRICS = ("bi", "ppl", "taylor", "magnitude")
 COMPENSATIONS = ("none", "scale", "lsq")
-OTHERS = ("search", "auto")
+OTHERS = ("search",)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ OTHERS = [
     Arm("ppl", "scale"),
     Arm("bi", "lsq"),
     Arm("bi", "lsq", one_shot=True),
-    Arm("bi", "auto"),
+    Arm("bi", "search"),
 ]
 
 

@@ -26,7 +26,6 @@ CASES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
     "blocks": ({"span": 2}, [(2, 3), (0,), (4, 5)]),
     "lsq": ({"compensation": "lsq"}, [(3,), (2,), (5,)]),
     "lsq-blocks": ({"compensation": "lsq", "span": 2}, [(3, 4), (2,)]),
-    "auto": ({"compensation": "auto", "seed": 3}, [(2,), (4,)]),
     "ppl": ({"metric": "ppl"}, [(2,), (3,)]),
     "taylor": ({"metric": "taylor", "candidates": range(6)}, [(2,), (4,)]),
 }

@@ -1,4 +1,4 @@
-"""The repair of what is left when all layers are chosen: the writers below each gap are fitted to what used to be there.
+"""The repair once all layers are chosen: the writers below each gap are fitted to what used to leave it.
 
 One fit for each run of neighbouring layers that went, from below, each on the stream as it has been repaired so far,
 with the dense model's stream above the gap as what is wanted. No parameter is added and nothing is paid at run time.
