@@ -51,6 +51,7 @@ def repair(
 
         y = below()
         a = float((w**2 * y * z).sum() / (w**2 * y * y).sum())
+        a = a if a > 0 else 1.0  # the layers turn the stream around
         scales.append(a)
         if p > 0:
             layer = work.model.layers[p - 1]
