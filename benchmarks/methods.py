@@ -20,8 +20,8 @@ from prunecomp.report.progress import RichProgress
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 METRICS = ("bi", "ppl", "taylor", "magnitude")
-COMPENSATIONS = ("none", "scale", "linear")
-OTHERS = ("search", "auto")
+COMPENSATIONS = ("none", "scale", "lsq")
+OTHERS = ("search",)
 
 
 def main() -> None:

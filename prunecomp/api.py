@@ -16,7 +16,8 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, from_leader, least, processes_here, rank, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import OptionError
+from prunecomp.engine.streams import check_boundaries
+from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import Journal
@@ -30,6 +31,8 @@ from prunecomp.options import PruneOptions, check_taken, open_model
 from prunecomp.plan import candidates_of
 from prunecomp.plan import rounds as rounds_of_work
 from prunecomp.pruner import Pruner, run_rounds
+from prunecomp.repair import check_repairable, demand_of
+from prunecomp.repair import repair as fit_repair
 from prunecomp.result import Origin, PruneResult, ScoreResult
 from prunecomp.subject import Subject
 from prunecomp.values import flag, folder_path, function
@@ -41,7 +44,7 @@ HELD_OUT = 8
 def prune(
     model: Any,
     layers: int,
-    calibration: Any,
+    calibration: Any = None,
     *,
     samples: int = 128,
     seqlen: int | None = None,
@@ -52,6 +55,8 @@ def prune(
     device: str = "auto",
     metric: str = "bi",
     compensation: str = "scale",
+    repair: str = "none",
+    ridge: float | str | None = None,
     one_shot: bool = False,
     keep: Iterable[int] = (),
     candidates: Iterable[int] | None = None,
@@ -83,12 +88,18 @@ def prune(
     model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
     calibration, eval : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl, .json, .parquet
         (compressed or not), .npy or .npz, ``-`` for standard input, the name of a protocol (``wikitext2``) or of a
-        dataset.
+        dataset; without a calibration the bundled mixture of four kinds of text is taken.
     samples, seqlen, seed : calibration windows; ``seqlen`` defaults to the smaller of 2,048 and the trained context.
     documents : take each line of a JSONL file (each paragraph of a text) as a sample of its own, cut at ``seqlen``.
     bos : ``each`` begins every window with BOS, inside ``seqlen``; ``start`` has it where the tokenizer puts it, as the
         published protocols do; ``auto`` is ``each`` where the tokenizer puts it before a text by itself, and ``start``
         otherwise, for the protocols by name and under ``parity="official"``.
+    compensation, repair : what stands in for a layer while others are chosen, a scalar; and what is fitted to the dense
+        model once all are, a fit for each gap: ``none``, ``refit`` (the down projection below), ``joint`` (attention's
+        output projection too), or ``auto``, which judges on stretches of the calibration that are left out of the fit
+        and takes what loses least there, nothing included. A repair takes the place of the compensations.
+    ridge : how strongly a fit is drawn to the weights that are there, in units of the mean diagonal of the features'
+        Gram matrix; by default judged in the same way, from 1 on.
     one_shot : rank once and remove the lowest, instead of scoring again after each removal.
     keep, candidates : original layer indices that must stay, or that alone may go.
     given : with ``metric="given"``, the layers to remove, in order.
@@ -118,7 +129,8 @@ def prune(
     options = PruneOptions.of(
         layers=layers, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
         bos=bos, dtype=dtype, device=device,
-        metric=metric, compensation=compensation, one_shot=one_shot, fold=fold, keep=keep, candidates=candidates,
+        metric=metric, compensation=compensation, repair=repair, ridge=ridge, one_shot=one_shot, fold=fold, keep=keep,
+        candidates=candidates,
         given=given, span=span, lookahead=lookahead, confidence=confidence, parity=parity, attn=attn, compile=compile,
         backend=backend,
     )  # fmt: skip
@@ -131,8 +143,7 @@ def prune(
     subject = open_model(model, options, tokenizer, allow_pickle)
     chosen = candidates_of(options, subject.num_layers)
     layers, samples, seqlen, seed = options.layers, options.samples, options.seqlen, options.seed
-    replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
-    subject.check_export(chosen, None if compensation == "none" else options.fold, replaces)
+    replaces = may_replace(subject, options, chosen)
     check_read_once([calibration, eval])
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
@@ -140,7 +151,11 @@ def prune(
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
         Workers.current(some.count)  # too few for the processes is told before any work
     demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
+    if options.repair != "none":
+        demand = demand.beside(demand_of(subject.described, subject.shape(), options.repair != "refit"))
     placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
+    if options.repair != "none":
+        check_boundaries(placement, subject.device)
     compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
     with open_journal(journal, resume, subject, options, windows, placement, compiled, chosen) as log:
         decoder = load(subject, placement, compiled)
@@ -153,23 +168,47 @@ def prune(
             done=() if log is None else tuple(log.rounds), overlays=None if log is None else log.overlays,
             on_round=None if log is None else log.append,
         )  # fmt: skip
-        quality, found = judged(subject, pruner.stack, placement, options, eval_windows, profile, progress)
+        stack, outcome = pruner.stack, None
+        if options.repair != "none":
+            pruner.run.forget()
+            stack, outcome = fit_repair(
+                decoder, windows, placement, stack, options.repair, options.ridge, replaces=replaces, progress=progress
+            )
+        quality, found = judged(subject, stack, placement, options, eval_windows, profile, progress)
     return PruneResult(
         options=options,
         subject=subject,
-        stack=pruner.stack,
+        stack=stack,
         rounds=rounds,
+        repair=outcome,
         calibration=windows,
         evaluation=eval_windows,
         placement=placement,
         compiled=compiled,
-        layer_forwards=pruner.layer_forwards,
+        layer_forwards=pruner.layer_forwards + (0 if outcome is None else outcome.layer_forwards),
         perplexity=perplexities(quality),
         quality=quality,
         profile=found,
         seconds=time.perf_counter() - started,
         on_saved=None if log is None else log.remove,
     )
+
+
+def may_replace(subject: Subject, options: PruneOptions, candidates: Collection[int]) -> bool:
+    """Whether a repair may put new weights in place. Raises what is known before any work to have no export, or nothing
+    to fit; ``auto`` then does without new weights."""
+    fold = None if options.compensation == "none" and options.repair == "none" else options.fold
+    asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
+    if options.repair == "auto":
+        try:
+            subject.check_export(candidates, fold, True)
+        except FoldError:
+            subject.check_export(candidates, fold, asked)
+            return False
+        return True
+    subject.check_export(candidates, fold, asked or options.repair != "none")
+    check_repairable(subject.described, options.repair)
+    return options.repair != "none"
 
 
 def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows | None]:
@@ -265,7 +304,7 @@ def identity_of(
 
 def score(
     model: Any,
-    calibration: Any,
+    calibration: Any = None,
     *,
     samples: int = 128,
     seqlen: int | None = None,

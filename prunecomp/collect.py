@@ -60,7 +60,7 @@ class Collected:
 
 def collect(
     model: Any,
-    calibration: Any,
+    calibration: Any = None,
     *,
     samples: int = 128,
     seqlen: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prunecomp.data.mixture import allotted, interleaved, parts_of
@@ -21,6 +22,9 @@ from prunecomp.errors import OptionError
 from prunecomp.subject import Subject
 from prunecomp.values import whole
 
+MIXTURE = Path(__file__).parent / "data" / "texts" / "mixture.txt"
+"""What is calibrated on where nothing is given: fiction, a report, documentation and code, one after another."""
+
 
 def calibration_windows(
     subject: Subject,
@@ -32,8 +36,10 @@ def calibration_windows(
     bos: str = "auto",
 ) -> Windows:
     """Windows of one length cut from the whole text, or ``documents`` one by one, as conversations always are; of
-    several sources by their weights (see :func:`prunecomp.data.mixture.parts_of`). Raises :class:`OptionError` or
+    several sources by their weights (see :func:`prunecomp.data.mixture.parts_of`); of :data:`MIXTURE` without a
+    source. Raises :class:`OptionError` or
     :class:`DataError`."""
+    source = MIXTURE if source is None else source
     length = choose_seqlen(seqlen, subject.config)
     whole("--samples", samples, 1)
     parts = parts_of(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import Metric
 from prunecomp.model.loader import ATTENTIONS, DTYPES, choose_device
 from prunecomp.ops import requested
+from prunecomp.repair import REPAIRS
 from prunecomp.subject import Subject, open_subject
 from prunecomp.values import flag, layer_numbers, one_of, shown, text, whole
 
@@ -39,6 +41,8 @@ class PruneOptions:
     device: str = "auto"
     metric: str = "bi"
     compensation: str = "scale"
+    repair: str = "none"
+    ridge: float | None = None
     one_shot: bool = False
     fold: str = "up"
     keep: list[int] = field(default_factory=list)
@@ -117,8 +121,10 @@ class PruneOptions:
                 f"--metric {self.metric} is the same in the published code, and --dtype {self.dtype} is named; leave "
                 "out one",
             )
-        if self.fold != FORMS[0] and self.compensation == "none":
+        if self.fold != FORMS[0] and self.compensation == "none" and self.repair == "none":
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
+        if self.ridge is not None and self.repair == "none":
+            yield f"--ridge {self.ridge:g}", "--repair none fits nothing; choose refit, joint or auto, or leave it out"
 
     @property
     def window_bos(self) -> str:
@@ -144,6 +150,19 @@ def probability(option: str, value: Any) -> float:
         number = 0.0
     if isinstance(value, str | bool) or not 0.5 <= number < 1:  # NaN lies nowhere
         raise OptionError(f"{option} {shown(value)}: give a probability from 0.5 to below 1, as in 0.999")
+    return number
+
+
+def ridge(option: str, value: Any) -> float | None:
+    """In units of the mean diagonal of the Gram matrix; None where it is to be chosen."""
+    if value is None or value == "auto":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 1e-6 <= number <= 1e6:
+        raise OptionError(f"{option} {shown(value)}: give auto, or a number from 1e-6 to 1e6; 1 is the usual one")
     return number
 
 
@@ -177,6 +196,8 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "device": device_name,
     "metric": text,
     "compensation": text,
+    "repair": partial(one_of, choices=REPAIRS),
+    "ridge": ridge,
     "one_shot": flag,
     "fold": partial(one_of, choices=FORMS),
     "keep": indices,

@@ -46,6 +46,7 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
 from prunecomp.options import PruneOptions
 from prunecomp.plain import read_object
+from prunecomp.repair import Outcome
 from prunecomp.subject import Subject
 from prunecomp.values import flag, function, whole
 
@@ -135,6 +136,8 @@ class PruneResult:
     """Of the dense model and of the one with its seams, on the evaluation text."""
     profile: Profile | None = None
     """What both can do, where that was asked for."""
+    repair: Outcome | None = None
+    """What was fitted once all layers were chosen; the seams and weights it put in place are in ``stack``."""
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     on_saved: Callable[[], None] | None = None
@@ -181,6 +184,7 @@ class PruneResult:
             "layer_map": list(self.stack.alive),
             "scales": self.scales,
             "rounds": [asdict(r) for r in self.rounds],
+            "repair": None if self.repair is None else asdict(self.repair),
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
             "profile": None if self.profile is None else self.profile.record(),
@@ -336,6 +340,7 @@ class PruneResult:
             removals=[(r.block, r.score, r.scale) for r in self.rounds],
             metric=self.options.metric,
             compensation=self.options.compensation,
+            repair=None if self.repair is None else self.repair.taken,
             fold=self.options.fold,
             command=command or self._call(),
             calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens"

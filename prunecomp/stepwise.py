@@ -24,7 +24,7 @@ from prunecomp.values import function
 
 def pruner_for(
     model: Any,
-    calibration: Any,
+    calibration: Any = None,
     *,
     metric: str = "bi",
     compensation: str = "scale",

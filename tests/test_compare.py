@@ -32,9 +32,9 @@ OTHERS = [
     Arm("taylor", "none", one_shot=True),
     Arm("ppl", "none"),
     Arm("ppl", "scale"),
-    Arm("bi", "linear"),
-    Arm("bi", "linear", one_shot=True),
-    Arm("bi", "auto"),
+    Arm("bi", "lsq"),
+    Arm("bi", "lsq", one_shot=True),
+    Arm("bi", "search"),
 ]
 
 

@@ -20,7 +20,7 @@ ORDER = [
     {"model", "data"},
     {"engine"},
     {"compensation", "checkpoint"},
-    {"evaluation"},
+    {"evaluation", "repair"},
     {"metrics"},
     {"subject"},
     {"options"},

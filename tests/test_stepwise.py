@@ -24,9 +24,8 @@ CASES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
     "scale": ({}, [(3,), (1,), (4,)]),
     "top": ({"compensation": "lsq"}, [(5,), (4,), (0,)]),
     "blocks": ({"span": 2}, [(2, 3), (0,), (4, 5)]),
-    "linear": ({"compensation": "linear"}, [(3,), (2,), (5,)]),
-    "linear-blocks": ({"compensation": "linear", "span": 2}, [(3, 4), (2,)]),
-    "auto": ({"compensation": "auto", "seed": 3}, [(2,), (4,)]),
+    "lsq": ({"compensation": "lsq"}, [(3,), (2,), (5,)]),
+    "lsq-blocks": ({"compensation": "lsq", "span": 2}, [(3, 4), (2,)]),
     "ppl": ({"metric": "ppl"}, [(2,), (3,)]),
     "taylor": ({"metric": "taylor", "candidates": range(6)}, [(2,), (4,)]),
 }
@@ -67,7 +66,7 @@ def test_each_undo_leads_back_to_the_same_bits(generator: torch.Generator, case:
         assert torch.equal(tensor, weights[name]), name
 
 
-@pytest.mark.parametrize("case", ["scale", "blocks", "linear"])
+@pytest.mark.parametrize("case", ["scale", "blocks", "lsq"])
 def test_a_random_walk_ends_where_the_straight_way_does(generator: torch.Generator, case: str) -> None:
     options, _ = CASES[case]
     model = build("qwen2")

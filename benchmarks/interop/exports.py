@@ -18,7 +18,7 @@ MODEL = Path(__file__).parents[2] / "examples" / "reference_model"
 LAYERS = 6
 SEQLEN = 512
 WINDOWS = 4
-UP, DOWN, LINEAR = "scale, fold up", "scale, fold down", "linear"
+UP, DOWN, LINEAR = "scale, fold up", "scale, fold down", "refit"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def make_exports(work: Path) -> Exports:
         [
             write(UP, "up", first, recipe=True),
             write(DOWN, "down", prunecomp.prune(MODEL, LAYERS, fold="down", **again)),
-            write(LINEAR, "linear", prunecomp.prune(MODEL, LAYERS, compensation="linear", **again)),
+            write(LINEAR, "refit", prunecomp.prune(MODEL, LAYERS, repair="refit", **again)),
         ],
         write("no compensation", "control", prunecomp.prune(MODEL, LAYERS, compensation="none", **again)),
         work,

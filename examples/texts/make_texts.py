@@ -92,7 +92,8 @@ def main() -> None:
         "\n\n\n".join(manual(options.sqlite, MANUALS)),
         "\n\n\n".join(modules(options.tornado, MODULES)),
     ]
-    (here / "mixture.txt").write_text("\n\n\n".join(cut(part).strip() for part in mixture) + "\n", encoding="utf-8")
+    bundled = here.parent.parent / "prunecomp" / "data" / "texts"
+    (bundled / "mixture.txt").write_text("\n\n\n".join(cut(part).strip() for part in mixture) + "\n", encoding="utf-8")
     (here / "verse.txt").write_text(cut(without_slurs(books["Poems"])), encoding="utf-8")
     (here / "code.txt").write_text(cut("\n\n\n".join(modules(options.tornado, OTHER_MODULES))), encoding="utf-8")
 

@@ -49,6 +49,8 @@ class Card:
     perplexity: dict[str, Any] | None
     verified: str
     quantised: str | None = None
+    repair: str | None = None
+    """What a repair at the end took in the place of the compensations, if there was one."""
 
 
 def read_licence(folder: Path) -> Licence:
@@ -81,10 +83,11 @@ def model_card(card: Card) -> str:
         f"# {markdown(Path(card.base).name)}, {kept} of {card.num_layers} layers",
         "",
         f"{count} whole decoder layers of {code(card.base)} were removed with no training"
-        f"{_repair(card.compensation)} (Prune&Comp, [arXiv 2507.18212](https://arxiv.org/abs/2507.18212)).",
+        f"{_repair(card)} (Prune&Comp, [arXiv 2507.18212](https://arxiv.org/abs/2507.18212)).",
         "",
         f"Layers in the order of their removal, by their number in the base model; metric {code(card.metric)}, "
-        f"compensation {code(card.compensation)}, folded `{card.fold}`:",
+        f"compensation {code(card.compensation)}"
+        f"{'' if card.repair is None else f', then repair {code(card.repair)} in its place'}, folded `{card.fold}`:",
         "",
         "| round | layers | score | scale |",
         "| ---: | --- | ---: | ---: |",
@@ -113,8 +116,8 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list) else one_line(value)
 
 
-def _repair(compensation: str) -> str:
-    if compensation == "none":
+def _repair(card: Card) -> str:
+    if (card.compensation if card.repair is None else card.repair) == "none":
         return ", and nothing was put in their place"
     return ", and what they left behind was put right in the weights that remain"
 

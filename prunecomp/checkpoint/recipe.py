@@ -21,7 +21,12 @@ HEADER = (
 
 
 def check_recipe(
-    fold: str, compensation: str, base: str | None, quantised: str | None = None, part_of: str | None = None
+    fold: str,
+    compensation: str,
+    base: str | None,
+    quantised: str | None = None,
+    part_of: str | None = None,
+    repair: str = "none",
 ) -> None:
     """Raise :class:`OptionError` for what is known before any work to have no recipe."""
     if part_of is not None:
@@ -30,8 +35,11 @@ def check_recipe(
         raise OptionError(f"--recipe: mergekit does not read quantised weights ({quantised}); leave it out")
     if base is None:
         raise OptionError("--recipe: mergekit reads a folder or a hub id, and this model has neither")
-    if compensation == "linear":
-        raise OptionError("--recipe: linear puts new weights into layers, which no scale of mergekit's can make")
+    if repair != "none":
+        raise OptionError(
+            f"--recipe: --repair {repair} can put new weights into layers, which no scale of mergekit's makes; use "
+            "--repair none"
+        )
     if fold == "down" and compensation != "none":
         raise OptionError(
             "--recipe with --fold down: the embedding and the final norm change too, and mergekit's slices scale "
@@ -52,7 +60,7 @@ def merge_recipe(decoder: Decoder, plan: FoldPlan, base: str | None, layers: str
             f"--recipe: the files have the layers as {layers}, where mergekit does not look; leave it out"
         )
     if plan.replaced:
-        raise OptionError("--recipe: this compensation put new weights into layers, which no scale can make")
+        raise OptionError("--recipe: the repair put new weights into layers, which no scale can make")
     biased = [name for layer in plan.stream_scales for name in decoder.writer_tensors(layer) if name.endswith(".bias")]
     if biased:
         raise OptionError(f"--recipe: {biased[0]} would be scaled, and mergekit's models carry no bias there")

@@ -52,9 +52,9 @@ def check_replaced(names: Collection[str], plain: TensorSource) -> None:
     for name in sorted(names):
         if isinstance(plain, Dequantised) and name in plain.weights:
             raise FoldError(
-                f"{plain.location(name)}: {name} is quantised ({plain.method}), and this compensation puts another "
-                "weight in its place, which would have to be quantised anew. Use --compensation scale, norm, lsq, "
-                "search or none, or prune the checkpoint it was made from"
+                f"{plain.location(name)}: {name} is quantised ({plain.method}), and a repair would put another "
+                "weight in its place, which would have to be quantised anew. Use --repair none or auto, or "
+                "prune the checkpoint it was made from"
             )
 
 
@@ -68,6 +68,6 @@ def check_repair(decoder: Decoder, plain: TensorSource, stored: Stored, replaces
     readers = [name for layer in layers for name in decoder.raw_reader_tensors(layer)]
     plan = FoldPlan("up", {layer: layer for layer in layers}, factors=dict.fromkeys([*writers, *readers], 1.0))
     plan_as_stored(plan, decoder, plain, stored)
-    if replaces and decoder.family.mlp_writer is not None:
-        replaced = f".{decoder.family.mlp_writer}.weight"
+    if replaces:
+        replaced = tuple(f".{path}.weight" for path in (*decoder.family.mlp_writers, decoder.family.writers[0]))
         check_replaced([part for name in writers if name.endswith(replaced) for part in stored(name)], plain)

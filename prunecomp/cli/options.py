@@ -36,11 +36,11 @@ class Fold(str, Enum):
 
 Model = Annotated[str, typer.Argument(help="local checkpoint folder or hub id", show_default=False)]
 Calibration = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="text, .jsonl, .json or .parquet ('text' field), each also as .gz, .npy of token ids, - for stdin, "
         "'wikitext2' (the paper's protocol), or a dataset as "
-        "NAME[:CONFIG[:SPLIT[:FIELD]]]",
+        "NAME[:CONFIG[:SPLIT[:FIELD]]] [default: the bundled mixture of four kinds of text]",
         show_default=False,
     ),
 ]
@@ -66,6 +66,16 @@ DtypeOption = Annotated[Dtype, typer.Option(help="compute dtype; the export keep
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda (cuda:1 for the second card)")]
 Metric = Annotated[str, typer.Option(help=f"score: {', '.join(METRICS)}")]
 Compensation = Annotated[str, typer.Option(help=f"repair of a removal: {', '.join(COMPENSATIONS)}")]
+Repair = Annotated[
+    str,
+    typer.Option(
+        help="fitted to the dense model once all layers are chosen: none, refit (the down projection below each gap), "
+        "joint (attention's output too), or auto (judged on text left out of the fit, nothing included)"
+    ),
+]
+Ridge = Annotated[
+    str, typer.Option(help="of the repair: auto, or a number in units of the Gram matrix's mean diagonal; 1 is usual")
+]
 Given = Annotated[
     str | None, typer.Option(help="with --metric given: the layers to remove, in order", show_default=False)
 ]

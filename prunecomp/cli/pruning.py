@@ -38,6 +38,8 @@ from prunecomp.cli.options import (
     Metric,
     Model,
     Parity,
+    Repair,
+    Ridge,
     Samples,
     Seed,
     Seqlen,
@@ -56,7 +58,7 @@ from prunecomp.model.weights import open_checkpoint
 from prunecomp.plain import json_text, parse_json, read_object
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
-from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
+from prunecomp.report.tables import perplexity_table, repair_tables, rounds_table, scores_table
 from prunecomp.result import RECORD, PruneResult
 from prunecomp.subject import stored_as
 
@@ -107,8 +109,8 @@ def own_record(result: PruneResult, out: Path, eval: str | None, verify: bool, r
 def prune(
     model: Model,
     layers: Annotated[int, typer.Option(min=1, help="how many layers to remove", show_default=False)],
-    calibration: Calibration,
     out: Annotated[Path, typer.Option(help="new folder for the pruned checkpoint", show_default=False)],
+    calibration: Calibration = None,
     samples: Samples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
@@ -118,6 +120,8 @@ def prune(
     device: Device = "auto",
     metric: Metric = "bi",
     compensation: Compensation = "scale",
+    repair: Repair = "none",
+    ridge: Ridge = "auto",
     one_shot: Annotated[bool, typer.Option("--one-shot", help="rank once instead of after each removal")] = False,
     keep: Annotated[str | None, typer.Option(help="layers that must stay, as in 0-3,31", show_default=False)] = None,
     candidates: Annotated[str | None, typer.Option(help="layers that alone may go", show_default=False)] = None,
@@ -155,11 +159,12 @@ def prune(
         # The first process alone looks and writes: others may be on machines that do not see the folder.
         whole = from_leader(lambda: occupy(held, out, resume, force, model))
         if recipe:
-            check_recipe(fold.value, compensation, model, *stored_as(model))
+            check_recipe(fold.value, compensation, model, *stored_as(model), repair=repair)
         progress = progress_on_stderr() if job.leads else silent
         result = prunecomp.prune(
             model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, bos=bos,
-            dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, one_shot=one_shot,
+            dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, repair=repair,
+            ridge=ridge, one_shot=one_shot,
             keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
             given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
             fold=fold.value, eval=None if whole else eval, profile=profile and not whole,
@@ -192,6 +197,8 @@ def prune(
         console.print(f"{out} was whole when the run was killed: nothing is left to do", markup=False)
         return
     console.print(rounds_table(result))
+    for shown in repair_tables(result):
+        console.print(shown)
     table = perplexity_table(result)
     if table is not None:
         console.print(table)
@@ -204,7 +211,7 @@ def prune(
 @reporting
 def score(
     model: Model,
-    calibration: Calibration,
+    calibration: Calibration = None,
     samples: Samples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,

@@ -228,9 +228,7 @@ class Explorer:
                 run.bring(part)
         run.rest()
 
-    def _measure(
-        self, node: Node, legs: Sequence[Leg], *, keep: bool
-    ) -> dict[str, tuple[TextQuality, list[float]]]:
+    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, tuple[TextQuality, list[float]]]:
         """Perplexity of the model on every text, its agreement with the dense one, and nats a token of each window."""
         assert node.runs is not None
         values = {}

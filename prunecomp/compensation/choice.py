@@ -1,4 +1,4 @@
-"""Compensations that are chosen by what the model then loses."""
+"""The scalar of least loss."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 
 from prunecomp.compensation.base import Cut, Seam, put_in_place, wants
-from prunecomp.compensation.linear import linear_map
-from prunecomp.compensation.none import no_compensation
-from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, norm_ratio
+from prunecomp.compensation.scale import magnitude_scale
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError
 
@@ -20,14 +18,6 @@ LARGEST = 2.0
 
 NARROWEST = 0.02
 """In the logarithm of a scale: points of a search do not lie closer to begin with."""
-
-CHOICES: dict[str, Callable[[Cut], Seam]] = {
-    "none": no_compensation,
-    "scale": magnitude_scale,
-    "norm": norm_ratio,
-    "lsq": least_squares_scale,
-    "linear": linear_map,
-}
 
 
 @wants(states=True)
@@ -84,32 +74,6 @@ def vertex(points: list[tuple[float, float]]) -> float:
     if right == left:
         return (a + c) / 2
     return b - ((b - a) * right - (b - c) * left) / (2 * (right - left))
-
-
-@wants(states=True, held_out=True, replaces=True)
-def best_of_all(cut: Cut) -> Seam:
-    """The one of :data:`CHOICES` that leaves the least loss on the held-out windows, ``none`` included.
-
-    Ties go to the first. One that cannot be estimated here is passed over, and so is the linear repair where the
-    family has no matrix for it.
-    """
-    held_out = cut.held_out
-    assert held_out is not None  # the mark has them held out
-    for part in held_out.parts:
-        held_out.bring(part)  # so that each trial sets out from the cut
-    seams: dict[str, Seam] = {}
-    losses: dict[str, float] = {}
-    for name, estimate in CHOICES.items():
-        if estimate is linear_map and cut.run.decoder.family.mlp_writer is None:
-            continue
-        try:
-            seams[name] = estimate(cut)
-        except NumericalError:
-            continue
-        losses[name] = loss_with(held_out, cut.block, seams[name])
-    best = min(losses, key=lambda name: losses[name])
-    seam = seams[best]
-    return Seam(seam.scale, seam.dead_channels, seam.overlays, chosen=best, losses=losses)
 
 
 def loss_with(run: Run, block: tuple[int, ...], seam: Seam, parts: list[int] | None = None) -> float:

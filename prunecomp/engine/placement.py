@@ -131,6 +131,10 @@ class Demand:
     boundaries: int = 0
     """Room for all windows at so many more boundaries than the model has."""
 
+    def beside(self, other: Demand) -> Demand:
+        """What either takes, one after the other."""
+        return Demand(lambda n: max(self.nbytes(n), other.nbytes(n)), max(self.boundaries, other.boundaries))
+
 
 @dataclass(frozen=True)
 class Placement:

@@ -30,8 +30,13 @@ class Family:
     head: str = "lm_head"
     writers: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     """Modules (projections, or the norms behind them) or single parameters, as fused experts have them."""
-    mlp_writer: str | None = "mlp.down_proj"
-    """The linear map that ends the MLP and adds to the stream as it is, or None where something stands in between."""
+    mlp_writers: tuple[str, ...] = ("mlp.down_proj",)
+    """Linear maps that end an MLP: the first of them that a layer has is the one a repair fits anew. Beside experts it
+    is that of the shared ones; a layer of experts alone has none."""
+    mlp_norm: str | None = None
+    """The norm between that map and the stream, where there is one."""
+    residual_multiplier: str | None = None
+    """The config field of what each sublayer's output is multiplied by on its way to the stream."""
     readers: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     raw_readers: tuple[str, ...] = ()
     """Maps that read the stream itself and feed a nonlinearity: they take the inverse of the stream's scale. A layer's

@@ -44,6 +44,29 @@ def rounds_table(result: PruneResult) -> Table:
     return table
 
 
+def repair_tables(result: PruneResult) -> list[Table]:
+    """What a repair saw and what it did, where there was one."""
+    repair = result.repair
+    if repair is None:
+        return []
+    gaps = Table(title=f"repair: {repair.taken}")
+    for heading in ("gap", "fitted below it", "scale", "error at the seam"):
+        gaps.add_column(heading, justify="left" if heading == "fitted below it" else "right")
+    for gap in repair.gaps:
+        error = f"{gap.error_before:.4f} to {gap.error_after:.4f}"
+        gaps.add_row(", ".join(map(str, gap.layers)), ", ".join(gap.fitted) or "nothing", f"{gap.scale:.5f}", error)
+    gaps.caption = f"{repair.layer_forwards:.1f} layer-forwards, {repair.seconds:.1f} s"
+    if not repair.losses:
+        return [gaps]
+    seen = Table(title="nats a token on each stretch of the calibration, left out of the fit")
+    seen.add_column("repair")
+    for number in range(len(next(iter(repair.losses.values())))):
+        seen.add_column(str(number + 1), justify="right")
+    for name, losses in repair.losses.items():
+        seen.add_row(f"{name} (taken)" if name == repair.taken else name, *(f"{loss:.4f}" for loss in losses))
+    return [seen, gaps]
+
+
 def perplexity_table(result: PruneResult) -> Table | None:
     record = result.record()["perplexity"]
     if record is None:

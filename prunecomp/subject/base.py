@@ -49,6 +49,9 @@ class Subject:
         """What placement has to know; no weights are loaded."""
         raise NotImplementedError
 
+    described: Decoder
+    """The decoder, possibly without its weights."""
+
     def load(self, group_size: int | None = None) -> Decoder:
         """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
         raise NotImplementedError

@@ -59,7 +59,6 @@ class FolderSubject(Subject):
         if self.part_of is None:  # else the other parts of the model are there too
             warn_of_surprises(skeleton, self._view)
         self.described = Decoder(skeleton)
-        """The decoder without its weights."""
         self._decoder: Decoder | None = None
         self._group_size: int | None = None
 

@@ -31,7 +31,7 @@ class ModelSubject(Subject):
     resident = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._decoder = decoder_of(model)
+        self._decoder = self.described = decoder_of(model)
         model = self._decoder.model
         self._tokenizer = tokenizer
         self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer)

@@ -62,13 +62,13 @@ def test_formats_that_are_not_read(saved: Callable[..., Path], stated: dict[str,
         prunecomp.prune(base, 1, TOKENS)
 
 
-@pytest.mark.parametrize("compensation", ["linear", "auto"])
+@pytest.mark.parametrize("repair", ["refit", "joint"])
 def test_a_repair_that_replaces_weights_is_refused_before_any_work(
-    saved: Callable[..., Path], generator: torch.Generator, compensation: str
+    saved: Callable[..., Path], generator: torch.Generator, repair: str
 ) -> None:
     folder, _, _ = made(GPTQ["gptq-4"], saved, generator)
-    with pytest.raises(FoldError, match=r"down_proj.weight is quantised \(gptq\).*Use --compensation scale"):
-        prunecomp.prune(folder, 1, "no-such-file.txt", compensation=compensation)
+    with pytest.raises(FoldError, match=r"_proj.weight is quantised \(gptq\).*Use --repair none or auto"):
+        prunecomp.prune(folder, 1, "no-such-file.txt", repair=repair)
 
 
 def test_scales_that_are_quantised_too_take_no_fold(

@@ -84,7 +84,7 @@ def test_what_no_recipe_can_say_is_refused(
     with pytest.raises(OptionError, match="the embedding and the final norm change too"):
         export(base, generator, tmp_path / "out", fold="down")
     with pytest.raises(OptionError, match="new weights"):
-        export(base, generator, tmp_path / "out", compensation="linear")
+        export(base, generator, tmp_path / "out", repair="refit")
     model = build("llama")
     with pytest.raises(OptionError, match="neither"):
         prunecomp.prune(model, 1, draw_tokens(model, generator)).save(tmp_path / "out", recipe=True)

@@ -67,7 +67,7 @@ def test_losses_and_choices_agree_with_float64_on_full_reruns(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("compensation", ["scale", "linear"])
+@pytest.mark.parametrize("compensation", ["scale", "lsq"])
 def test_a_loss_has_the_bits_of_the_pruned_model_itself(
     generator: torch.Generator, dtype: torch.dtype, compensation: str
 ) -> None:

@@ -14,7 +14,7 @@ MIXTRAL = Family(
     name="Mixtral",
     model_types=("mixtral",),
     writers=("self_attn.o_proj", "mlp.experts.down_proj"),
-    mlp_writer=None,
+    mlp_writers=(),
     stored_as=(
         ("model.layers.*.mlp.gate.weight", (f"{BLOCK}.gate.weight",)),
         ("model.layers.*.mlp.experts.gate_up_proj", (f"{BLOCK}.experts.*.w1.weight", f"{BLOCK}.experts.*.w3.weight")),
@@ -25,7 +25,7 @@ DEEPSEEK = Family(
     name="DeepSeek-V2/V3",
     model_types=("deepseek_v2", "deepseek_v3"),
     writers=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj", "mlp.shared_experts.down_proj"),
-    mlp_writer=None,
+    mlp_writers=("mlp.down_proj", "mlp.shared_experts.down_proj"),
     layer_thresholds=("first_k_dense_replace",),
     extra_layers=("num_nextn_predict_layers",),
     stored_as=UNFUSED,
@@ -34,5 +34,5 @@ GPT_OSS = Family(
     name="GPT-OSS",
     model_types=("gpt_oss",),
     writers=("self_attn.o_proj", "mlp.experts.down_proj", "mlp.experts.down_proj_bias"),
-    mlp_writer=None,
+    mlp_writers=(),
 )

@@ -13,8 +13,11 @@ SMOLLM3 = Family(
     layer_periods=("no_rope_layer_interval",),
 )
 PHI3 = Family(name="Phi-3", model_types=("phi3",))
-GRANITE = Family(  # a residual multiplier stands behind the MLP
-    name="Granite", model_types=("granite",), mlp_writer=None, logit_divisor="logits_scaling"
+GRANITE = Family(
+    name="Granite",
+    model_types=("granite",),
+    residual_multiplier="residual_multiplier",
+    logit_divisor="logits_scaling",
 )
 LLAMA4 = Family(
     name="Llama 4",
@@ -25,7 +28,7 @@ LLAMA4 = Family(
         "feed_forward.experts.down_proj",
         "feed_forward.shared_expert.down_proj",
     ),
-    mlp_writer=None,
+    mlp_writers=("feed_forward.down_proj", "feed_forward.shared_expert.down_proj"),
     layer_lists=("layer_types", "no_rope_layers"),
     layer_indices=("moe_layers",),
     layer_periods=("no_rope_layer_interval", "interleave_moe_layer_step"),

@@ -7,13 +7,13 @@ GLM4 = Family(
     name="GLM-4",
     model_types=("glm4",),
     writers=("post_self_attn_layernorm", "post_mlp_layernorm"),
-    mlp_writer=None,
+    mlp_norm="post_mlp_layernorm",
 )
 OLMO2 = Family(
     name="OLMo 2/3",
     model_types=("olmo2", "olmo3"),
     writers=("post_attention_layernorm", "post_feedforward_layernorm"),
-    mlp_writer=None,
+    mlp_norm="post_feedforward_layernorm",
     readers=(),
     raw_readers=("mlp.gate_proj",),
 )

@@ -9,7 +9,6 @@ QWEN3_MOE = Family(
     name="Qwen3-MoE",
     model_types=("qwen3_moe",),
     writers=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj"),
-    mlp_writer=None,
     layer_indices=("mlp_only_layers",),
     layer_thresholds=("max_window_layers",),
     sparse_period=("decoder_sparse_step", "mlp_only_layers"),

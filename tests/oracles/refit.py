@@ -1,0 +1,69 @@
+"""The repair from its formula: float64, dense states by hooks, whole re-runs for each gap, nothing of the package."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tests.oracles.iterative import boundary_states, drop_layer
+
+
+def ridge_solution(a: torch.Tensor, b: torch.Tensor, weight: float) -> torch.Tensor:
+    """argmin |a D - b|^2 + weight |D|^2, by least squares on the augmented rows."""
+    k = a.shape[1]
+    padded = torch.cat([a, weight**0.5 * torch.eye(k, dtype=a.dtype)])
+    return torch.linalg.lstsq(padded, torch.cat([b, b.new_zeros(k, b.shape[1])])).solution
+
+
+@torch.no_grad()
+def given_to(model: Any, module: Any, windows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What a module is given over all windows, [T, k]."""
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].reshape(-1, args[0].shape[-1])))
+    for tokens in windows:
+        model(input_ids=tokens[None], use_cache=False)
+    handle.remove()
+    return torch.cat(seen)
+
+
+@torch.no_grad()
+def repair(
+    model: Any, windows: Sequence[torch.Tensor], removed: Sequence[int], ridge: float, joint: bool = False
+) -> tuple[Any, list[float]]:
+    """The repaired model, whose seams multiply what enters a layer, and the scalar of each gap from below."""
+    dense = [boundary_states(model, tokens) for tokens in windows]
+    work = copy.deepcopy(model)
+    alive = [layer for layer in range(len(work.model.layers)) if layer not in removed]
+    for layer in sorted(removed, reverse=True):
+        drop_layer(work, layer)
+    scales = []
+    for p, (low, high) in enumerate(zip([-1, *alive], [*alive, len(model.model.layers)], strict=True)):
+        if high == low + 1:
+            continue
+        z = torch.cat([states[high] for states in dense])
+        w = 1 / z.square().mean(dim=1, keepdim=True).sqrt()
+
+        def below(p: int = p) -> torch.Tensor:
+            return torch.cat([boundary_states(work, tokens)[p] for tokens in windows])
+
+        y = below()
+        a = float((w**2 * y * z).sum() / (w**2 * y * y).sum())
+        a = a if a > 0 else 1.0  # the layers turn the stream around
+        scales.append(a)
+        if p > 0:
+            layer = work.model.layers[p - 1]
+            o_proj, down = layer.self_attn.o_proj, layer.mlp.down_proj
+            if joint:
+                h = w * torch.cat([given_to(work, one, windows) for one in (o_proj, down)], dim=1)
+                change = ridge_solution(h, w * (z / a - y), ridge * float(h.square().sum(dim=0).mean()))
+                o_proj.weight += change[: o_proj.in_features].T
+                y = below()
+            h = w * given_to(work, down, windows)
+            change = ridge_solution(h, w * (z / a - y), ridge * float(h.square().sum(dim=0).mean()))
+            down.weight += change.T
+        if p < len(alive):
+            work.model.layers[p].register_forward_pre_hook(lambda _, args, a=a: (args[0] * a, *args[1:]))
+    return work, scales
