@@ -16,7 +16,6 @@ from prunecomp.data.windows import (
 )
 from prunecomp.engine.placement import free_host_memory
 from prunecomp.subject import Subject
-from prunecomp.values import whole
 
 
 def calibration_windows(
@@ -31,7 +30,6 @@ def calibration_windows(
     """Windows of one length cut from the whole text, or ``documents`` one by one. Raises :class:`OptionError` or
     :class:`DataError`."""
     length = choose_seqlen(seqlen, subject.config)
-    whole("--samples", samples, 1)
     if documents:
         read = read_documents(source, subject.tokenize, subject.vocab_size, bos)
         windows = draw_documents(read, samples, length, seed)
@@ -53,3 +51,10 @@ def check_length(subject: Subject, length: int, given: bool = False) -> None:
     """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model; ``given``
     says that it came as such."""
     check_context(length, subject.position_rows, context_of(subject.config), given)
+
+
+def window_length(subject: Subject, seqlen: int | None) -> int:
+    """How long windows cut from a text are. Raises :class:`OptionError` where that is too long for the model."""
+    length = choose_seqlen(seqlen, subject.config)
+    check_length(subject, length)
+    return length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,14 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.model.files import STATED
-from prunecomp.model.loader import ATTENTIONS, load_decoder
+from prunecomp.model.loader import load_decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.names import ATTENTIONS, RECORD
 from prunecomp.options import PruneOptions
 from prunecomp.plain import read_object
 from prunecomp.subject import Subject
 from prunecomp.values import flag, function, whole
 
-RECORD = "prunecomp.json"
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
@@ -143,7 +143,7 @@ class PruneResult:
             },
             "model": self.subject.name,
             "num_layers": self.stack.num_layers,
-            "options": asdict(self.options),
+            "options": self.options.record(),
             "seed": self.options.seed,
             "calibration": {
                 "source": self.calibration.source,
@@ -319,11 +319,8 @@ class PruneResult:
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""
-        given = {
-            f.name: getattr(self.options, f.name)
-            for f in fields(self.options)
-            if f.name != "layers" and getattr(self.options, f.name) != PruneOptions.__dataclass_fields__[f.name].default
-        }
+        usual = {each.name: each.default for each in PruneOptions.options()}
+        given = {n: value for n, value in self.options.record().items() if n != "layers" and value != usual[n]}
         arguments = [f"{name}={value!r}" for name, value in given.items() if value != []]
         parts = [repr(self.subject.name), str(self.options.layers), repr(self.calibration.source), *arguments]
         return f"prunecomp.prune({', '.join(parts)})"

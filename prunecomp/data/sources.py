@@ -170,9 +170,6 @@ def read(source: Any) -> Reading:
     return Reading(_load_dataset(name, protocol), name, protocol)
 
 
-BOS = ("auto", "each", "start")
-
-
 def bos_of(choice: str, reading: Reading, tokenize: Tokenize | None) -> int | None:
     """The token that every window of a source begins with, or None where it stands where the tokenizer puts it.
 
