@@ -41,8 +41,8 @@ def prune(model: Any, layers: int, calibration: Any, **options: Unpack[PruneKeyw
 
     ``parity="official"`` reproduces the choices of the published code where it departs from the paper, its faults
     included: see the metrics ``bi``, ``span`` and ``magnitude``. With ``dtype="auto"`` a checkpoint then runs in
-    float16, whatever it is stored in. Not reproduced: that code rounds the weights that it scales to float16 in every round, and
-    takes the gradients of Taylor+ in float32 on ten sequences of another text.
+    float16, whatever it is stored in. Not reproduced: that code rounds the weights that it scales to float16 in every
+    round, and takes the gradients of Taylor+ in float32 on ten sequences of another text.
 
     Returns a :class:`PruneResult`. Raises a subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """

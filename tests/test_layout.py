@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
-    {"errors", "starting"},
+    {"errors", "starting", "names"},
     {"escape", "values"},
     {"plain"},
     {"registry"},
@@ -25,9 +25,8 @@ ORDER = [
     {"options"},
     {"result", "inputs"},
     {"pruner", "journal"},
-    {"plan"},
-    {"api"},
-    {"collect", "stepwise"},
+    {"session"},
+    {"plan", "api", "collect", "stepwise"},
     {"compare"},
     {"report"},
     {"cli"},

@@ -63,8 +63,9 @@ def command(
         *([own("like", f"run as in a {RECORD}; options given here win")] if name == "prune" else []),
     ]  # fmt: skip
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
     run.__doc__ = text
-    app.command(run, name=name, help_epilogue=f"Example: prunecomp {example}. {EXIT_CODES}")
+    app.command(run, name=name, help_epilogue=f"Example: prunecomp {example}. {EXIT_CODES}", sort_key=len(list(app)))
 
 
 def own(name: str, text: str) -> inspect.Parameter:
@@ -76,19 +77,21 @@ def own(name: str, text: str) -> inspect.Parameter:
 def parameter(option: Option, caller: str) -> inspect.Parameter:
     """An option as a flag. Its text becomes a number where one is meant; the rest is the option's own to read."""
     told, default = option.told, option.default
-    kind = option.type if option.choices else {list: str}.get(option.kind, option.kind)
+    kind = option.type if option.choices else str if told.takes else option.kind
     if option.name == "eval" and caller == "compare":
         kind = list[str]
     elif kind is Any:
         kind = str
-    usual = f"({told.shown_default})" if told.shown_default else bool(default) and default != []
-    text = f"{told.help} [required]" if caller in told.required else told.help
-    if told.shown_default:
-        text = f"{text} [default: {told.shown_default}]"
+    text = told.help
+    if caller in told.required:
+        text += " [required]"
+    elif told.shown_default:
+        text += f" [default: {told.shown_default}]"
     flag = Parameter(
         name=option.flag, help=text, group=GROUPS[option.panel], metavar=told.metavar,
-        show_default=bool(usual) and not told.shown_default, negative=None if default is True else (),
-        negative_iterable=(), converter=None if kind in (bool, list[str]) else _read, n_tokens=None,
+        show_default=bool(default) and default is not True and text == told.help,
+        negative=None if default is True else (), negative_iterable=(),
+        converter=None if kind in (bool, list[str]) else _read,
     )  # fmt: skip
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default or None, annotation=Annotated[kind, flag]

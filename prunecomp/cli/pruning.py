@@ -37,8 +37,8 @@ def occupy(held: ExitStack, out: Path, resume: bool) -> bool:
 
 
 def own_record(result: PruneResult, options: PruneOptions) -> dict[str, Any]:
-    """The record of the checkpoint in ``--out``. Raises :class:`JournalError` unless it is that of ``result``, with what
-    was asked for beside it, and its weights are there."""
+    """The record of the checkpoint in ``--out``. Raises :class:`JournalError` unless it is that of ``result``, with
+    what was asked for beside it, and its weights are there."""
     out, verify, recipe = options.out, options.verify, options.recipe
     record = read_object(out / RECORD, JournalError)
     asked = parse_json(json_text(result.record()), "the record", JournalError)
