@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,7 @@ class PruneResult:
             "model": self.subject.name,
             "num_layers": self.stack.num_layers,
             "options": self.options.record(),
+            "run": self.options.beside(),
             "seed": self.options.seed,
             "calibration": {
                 "source": self.calibration.source,
@@ -213,6 +214,7 @@ class PruneResult:
         verify, recipe = flag("verify", verify), flag("recipe", recipe)
         function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
+        self.options = replace(self.options, max_shard_size=shard_bytes / 1e9, verify=verify, recipe=recipe)
         with claimed(out):
             check_output(out)
             self._write(out, shard_bytes, verify, recipe, command, progress)

@@ -70,8 +70,13 @@ def command(
 
 def own(name: str, text: str) -> inspect.Parameter:
     """An option of the command line alone, that says where others come from."""
-    kind = Annotated[Path | None, Parameter(help=text, group=GROUPS["Run"], metavar="FILE")]
+    kind = Annotated[Path | None, Parameter(help=text, group=GROUPS["Run"], **called("FILE"))]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+def called(metavar: str | None) -> dict[str, Any]:
+    """What help calls a value, where cyclopts lets that be said: before 5, the last for Python 3.10, it does not."""
+    return {"metavar": metavar} if "metavar" in inspect.signature(Parameter).parameters else {}
 
 
 def parameter(option: Option, caller: str) -> inspect.Parameter:
@@ -88,7 +93,7 @@ def parameter(option: Option, caller: str) -> inspect.Parameter:
     elif told.shown_default:
         text += f" [default: {told.shown_default}]"
     flag = Parameter(
-        name=option.flag, help=text, group=GROUPS[option.panel], metavar=told.metavar,
+        name=option.flag, help=text, group=GROUPS[option.panel], **called(told.metavar),
         show_default=bool(default) and default is not True and text == told.help,
         negative=None if default is True else (), negative_iterable=(),
         converter=None if kind in (bool, list[str]) else _read,
@@ -126,17 +131,14 @@ def configured(path: Path, name: str) -> dict[str, Any]:
 def recorded(path: Path) -> dict[str, Any]:
     """Model, data and options of a run, as its record has them."""
     record = read_object(path, OptionError)
-    options, calibration, perplexity = (record.get(key) for key in ("options", "calibration", "perplexity"))
-    if not isinstance(options, dict) or not isinstance(calibration, dict) or not isinstance(record.get("model"), str):
+    parts = {name: record.get(name) for name in ("options", "calibration", "perplexity", "run")}
+    options, calibration, perplexity, run = (part if isinstance(part, dict) else {} for part in parts.values())
+    if not isinstance(record.get("model"), str) or not options:
         raise OptionError(f"--like {shown(str(path))}: it is no record of a run; give the {RECORD} beside an export")
-    known = {each.name for each in PruneOptions.options("prune", "command line")}
-    run = record.get("run")
-    held = {**options, **(run if isinstance(run, dict) else {})}
-    held["calibration"] = calibration.get("source")
-    if isinstance(perplexity, dict):
-        held["eval"] = perplexity.get("source")
-    left_out = ("out", "resume", "json")
-    return {"model": record["model"], **{n: v for n, v in held.items() if n in known and n not in left_out}}
+    sources = {"calibration": calibration.get("source"), "eval": perplexity.get("source")}
+    known = {each.name for each in PruneOptions.options("prune", "command line") if each.told.decides is not None}
+    held = {**sources, **options, **run}
+    return {"model": record["model"], **{name: value for name, value in held.items() if name in known}}
 
 
 command(

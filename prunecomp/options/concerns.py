@@ -196,9 +196,9 @@ class Output(Options):
 
     out: Path = option(
         None, "new folder for what is written", of="prune compare", required="prune compare", metavar="FOLDER",
-        panel=RUN, on="command line",
+        panel=RUN, on="command line", decides=None,
     )  # fmt: skip
-    resume: bool = option(False, "go on with what an interrupted run has left", of="prune", panel=RUN)
+    resume: bool = option(False, "go on with what an interrupted run has left", of="prune", panel=RUN, decides=None)
     journal: Path | None = option(
         None, "a file that takes each round as it ends; saving removes it", of="prune", takes="str | Path | None",
         on="python",
@@ -206,10 +206,12 @@ class Output(Options):
     max_shard_size: float = option(5.0, "GB a file of the export", gigabytes, of="prune", on="command line")
     verify: bool = option(True, "read the export back before it gets its name", of="prune", on="command line")
     recipe: bool = option(False, "also write a mergekit.yml that makes the same weights", of="prune", on="command line")
-    backends: bool = option(False, "what runs the statistics here, and why", of="info", on="command line", panel=RUN)
+    backends: bool = option(
+        False, "what runs the statistics here, and why", of="info", on="command line", panel=RUN, decides=None
+    )
     json: bool = option(
         False, "print one JSON object on standard output, and nothing else there",
-        of="prune score evaluate plan compare info", panel=RUN, on="command line",
+        of="prune score evaluate plan compare info", panel=RUN, on="command line", decides=None,
     )  # fmt: skip
 
 

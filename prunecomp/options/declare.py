@@ -41,7 +41,7 @@ class Declaration:
     shown_default: str | None
     panel: str | None
     on: Literal["both", "python", "command line"]
-    decides: bool
+    decides: bool | None
 
 
 def option(
@@ -56,7 +56,7 @@ def option(
     shown_default: str | None = None,
     panel: str | None = None,
     on: Literal["both", "python", "command line"] = "both",
-    decides: bool = False,
+    decides: bool | None = False,
 ) -> Any:
     """A field of a dataclass of options.
 
@@ -72,7 +72,8 @@ def option(
     metavar : what the help calls a value; ``shown_default`` the default, where it is not to be seen.
     panel : the heading under which help lists it, where it is not that of its class.
     on : where it can be given.
-    decides : whether choices or numbers of a run depend on it: it is recorded, and a journal is held to it.
+    decides : whether choices or numbers of a run depend on it: it is recorded, and a journal is held to it. What does
+        not decide is recorded beside, unless this is None: to run again needs it not.
     """
     told = Declaration(
         help, read, frozenset(of.split()), frozenset(required.split()), takes, metavar, shown_default, panel, on,
@@ -188,16 +189,18 @@ class Options:
                 "group": each.panel,
             }
 
-    def record(self, decides: bool = True) -> dict[str, Any]:
-        """The options that choices and numbers depend on, as plain data; or, of the others, those that are plain data
-        and not as they are by default."""
-        if decides:
-            return {each.name: getattr(self, each.name) for each in self.options() if each.told.decides}
-        held = {each.name: (getattr(self, each.name), each) for each in self.options() if not each.told.decides}
+    def record(self) -> dict[str, Any]:
+        """The options that choices and numbers depend on, as plain data."""
+        return {each.name: getattr(self, each.name) for each in self.options() if each.told.decides}
+
+    def beside(self) -> dict[str, Any]:
+        """What else it takes to run the same again, as plain data, where it is not as it is by default."""
+        held = {each.name: (getattr(self, each.name), each.default) for each in self.options()
+                if each.told.decides is False and each.told.on != "python"}  # fmt: skip
         return {
             name: str(value) if isinstance(value, Path) else value
-            for name, (value, each) in held.items()
-            if each.told.on != "python" and isinstance(value, bool | int | float | str | Path) and value != each.default
+            for name, (value, default) in held.items()
+            if isinstance(value, bool | int | float | str | Path) and value != default
         }
 
 

@@ -17,6 +17,7 @@ from prunecomp.engine.run import Run
 from prunecomp.errors import CheckpointError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from tests.command_line import invoke
 from tests.models import build, draw_tokens
 
 GPT2 = {
