@@ -270,7 +270,8 @@ class Pruner:
         if not self._steps:
             raise OptionError("result: no layer has been removed; call remove() first")
         rounds = [step.record for step in self._steps]
-        options = replace(self._origin.options, **{"fold": one_of("--fold", fold, FORMS)})
+        form: Any = one_of("--fold", fold, FORMS)
+        options = replace(self._origin.options, fold=form)
         options.check(METRICS, COMPENSATIONS)
         options = replace(options, layers=len(self.removed), given=self.removed)
         return PruneResult(

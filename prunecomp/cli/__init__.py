@@ -2,11 +2,11 @@
 
 import sys
 
-from prunecomp.cli.commands import app
-from prunecomp.cli.shell import call
+from prunecomp.cli import commands
+from prunecomp.cli.shell import app, call
 from prunecomp.starting import run
 
-__all__ = ["app", "call", "main"]
+__all__ = ["app", "call", "commands", "main"]
 
 
 def main() -> None:

@@ -180,11 +180,11 @@ class Options:
         """A row for each option: its flag, type, default, help, and the group that it is listed under."""
         for each in cls.options(caller, on):
             told, default = each.told, each.default
-            usual = "required" if caller in told.required else told.shown_default or ""
+            usual = "required" if caller in told.required else told.shown_default
             yield {
                 "flag": each.flag,
-                "type": ", ".join(each.choices) or told.metavar or getattr(each.kind, "__name__", str(each.kind)),
-                "default": usual or ("" if default is None or default == [] else str(default)),
+                "type": ", ".join(each.choices) or told.metavar or str(each.kind.__name__),
+                "default": str(usual or ("" if default in (None, []) else default)),
                 "help": told.help,
                 "group": each.panel,
             }
