@@ -21,6 +21,7 @@ from prunecomp.errors import OptionError
 from prunecomp.names import RECORD
 from prunecomp.options import PANELS, CompareOptions, Option, Options, PruneOptions
 from prunecomp.plain import read_object
+from prunecomp.starting import stoppable
 from prunecomp.values import shown
 
 if sys.version_info >= (3, 11):
@@ -51,7 +52,9 @@ def command(
         module, _, function = work.partition(".")
         given = {**asked, **given}
         read = options.of(caller, given, "command line")
-        getattr(import_module(f"prunecomp.cli.{module}"), function)(model_name, read, given)
+        does = getattr(import_module(f"prunecomp.cli.{module}"), function)
+        with stoppable():  # before, nothing is begun
+            does(model_name, read, given)
 
     parameters = [
         inspect.Parameter(
@@ -82,11 +85,9 @@ def called(metavar: str | None) -> dict[str, Any]:
 def parameter(option: Option, caller: str) -> inspect.Parameter:
     """An option as a flag. Its text becomes a number where one is meant; the rest is the option's own to read."""
     told, default = option.told, option.default
-    kind = option.type if option.choices else str if told.takes else option.kind
-    if option.name == "eval" and caller == "compare":
-        kind = list[str]
-    elif kind is Any:
-        kind = str
+    kind = option.type if option.choices else str if told.takes and option.kind is not bool else option.kind
+    if kind is Any:
+        kind = list[str] if option.name == "eval" and caller == "compare" else str
     text = told.help
     if caller in told.required:
         text += " [required]"
@@ -96,7 +97,7 @@ def parameter(option: Option, caller: str) -> inspect.Parameter:
         name=option.flag, help=text, group=GROUPS[option.panel], **called(told.metavar),
         show_default=bool(default) and default is not True and text == told.help,
         negative=None if default is True else (), negative_iterable=(),
-        converter=None if kind in (bool, list[str]) else _read,
+        converter=None if kind in (bool, list[str]) else _read, allow_leading_hyphen=kind is not bool,
     )  # fmt: skip
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default or None, annotation=Annotated[kind, flag]
@@ -137,7 +138,7 @@ def recorded(path: Path) -> dict[str, Any]:
         raise OptionError(f"--like {shown(str(path))}: it is no record of a run; give the {RECORD} beside an export")
     sources = {"calibration": calibration.get("source"), "eval": perplexity.get("source")}
     known = {each.name for each in PruneOptions.options("prune", "command line") if each.told.decides is not None}
-    held = {**sources, **options, **run}
+    held = {**{name: source for name, source in sources.items() if source}, **options, **run}
     return {"model": record["model"], **{name: value for name, value in held.items() if name in known}}
 
 

@@ -55,10 +55,10 @@ def compare(model: str, options: CompareOptions, given: dict[str, Any]) -> None:
     with process_group(options.device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
         earlier = from_leader(lambda: earlier_results(held, out, options.resume))
-        result = prunecomp.compare(
-            model, **CompareOptions.keywords("compare", given), **told(job), earlier=earlier,
-            on_measured=(lambda so_far: save_record(so_far, out)) if job.leads else None,
-        )  # fmt: skip
+        keywords = {**CompareOptions.keywords("compare", given), **told(job), "earlier": earlier}
+        if job.leads:
+            keywords["on_measured"] = lambda so_far: save_record(so_far, out)
+        result = prunecomp.compare(model, **keywords)
         note = write_results(result, out) if job.leads else None
     if not job.leads:
         return

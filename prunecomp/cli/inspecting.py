@@ -17,7 +17,7 @@ from prunecomp.subject import describe
 
 def evaluate(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
     with process_group(options.device) as job:
-        value = prunecomp.evaluate(model, **PruneOptions.keywords("evaluate", given), **told(job))
+        value = prunecomp.evaluate(model, **{**PruneOptions.keywords("evaluate", given), **told(job)})
     if not job.leads:
         return
     if options.json:

@@ -105,7 +105,7 @@ def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
 
 def score(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
     with process_group(options.device) as job:
-        result = prunecomp.score(model, **PruneOptions.keywords("score", given), **told(job))
+        result = prunecomp.score(model, **{**PruneOptions.keywords("score", given), **told(job)})
     if not job.leads:
         return
     if options.json:

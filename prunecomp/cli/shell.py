@@ -22,7 +22,7 @@ from prunecomp.names import COMPARISON, RECORD
 from prunecomp.plain import json_text
 from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
-from prunecomp.starting import Stopped, stoppable, unwritten
+from prunecomp.starting import Stopped, unwritten
 
 if TYPE_CHECKING:
     from prunecomp.engine.parallel import Job
@@ -99,7 +99,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
 
         out = None if kwargs.get("out") is None else Path(kwargs["out"])
         try:
-            with stoppable(), logs_escaped(), warnings.catch_warnings():
+            with logs_escaped(), warnings.catch_warnings():
                 usual, warnings.showwarning = warnings.showwarning, show
                 command(*args, **kwargs)
                 delivered(out)

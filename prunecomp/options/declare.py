@@ -157,7 +157,7 @@ class Options:
                     + (f": did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}")
                 )
         for each in known.values():
-            if caller in each.told.required and given.get(each.name) is None:
+            if caller in each.told.required and each.name not in given:
                 raise OptionError(f"{each.flag}: {caller} needs it: {each.told.help}")
         return cls(**{name: known[name].read(value) for name, value in given.items()})
 
