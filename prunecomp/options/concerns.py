@@ -195,7 +195,8 @@ class Output(Options):
     panel = "Output"
 
     out: Path = option(
-        None, "new folder for what is written", lambda option, value: Path(text(option, value)), of="prune compare", required="prune compare", metavar="FOLDER",
+        None, "new folder for what is written", lambda option, value: Path(text(option, value)),
+        of="prune compare", required="prune compare", metavar="FOLDER",
         panel=RUN, on="command line", decides=None,
     )  # fmt: skip
     resume: bool = option(False, "go on with what an interrupted run has left", of="prune", panel=RUN, decides=None)
