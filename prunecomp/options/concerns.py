@@ -119,7 +119,7 @@ class Candidates(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(Candidates):
+class Choice(Options):
     """How layers are chosen and repaired."""
 
     panel = "Choice of layers"

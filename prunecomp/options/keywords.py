@@ -58,33 +58,33 @@ class CollectKeywords(EvaluateKeywords, total=False):
 class PrunerForKeywords(CollectKeywords, total=False):
     """Of :func:`prunecomp.pruner_for`."""
 
-    candidates: Iterable[int] | str | None
     metric: MetricName
     compensation: CompensationName
     span: int | None
+    candidates: Iterable[int] | str | None
 
 
 class ScoreKeywords(CollectKeywords, total=False):
     """Of :func:`prunecomp.score`."""
 
-    given: Iterable[int] | str
-    parity: Parity | None
     metric: MetricName
     compensation: CompensationName
     span: int | None
     lookahead: bool
+    given: Iterable[int] | str
+    parity: Parity | None
     compile: Compile
 
 
 class PruneKeywords(ScoreKeywords, total=False):
     """Of :func:`prunecomp.prune`."""
 
-    keep: Iterable[int] | str
-    candidates: Iterable[int] | str | None
     one_shot: bool
     confidence: float | None
     fold: Form
     cache: bool
+    keep: Iterable[int] | str
+    candidates: Iterable[int] | str | None
     eval: Any
     resume: bool
     journal: str | Path | None

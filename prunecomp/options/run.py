@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Output, Evaluation, Place, Data, Choice):
+class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
     """The options of a run: those that decide determine its choices, together with model and calibration digest."""
 
     def check(
