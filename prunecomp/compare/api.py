@@ -58,8 +58,6 @@ def compare(
     published = find_preset(given.get("preset"))
     asked = CompareOptions.of("compare", {**({} if published is None else published.defaults()), **given})
     chosen = arms_of(asked, published)
-    if asked.calibration is None:
-        raise OptionError("--calibration: give a text, or a --preset")
     sources = {} if asked.eval is None else named_texts(asked.eval)
     if not sources:
         raise OptionError("--eval: give at least one text to measure perplexity on")
