@@ -1,6 +1,6 @@
 # On a machine with Python 3.10 or newer:
 #
-#   make demo         install the package and what it needs to run, and prune the bundled model
+#   make demo         install the package and what it needs to run, and prune SmolLM2-135M
 #   make test         lint, types, and all tests but the slow ones, from fixed seeds
 #   make test-all     the slow ones too
 #   make soak         every test that draws, SEEDS=30 times, from seeds that are drawn afresh
@@ -32,7 +32,7 @@ $(1)/bin/pip install --quiet --constraint $(2) --editable '.$(3)'
 endef
 
 $(VENV)/.runs: $(SOURCES) constraints.txt
-	$(call install,$(VENV),constraints.txt,)
+	$(call install,$(VENV),constraints.txt,[gguf])
 	touch $@
 
 $(VENV)/.tests: $(SOURCES) constraints.txt

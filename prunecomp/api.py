@@ -21,6 +21,7 @@ from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import Journal
+from prunecomp.judging import judged, perplexities
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import choose_attention
@@ -66,6 +67,7 @@ def prune(
     parity: str | None = None,
     fold: str = "up",
     eval: Any = None,
+    profile: bool = False,
     tokenizer: Any = None,
     allow_pickle: bool = False,
     cache: bool = True,
@@ -111,6 +113,7 @@ def prune(
         float16, whatever it is stored in. Not reproduced: that code rounds the weights that it scales to float16 in
         every round, and takes the gradients of Taylor+ in float32 on ten sequences of another text.
     fold : ``up`` or ``down``, the form in which :meth:`PruneResult.save` and ``apply`` put seams into weights.
+    profile : also look at what the pruned model can still do: see :func:`prunecomp.profile`.
     tokenizer : for text with a model object; a model folder brings its own.
     compile : ``auto``, ``on`` or ``off``: torch.compile of the layers; ``auto`` where the work pays for the compiling.
     attn : attention implementation of transformers, for a model that is loaded here.
@@ -133,6 +136,7 @@ def prune(
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
     flag("cache", cache)
+    flag("--profile", profile)
     if flag("resume", resume) and journal is None:
         raise OptionError("resume: there is nothing to go on with without a journal; give one, or leave it out")
     function("progress", progress)
@@ -170,13 +174,7 @@ def prune(
             stack, outcome = fit_repair(
                 decoder, windows, placement, stack, options.repair, options.ridge, replaces=replaces, progress=progress
             )
-        measured: dict[str, float] | None = None
-        if eval_windows is not None:
-            dense = LayerStack.dense(decoder.num_layers)
-            measured = {
-                "dense": perplexity(decoder, dense, eval_windows, placement, progress),
-                "pruned": perplexity(decoder, stack, eval_windows, placement, progress),
-            }
+        quality, found = judged(subject, stack, placement, options, eval_windows, profile, progress)
     return PruneResult(
         options=options,
         subject=subject,
@@ -188,7 +186,9 @@ def prune(
         placement=placement,
         compiled=compiled,
         layer_forwards=pruner.layer_forwards + (0 if outcome is None else outcome.layer_forwards),
-        perplexity=measured,
+        perplexity=perplexities(quality),
+        quality=quality,
+        profile=found,
         seconds=time.perf_counter() - started,
         on_saved=None if log is None else log.remove,
     )
@@ -355,10 +355,12 @@ def score(
     decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
     pruner = pruner_of(decoder, windows, placement, options, backend=backend, progress=progress)
     scores = pruner.score(keep=False)
+    sure = pruner.sequence_scores
     scales = {layer: pruner.scale_of(*pruner.blocks[layer]) for layer in scores}
     return ScoreResult(
         metric, scores, scales, windows.digest, pruner.layer_forwards, time.perf_counter() - started,
         similarity=pruner.statistics.similarity,
+        intervals={} if sure is None else {i: [x.low, x.high] for i, x in sure.intervals(scores).items()},
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prunecomp.data.sources import read_documents, read_source
+from prunecomp.data.mixture import allotted, interleaved, parts_of
+from prunecomp.data.sources import document_source, read, token_source
 from prunecomp.data.windows import (
     Windows,
     check_context,
@@ -14,8 +15,10 @@ from prunecomp.data.windows import (
     context_of,
     draw_documents,
     draw_windows,
+    every_document,
 )
 from prunecomp.engine.placement import free_host_memory
+from prunecomp.errors import OptionError
 from prunecomp.subject import Subject
 from prunecomp.values import whole
 
@@ -32,24 +35,58 @@ def calibration_windows(
     documents: bool = False,
     bos: str = "auto",
 ) -> Windows:
-    """Windows of one length cut from the whole text, or ``documents`` one by one; of :data:`MIXTURE` without a source.
-    Raises :class:`OptionError` or :class:`DataError`."""
+    """Windows of one length cut from the whole text, or ``documents`` one by one, as conversations always are; of
+    several sources by their weights (see :func:`prunecomp.data.mixture.parts_of`); of :data:`MIXTURE` without a
+    source. Raises :class:`OptionError` or
+    :class:`DataError`."""
     source = MIXTURE if source is None else source
     length = choose_seqlen(seqlen, subject.config)
     whole("--samples", samples, 1)
-    if documents:
-        read = read_documents(source, subject.tokenize, subject.vocab_size, bos)
-        windows = draw_documents(read, samples, length, seed)
+    parts = parts_of(source)
+    if parts is None:
+        return _drawn(subject, source, samples, length, seed, documents, bos)
+    counts = allotted(samples, [weight for _, weight in parts])
+    each = [
+        _drawn(subject, one, count, length, seed, documents, bos).take(slice(count))
+        for (one, _), count in zip(parts, counts, strict=True)
+    ]
+    return interleaved(each, [weight for _, weight in parts])
+
+
+def _drawn(subject: Subject, source: Any, samples: int, length: int, seed: int, documents: bool, bos: str) -> Windows:
+    reading = read(source, samples, samples * length)
+    if documents or reading.conversations:
+        windows = draw_documents(
+            document_source(reading, subject.tokenize, subject.vocab_size, bos), samples, length, seed
+        )
         check_length(subject, windows.seqlen)
         return windows
-    tokens = read_source(source, subject.tokenize, subject.vocab_size, bos)
+    tokens = token_source(reading, subject.tokenize, subject.vocab_size, bos)
     check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
     return draw_windows(tokens, samples, length, seed, free_host_memory())
 
 
 def evaluation_windows(subject: Subject, source: Any, seqlen: int | None, bos: str = "auto") -> Windows:
+    """Windows of a text that do not overlap, or conversations one by one; of several sources those of all."""
     length = choose_seqlen(seqlen, subject.config)
-    tokens = read_source(source, subject.tokenize, subject.vocab_size, bos)
+    parts = parts_of(source)
+    if parts is None:
+        return _all(subject, source, length, bos)
+    if len({weight for _, weight in parts}) > 1:
+        raise OptionError(
+            "--eval: a text to measure on has no weight, for all of it counts: give each source by itself, or leave "
+            "the weights out"
+        )
+    return interleaved([_all(subject, one, length, bos) for one, _ in parts], [weight for _, weight in parts])
+
+
+def _all(subject: Subject, source: Any, length: int, bos: str) -> Windows:
+    reading = read(source)
+    if reading.conversations:
+        windows = every_document(document_source(reading, subject.tokenize, subject.vocab_size, bos), length)
+        check_length(subject, windows.seqlen)
+        return windows
+    tokens = token_source(reading, subject.tokenize, subject.vocab_size, bos)
     check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
     return consecutive_windows(tokens, length)
 

@@ -28,7 +28,7 @@ from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.plain import as_fields_of, brief, parse_json
 from prunecomp.result import RoundRecord
 
-FORMAT = 3
+FORMAT = 4
 REMEDY = "remove it to start again"
 Overlays = Mapping[int, Overlay]
 

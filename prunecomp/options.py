@@ -227,15 +227,15 @@ def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_p
         attention=options.attn,
     )  # fmt: skip
     if in_memory:
-        _check_as_it_is(model, subject, options)
+        _check_as_it_is(subject, options)
     return subject
 
 
-def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None:
+def _check_as_it_is(subject: Subject, options: PruneOptions) -> None:
     """A model in memory is used where it is and as it is."""
     place = subject.device
     wanted = place if options.device == "auto" else choose_device(options.device)
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = getattr(subject.config, "_attn_implementation", None)
     for option, value, is_so, being in (
         ("--dtype", options.dtype, DTYPES.get(options.dtype) == subject.dtype, subject.dtype),
         ("--device", options.device, wanted.type == place.type and wanted.index in (None, place.index), place),
@@ -250,11 +250,13 @@ def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None
 
 def check_taken(windows: Windows, samples: int, seqlen: int | None, documents: bool = False) -> None:
     """Raise :class:`OptionError` where windows that came as such are not those that were asked for."""
+    if windows.drawn:
+        return
     for option, value, made, default in (
         ("--samples", samples, windows.count, PruneOptions.samples),
         ("--seqlen", seqlen, windows.seqlen, None),
     ):
-        if value not in (default, made) and not (documents and option == "--seqlen"):
+        if value not in (default, made):
             raise OptionError(
                 f"{option} {value}: {windows.source} is windows already, {windows.count} of {windows.seqlen} tokens, "
                 f"and is taken as it stands; leave out {option}"

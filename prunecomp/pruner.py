@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from prunecomp.engine.run import Run, Snapshot
 from prunecomp.engine.statistics import Statistics
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS, Evidence
+from prunecomp.metrics.certainty import SequenceScores
 from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
@@ -35,6 +36,7 @@ class _Step:
     blocks: Mapping[int, tuple[int, ...]]
     scored: LayerStack | None
     record: RoundRecord
+    sequence_scores: SequenceScores | None
 
 
 class Pruner:
@@ -84,6 +86,7 @@ class Pruner:
         self._origin, self._progress = origin, progress
         self._steps: list[_Step] = []
         self._scored: LayerStack | None = None  # what the last scores are of
+        self.sequence_scores: SequenceScores | None = None
         self.metric = METRICS[metric]()
         self._compensate = COMPENSATIONS[compensation]
         self._reads_states = self.metric.reads_states or bool(getattr(self._compensate, "reads_states", False))
@@ -160,6 +163,7 @@ class Pruner:
         self.run.scores = self.metric.score(evidence)
         self.blocks = {first: evidence.block(first) for first in self.run.scores}
         self._scored = self.stack
+        self.sequence_scores = SequenceScores.of(self.metric, evidence)
         return self.run.scores
 
     def _decided(self, evidence: Evidence) -> bool:
@@ -179,15 +183,17 @@ class Pruner:
         return seam
 
     def record(
-        self, block: tuple[int, ...], seam: Seam, scores: Mapping[int, float], spent: float, started: float
-    ) -> RoundRecord:
-        """What is to be told of a removal just made, at a time when so many layer-forwards were ``spent`` before it
-        began, ``started`` on the performance counter."""
+        self, block: tuple[int, ...], seam: Seam, scores: Mapping[int, float], spent: float, started: float,
+        free: Collection[int],
+    ) -> RoundRecord:  # fmt: skip
+        """What is to be told of a removal just made among layers that were ``free`` to go, at a time when so many
+        layer-forwards were ``spent`` before it began, ``started`` on the performance counter."""
+        sure = self.sequence_scores.certainty(block, free) if self.sequence_scores is not None and scores else None
         return RoundRecord(
             layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=dict(scores),
             layer_forwards=self.layer_forwards - spent, zero_rows=self.zero_rows(block[0]),
             dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
         )  # fmt: skip
 
     def remove(self, *block: int) -> Seam:
@@ -216,10 +222,10 @@ class Pruner:
         held_out_before = None if self.held_out is None else self.held_out.snapshot()
         fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
         scores = dict(self.run.scores) if fresh else {}
-        scored = self._scored
+        scored, free = self._scored, set(self._candidates) & set(self.stack.alive)
         seam = self.cut(*block)
-        record = self.record(block, seam, scores, spent, started)
-        self._steps.append(_Step(before, held_out_before, self.blocks, scored, record))
+        record = self.record(block, seam, scores, spent, started, free)
+        self._steps.append(_Step(before, held_out_before, self.blocks, scored, record, self.sequence_scores))
         return seam
 
     def undo(self) -> tuple[int, ...]:
@@ -237,7 +243,7 @@ class Pruner:
             self.held_out.restore(step.held_out_before)
         if self.metric.reads_states:
             self.metric = type(self.metric)()  # what it has kept is of the model that was
-        self.blocks, self._scored = dict(step.blocks), step.scored
+        self.blocks, self._scored, self.sequence_scores = dict(step.blocks), step.scored, step.sequence_scores
         self.statistics = self.run.statistics
         self.sequences = len(self.statistics.tokens)
         return tuple(step.record.block)
@@ -382,12 +388,12 @@ def run_rounds(
             most -= 1
             if block is None and (one_shot or most == 0):
                 raise OptionError(f"{NO_BLOCK}, or leave out --one-shot" if one_shot else NO_BLOCK)
-        left = [layer for layer in left if layer not in block]
+        free, left = left, [layer for layer in left if layer not in block]
         gone |= set(block)
         scores = pruner.run.scores
         shown = {index: scores[index] for index in (block[0], *pruner.stack.alive) if index in scores}
         seam = pruner.cut(*block)
-        rounds.append(pruner.record(block, seam, dict(sorted(shown.items())), spent, started))
+        rounds.append(pruner.record(block, seam, dict(sorted(shown.items())), spent, started, free))
         spent = pruner.layer_forwards
         if on_round is not None:
             on_round(rounds[-1], seam.overlays)

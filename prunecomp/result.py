@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -36,10 +37,13 @@ from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.evaluation.profile import Profile
 from prunecomp.model.files import STATED
 from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.model.unwrap import unwrapped
 from prunecomp.options import PruneOptions
 from prunecomp.plain import read_object
 from prunecomp.repair import Outcome
@@ -81,6 +85,15 @@ class RoundRecord:
     """Which compensation was taken, by one that chooses."""
     losses: dict[str, float] = field(default_factory=dict)
     """What it compared: nats a token on windows that no statistic saw."""
+    probability: float | None = None
+    """That the chosen score is the lowest of the candidates', by a bootstrap over the calibration sequences; None where
+    scores are no means over sequences."""
+    runner_up: int | None = None
+    """The candidate with the next score, if there is one."""
+    margin: float | None = None
+    """By how much it is higher."""
+    margin_interval: list[float] = field(default_factory=list)
+    """Where that lies with a probability of 95 %: from, to."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,9 @@ class ScoreResult:
     calibration_digest: str
     layer_forwards: float
     seconds: float
+    intervals: dict[int, list[float]] = field(default_factory=dict)
+    """Where each score lies with a probability of 95 %, by a bootstrap over the calibration sequences: from, to; empty
+    where scores are no means over sequences."""
     similarity: list[list[float]] | None = None
     """Mean cosine over all tokens of every pair of the L + 1 states of a token, from what enters the first layer to
     what leaves the last; there if blocks of layers were scored."""
@@ -116,6 +132,10 @@ class PruneResult:
     layer_forwards: float
     perplexity: dict[str, float] | None
     seconds: float
+    quality: Sequence[TextQuality] = ()
+    """Of the dense model and of the one with its seams, on the evaluation text."""
+    profile: Profile | None = None
+    """What both can do, where that was asked for."""
     repair: Outcome | None = None
     """What was fitted once all layers were chosen; the seams and weights it put in place are in ``stack``."""
     measured_on: str = SEAMS
@@ -124,7 +144,8 @@ class PruneResult:
     """Called when a checkpoint is safely written: it ends the run's journal."""
     verified: Verification | None = None
     """What :meth:`save` read back of the checkpoint that it wrote last; None before, and where it was told not to."""
-    _changed_in_place: bool = False
+    _put_back: Callable[[], None] | None = None
+    """What makes the model that was pruned what it was, where it was changed in place."""
 
     @property
     def removed(self) -> list[int]:
@@ -155,15 +176,18 @@ class PruneResult:
                 "bos": self.calibration.bos,
                 "micro_batch": self.placement.micro_batch,
                 "digest": self.calibration.digest,
+                "sources": self.calibration.by_source(),
             },
             "compiled": self.compiled,
             "streamed": self.placement.group_size is not None,
             "removed": self.removed,
+            "layer_map": list(self.stack.alive),
             "scales": self.scales,
             "rounds": [asdict(r) for r in self.rounds],
             "repair": None if self.repair is None else asdict(self.repair),
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
+            "profile": None if self.profile is None else self.profile.record(),
             "seconds": self.seconds,
             "verified": None if self.verified is None else asdict(self.verified),
         }
@@ -178,12 +202,18 @@ class PruneResult:
             "windows": self.evaluation.count,
             "seqlen": self.evaluation.seqlen,
             "bos": self.evaluation.bos,
-        }
+            **({} if not self.quality else {
+                "standard_error": {
+                    name: one.perplexity.standard_error
+                    for name, one in zip(("dense", "pruned"), self.quality, strict=True)
+                },
+                "tokens": self.quality[0].tokens,
+                "agreement": self.quality[1].record()["agreement"],
+            }),
+        }  # fmt: skip
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
-        if self._changed_in_place:
-            raise OptionError("the model was changed in place by apply(); save the model itself instead")
         decoder = self.subject.load()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
@@ -200,10 +230,12 @@ class PruneResult:
         shard_bytes: int = DEFAULT_SHARD_BYTES,
         verify: bool = True,
         recipe: bool = False,
+        overwrite: bool = False,
         command: str | None = None,
         progress: Progress = silent,
     ) -> Path:
-        """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all.
+        """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all. With ``overwrite``
+        it takes the place of a checkpoint that is there, once it is whole.
 
         Weights are folded from the originals in float32 and keep the dtype they are stored in. With ``verify`` the
         files are read back before the folder gets its name: every tensor by its SHA-256, names and shapes against the
@@ -214,16 +246,19 @@ class PruneResult:
         :class:`prunecomp.errors.FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
         """
         out = Path(path)
-        verify, recipe = flag("verify", verify), flag("recipe", recipe)
+        verify, recipe, overwrite = flag("verify", verify), flag("recipe", recipe), flag("overwrite", overwrite)
         function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
-        with claimed(out):
-            check_output(out)
-            self._write(out, shard_bytes, verify, recipe, command, progress)
+        with claimed(out), self._dense():
+            check_output(out, overwrite, self.subject.base)
+            with atomic_folder(out, overwrite) as folder:
+                self._write(folder, shard_bytes, verify, recipe, command, progress)
+        if self.on_saved is not None:
+            self.on_saved()
         return out
 
     def _write(
-        self, out: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
+        self, folder: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
     ) -> None:
         plan, proofs = self.prove()
         subject = self.subject
@@ -231,22 +266,19 @@ class PruneResult:
         merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
         config = self._config(plan)
         as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
-        with atomic_folder(out) as folder:
-            digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
-            write_json(folder / "config.json", config)
-            self.subject.write_companions(folder)
-            self._prune_generation(folder / GENERATION)
-            self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
-            del decoder
-            self._measure(folder, progress)
-            record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
-            write_json(folder / RECORD, record)
-            write_text(folder / CARD, model_card(self._card(command)))
-            if merge is not None:
-                write_text(folder / RECIPE, merge)
-        if self.on_saved is not None:
-            self.on_saved()
+        digests: dict[str, str] | None = {} if verify else None
+        write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
+        write_json(folder / "config.json", config)
+        self.subject.write_companions(folder)
+        self._prune_generation(folder / GENERATION)
+        self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
+        del decoder
+        self._measure(folder, progress)
+        record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
+        write_json(folder / RECORD, record)
+        write_text(folder / CARD, model_card(self._card(command)))
+        if merge is not None:
+            write_text(folder / RECIPE, merge)
 
     def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
         some = self.calibration.take(slice(0, WINDOWS))
@@ -302,7 +334,7 @@ class PruneResult:
         base = Path(self.subject.name)
         record, windows, verified = self.record(), self.calibration, self.verified
         return Card(
-            base=base.resolve().name if base.is_dir() else self.subject.name,
+            base=base.resolve().name if base.is_dir() else self.subject.name.partition("@")[0],
             licence=self.subject.licence(),
             num_layers=self.stack.num_layers,
             removals=[(r.block, r.score, r.scale) for r in self.rounds],
@@ -334,7 +366,50 @@ class PruneResult:
         return f"prunecomp.prune({', '.join(parts)})"
 
     def apply(self, model: nn.Module) -> None:
-        """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it."""
-        plan, _ = self.prove()
-        apply_plan(model, self.stack, plan)
-        self._changed_in_place = model is self.subject.load().model
+        """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it.
+
+        Its config follows, and no longer names the dense model as where it comes from. A model that was pruned where it
+        is can still be saved from this result, which keeps what was taken out of it until it is gone itself.
+        """
+        with self._dense():
+            plan, _ = self.prove()
+        own = unwrapped(model) is self.subject.load().model
+        if own and self._put_back is not None:
+            raise OptionError("apply: the model has been pruned in place already; give another copy of the dense one")
+        put_back = apply_plan(model, self.stack, plan)
+        if own:
+            self._put_back = put_back
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Within, ``model`` is the pruned one, as :meth:`apply` makes it; afterwards it is what it was, bit for bit.
+
+        >>> with result.applied(model):
+        ...     model.generate(...)
+        """
+        with self._dense():
+            plan, _ = self.prove()
+        put_back = apply_plan(model, self.stack, plan)
+        own = unwrapped(model) is self.subject.load().model
+        if own:
+            self._put_back = put_back
+        try:
+            yield model
+        finally:
+            put_back()
+            if own:
+                self._put_back = None
+
+    @contextmanager
+    def _dense(self) -> Iterator[None]:
+        """The model that was pruned as it was, for as long as it is looked at."""
+        put_back, self._put_back = self._put_back, None
+        if put_back is None:
+            yield
+            return
+        put_back()
+        try:
+            yield
+        finally:
+            plan = plan_fold(self.subject.load(), self.stack, self.options.fold)
+            self._put_back = apply_plan(self.subject.load().model, self.stack, plan)

@@ -11,6 +11,7 @@ from weakref import WeakSet
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, Qwen3Config
 
 import prunecomp
 from prunecomp.compare import Arm, Comparison, grid
@@ -53,6 +54,30 @@ def texts(model: Any) -> dict[str, torch.Tensor]:
     """Two: fewer windows than the calibration set, and more and shorter ones."""
     generator = torch.Generator().manual_seed(13)
     return {"one": draw_tokens(model, generator, windows=3), "two": draw_tokens(model, generator, 10, seqlen=16)}
+
+
+def test_losses_of_windows_are_those_of_transformers(model: Any, calibration: torch.Tensor) -> None:
+    """With windows of two lengths, on the model as it is and without its last layer."""
+    tokens = draw_tokens(model, torch.Generator().manual_seed(14), windows=3)
+    padded = tokens.clone()
+    padded[1, 20:] = -1
+    result = prunecomp.compare(
+        model, [1], calibration, arms=[Arm("last", "none")], eval={"text": padded}, candidates=[11]
+    )
+    rows = [tokens[0], tokens[1, :20], tokens[2]]
+
+    def losses() -> list[float]:
+        return [float(model(row[None], labels=row[None]).loss) for row in rows]
+
+    with torch.no_grad():
+        dense = losses()
+        del model.model.layers[11]
+        pruned = losses()
+    # Float32 losses near 5 of sums over some thirty logarithms: 1e-5 is forty units in the last place.
+    assert result.dense_losses["text"] == pytest.approx(dense, abs=1e-5)
+    assert result.measurements[0].losses["text"] == pytest.approx(pruned, abs=1e-5)
+    predicted = np.array([len(row) - 1 for row in rows])
+    assert result.dense["text"] == pytest.approx(np.exp(np.average(result.dense_losses["text"], weights=predicted)))
 
 
 def counting(model: Any) -> list[int]:
@@ -312,7 +337,24 @@ def test_presets_give_defaults_and_what_is_said_wins() -> None:
         ("scale", False),
     ]
     assert all(arm.one_shot for arm in arms if arm.metric == "span")
-    assert [paper.layers(n) for n in (32, 40, 28, 16, 2)] == [[5], [6], [4], [3], [1]]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=128256), 5),  # LLaMA-3-8B
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=32000), 7),  # LLaMA-2-7B
+        (LlamaConfig(num_hidden_layers=40, hidden_size=5120, vocab_size=32000), 8),  # LLaMA-2-13B
+        (Qwen3Config(num_hidden_layers=36, hidden_size=4096, vocab_size=151936), 5),  # Qwen3-8B
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=32001), 5),
+        (Qwen3Config(num_hidden_layers=40, hidden_size=5120, vocab_size=151936), 6),
+        (LlamaConfig(num_hidden_layers=28), 4),
+        (LlamaConfig(num_hidden_layers=16), 3),
+        (LlamaConfig(num_hidden_layers=2), 1),
+    ],
+)
+def test_a_preset_removes_what_the_paper_does_of_its_models_and_a_share_of_others(config: Any, layers: int) -> None:
+    assert PRESETS["paper"].layers(config) == PRESETS["paper-table5"].layers(config) == [layers]
 
 
 def test_a_preset_without_other_options_compares_its_arms_on_its_share(model: Any, calibration: torch.Tensor) -> None:

@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "reference_model"))
-from split_books import split_titles
+from split_books import split_titles, without_slurs
 
 CHARACTERS = 100_000
 """Of each kind of text."""
@@ -87,14 +87,14 @@ def main() -> None:
     books = split_titles(options.books.read_text(encoding="utf-8"))
     here = Path(__file__).parent
     mixture = [
-        books["The Hound of the Baskervilles"],
-        books["Journal of the Plague Year"],
+        without_slurs(books["The Hound of the Baskervilles"]),
+        without_slurs(books["Journal of the Plague Year"]),
         "\n\n\n".join(manual(options.sqlite, MANUALS)),
         "\n\n\n".join(modules(options.tornado, MODULES)),
     ]
     bundled = here.parent.parent / "prunecomp" / "data" / "texts"
     (bundled / "mixture.txt").write_text("\n\n\n".join(cut(part).strip() for part in mixture) + "\n", encoding="utf-8")
-    (here / "verse.txt").write_text(cut(books["Poems"]), encoding="utf-8")
+    (here / "verse.txt").write_text(cut(without_slurs(books["Poems"])), encoding="utf-8")
     (here / "code.txt").write_text(cut("\n\n\n".join(modules(options.tornado, OTHER_MODULES))), encoding="utf-8")
 
 

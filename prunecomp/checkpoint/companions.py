@@ -34,6 +34,12 @@ LEFT_OUT = {
     "a lock": ("*.lock", "*.partial", "*.incomplete", "*.tmp"),
 }  # fmt: skip
 
+TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.spm")
+"""Files of which one at least is there where a tokenizer is."""
+
+BESIDE_TOKENIZERS = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+"""And what may belong to it."""
+
 LARGEST = 10**9
 """Bytes of a file that is copied."""
 
@@ -82,6 +88,17 @@ def find_companions(folder: Path, weights: Collection[str]) -> Companions:
     except OSError as error:
         raise CheckpointError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
     return found
+
+
+def copy_tokenizer(parent: Path, out: Path) -> bool:
+    """Copy the files of the tokenizer in ``parent``, as they are; whether there is one."""
+    files = sorted(path for path in parent.iterdir() if path.is_file()) if parent.is_dir() else []
+    if not any(fnmatch(path.name, pattern) for path in files for pattern in TOKENIZERS):
+        return False
+    for path in files:
+        if any(fnmatch(path.name, pattern) for pattern in (*TOKENIZERS, *BESIDE_TOKENIZERS)):
+            shutil.copyfile(path, out / path.name)
+    return True
 
 
 def _parts(folder: Path) -> set[str]:

@@ -21,6 +21,9 @@ PATTERN = re.compile(r"pattern$")
 ELSEWHERE = re.compile(r"encoder|vision|audio|image|mtp|nextn|predict|shared|quantization|rope")
 """In the name of a field, that it is of other layers, or of none."""
 
+LAYER_MAP = "layer_map"
+"""For each layer that is left, its number in the model that it was pruned from: for what heals it by that model."""
+
 TEXT = "text_config"
 """Where a multimodal model's configuration has that of its text decoder."""
 
@@ -44,8 +47,9 @@ def prune_stored(
     """What ``config.json`` says once only the layers ``alive`` remain, from the file as ``stored`` and the ``config``
     of the decoder that it was read into; of a multimodal model the part that tells of that decoder is cut.
 
-    Raises as :func:`prune_config` does.
+    :data:`LAYER_MAP` says which layer each was. Raises as :func:`prune_config` does.
     """
+    stored = {name: value for name, value in stored.items() if name != LAYER_MAP}  # of an earlier pruning
     nested = stored.get(TEXT) if stored.get("model_type") != config.model_type else None
     explicit = written_out(stored if nested is None else nested, config, family)
     pruned = prune_config(explicit, family, num_layers, alive)
@@ -57,8 +61,8 @@ def prune_stored(
     pruned = follow_layers(pruned, {*known, *(name for name in pruned if pruned[name] != explicit.get(name))},
                            num_layers, alive)  # fmt: skip
     if nested is None:
-        return pruned
-    return {**follow_layers(stored, {TEXT}, num_layers, alive), TEXT: pruned}
+        return {**pruned, LAYER_MAP: list(alive)}
+    return {**follow_layers(stored, {TEXT}, num_layers, alive), TEXT: pruned, LAYER_MAP: list(alive)}
 
 
 def follow_layers(

@@ -28,13 +28,20 @@ GENERATION = "generation_config.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
-def check_output(out: Path) -> None:
-    """Raise :class:`OutputError` unless ``out`` can become a new folder. Called before any work is done."""
+def check_output(out: Path, overwrite: bool = False, base: str | None = None) -> None:
+    """Raise :class:`OutputError` unless ``out`` can become a new folder, or with ``overwrite`` take the place of a
+    checkpoint that is not the ``base``. Called before any work is done."""
     check_place(out)
     if out.is_symlink():
         raise OutputError(f"{out} is a link to {os.readlink(out)}: choose another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not an empty folder: choose another --out, or remove it")
+    filled = out.is_dir() and any(out.iterdir())
+    if out.exists() and (not out.is_dir() or (filled and not overwrite)):
+        remedy = ", or replace it with --force (overwrite=True)" if filled and _is_checkpoint(out) else ""
+        raise OutputError(f"{out} exists and is not an empty folder: choose another --out, or remove it{remedy}")
+    if filled and not _is_checkpoint(out):
+        raise OutputError(f"{out} holds something else than a checkpoint, and is not replaced: choose another --out")
+    if filled and base is not None and Path(base).exists() and out.resolve() in (r := Path(base).resolve(), *r.parents):
+        raise OutputError(f"{out} holds the model that is pruned, and is not replaced: choose another --out")
     if out.exists() and (os.path.ismount(out) or out.samefile(os.curdir)):
         raise OutputError(
             f"{out} is the current folder, or one where a file system is mounted, and cannot be replaced: choose a "
@@ -42,9 +49,14 @@ def check_output(out: Path) -> None:
         )
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 @contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill beside ``out``, which becomes ``out`` on success and is gone on failure.
+def atomic_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill beside ``out``, which becomes ``out`` on success and is gone on failure; what is there already
+    stays until then, and goes with ``overwrite``.
 
     A process that is killed leaves only the hidden folder, which the next run to the same place removes.
     """
@@ -60,12 +72,27 @@ def atomic_folder(out: Path) -> Iterator[Path]:
                 yield partial
                 for path in [*partial.rglob("*"), partial]:
                     sync(path)
-                partial.rename(out)  # an empty folder there is replaced, one that was filled meanwhile is not
+                _take_place(partial, out, overwrite)
             sync_name(out)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{out} could not be written ({error}); nothing was left there") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, out: Path, overwrite: bool) -> None:
+    """An empty folder there is replaced, one that was filled meanwhile is not."""
+    if not (overwrite and out.is_dir() and any(out.iterdir())):
+        partial.rename(out)
+        return
+    former = out.with_name(f".{out.name}.{secrets.token_hex(8)}.partial")  # removed by the next run if by nobody else
+    out.rename(former)
+    try:
+        partial.rename(out)
+    except BaseException:
+        former.rename(out)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def remove_leftovers(out: Path) -> None:

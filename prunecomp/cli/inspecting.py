@@ -32,6 +32,7 @@ from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError
 from prunecomp.ops.backends import describe_backends
 from prunecomp.report.console import Console
+from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import backends_table, info_table, plan_tables
 from prunecomp.subject import describe
 
@@ -40,7 +41,15 @@ from prunecomp.subject import describe
 @reporting
 def evaluate(
     model: Model,
-    eval: Annotated[str, typer.Option(help="as --calibration of prune, or 'wikitext2-test'", show_default=False)],
+    eval: Annotated[
+        str | None, typer.Option(help="as --calibration of prune, or 'wikitext2-test'", show_default=False)
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="also what the model can do: chat prompts answered, probes")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="with --profile: the dense model that it was made from", show_default=False)
+    ] = None,
     seqlen: Seqlen = None,
     bos: Bos = "auto",
     dtype: DtypeOption = Dtype.auto,
@@ -53,17 +62,28 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Perplexity over non-overlapping windows, each standing alone; a remainder is dropped."""
+    if base is not None and not profile:
+        raise OptionError("--base: it is what --profile compares with; give both")
     with process_group(device) as job:
-        value = prunecomp.evaluate(
-            model, eval, seqlen=seqlen,
-            bos=bos, dtype=dtype.value, device=job.device, allow_pickle=allow_pickle, attn=attn,
-            device_memory=parse_size("--device-memory", device_memory),
-            host_memory=parse_size("--host-memory", host_memory), disk=disk,
-            progress=progress_on_stderr() if job.leads else silent,
-        )  # fmt: skip
+        given: dict[str, Any] = {
+            "seqlen": seqlen, "bos": bos, "dtype": dtype.value, "device": job.device, "allow_pickle": allow_pickle,
+            "attn": attn, "device_memory": parse_size("--device-memory", device_memory),
+            "host_memory": parse_size("--host-memory", host_memory), "disk": disk,
+            "progress": progress_on_stderr() if job.leads else silent,
+        }  # fmt: skip
+        if profile:
+            found = prunecomp.profile(model, None if eval is None else {"eval": eval}, base=base, **given)
+        elif eval is None:
+            raise OptionError("--eval: give a text, or --profile")
+        else:
+            value = prunecomp.evaluate(model, eval, **given)
     if not job.leads:
         return
-    if as_json:
+    if profile and as_json:
+        print_json({"model": model, "base": base, "eval": eval, "profile": found.record()})
+    elif profile:
+        print_profile(Console(), found)
+    elif as_json:
         print_json({"model": model, "eval": eval, "perplexity": value})
     else:
         Console().print(f"perplexity {value:.3f}", highlight=False)

@@ -57,18 +57,19 @@ from prunecomp.journal import differences, journal_path
 from prunecomp.model.weights import open_checkpoint
 from prunecomp.plain import json_text, parse_json, read_object
 from prunecomp.report.console import Console
+from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import perplexity_table, repair_tables, rounds_table, scores_table
 from prunecomp.result import RECORD, PruneResult
 from prunecomp.subject import stored_as
 
 
-def occupy(held: ExitStack, out: Path, resume: bool) -> bool:
+def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str) -> bool:
     """Have nobody else write to ``out``, and nothing be there: but what a run left that was killed when its checkpoint
     was whole and its journal not yet removed. Whether there is such a checkpoint."""
     held.enter_context(claimed(out))
     whole = resume and journal_path(out).is_file() and (out / RECORD).is_file()
     if not whole:
-        check_output(out)
+        check_output(out, force, model)
     return whole
 
 
@@ -131,10 +132,16 @@ def prune(
     parity: Parity = None,
     fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
     eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="also what both models can do: chat prompts answered, probes")
+    ] = False,
     max_shard_size: Annotated[float, typer.Option(help="GB a file of the export")] = DEFAULT_SHARD_BYTES / 1e9,
     verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="also write a mergekit.yml that makes the same weights")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace the checkpoint that is in --out, once the new one is whole")
     ] = False,
     attn: Attention = "auto",
     compile: Compile = "auto",
@@ -150,7 +157,7 @@ def prune(
     shard_bytes = parse_shard_size("--max-shard-size", max_shard_size)
     with process_group(device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
-        whole = from_leader(lambda: occupy(held, out, resume))
+        whole = from_leader(lambda: occupy(held, out, resume, force, model))
         if recipe:
             check_recipe(fold.value, compensation, model, *stored_as(model), repair=repair)
         progress = progress_on_stderr() if job.leads else silent
@@ -160,7 +167,8 @@ def prune(
             ridge=ridge, one_shot=one_shot,
             keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
             given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
-            fold=fold.value, eval=None if whole else eval, allow_pickle=allow_pickle, attn=attn, compile=compile,
+            fold=fold.value, eval=None if whole else eval, profile=profile and not whole,
+            allow_pickle=allow_pickle, attn=attn, compile=compile,
             backend=backend, device_memory=parse_size("--device-memory", device_memory),
             host_memory=parse_size("--host-memory", host_memory), disk=disk, journal=journal_path(out), resume=resume,
             progress=progress,
@@ -175,6 +183,7 @@ def prune(
                 shard_bytes=shard_bytes,
                 verify=verify,
                 recipe=recipe,
+                overwrite=force,
                 progress=progress,
                 command=shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
             )
@@ -193,6 +202,8 @@ def prune(
     table = perplexity_table(result)
     if table is not None:
         console.print(table)
+    if result.profile is not None:
+        print_profile(console, result.profile)
     console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)
 
 

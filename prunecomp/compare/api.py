@@ -73,7 +73,7 @@ def compare(
     metrics, compensations, one_shot, parity : a grid of all of them. ``one_shot`` lists modes: ``[False, True]`` for
         both. A metric that takes all layers in one block (``span``) is one-shot whatever the mode.
     preset : a published comparison, ``paper-table5`` or ``paper``: whatever is not given otherwise comes from there,
-        ``layers`` (as a share of the model's), calibration, ``samples`` and ``eval`` too.
+        ``layers`` (the paper's for its models, else a share), calibration, ``samples`` and ``eval`` too.
     samples : calibration windows, 128 without a preset.
     earlier : an interrupted comparison, as it was last handed to ``on_measured``: arms that are complete in it are not
         run again. Raises :class:`JournalError` if it is of another model, data or options; its arms and layers may
@@ -109,7 +109,7 @@ def compare(
     function("progress", progress)
     subject = open_model(model, common, tokenizer, allow_pickle)
     if layers is None and published is not None:
-        counts = published.layers(subject.num_layers)
+        counts = published.layers(subject.config)
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
     check_read_once([calibration, *sources.values()])
@@ -154,6 +154,7 @@ def compare(
         return replace(
             before,
             dense=explorer.dense,
+            dense_losses=explorer.dense_losses,
             work=[work[arm] for arm in chosen if arm in work],
             measurements=[measured[arm, n] for arm in chosen for n in counts if (arm, n) in measured],
             window_forwards=before.window_forwards + explorer.ledger.total.window_forwards,
@@ -184,6 +185,7 @@ def continued(now: Comparison, earlier: Comparison, arms: Sequence[Arm]) -> Comp
     return replace(
         now,
         dense=earlier.dense,
+        dense_losses=earlier.dense_losses,
         measurements=[one for one in earlier.measurements if one.arm in complete and one.layers in now.layers],
         work=[one for one in earlier.work if one.arm in complete],
         window_forwards=earlier.window_forwards,

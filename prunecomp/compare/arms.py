@@ -69,10 +69,22 @@ class Preset:
     calibration: str = "wikitext2"
     samples: int = 128
     share: float = 5 / 32
-    """Of the layers, to be removed."""
+    """Of the layers, to be removed where the paper has no model of this shape."""
 
-    def layers(self, num_layers: int) -> list[int]:
-        return [max(1, int(self.share * num_layers + 0.5))]
+    def layers(self, config: Any) -> list[int]:
+        """After how many removals to measure a model of transformers' ``config``: as published for its shape."""
+        shape = (config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size)
+        published = PUBLISHED.get(shape)
+        return [published or max(1, int(self.share * config.num_hidden_layers + 0.5))]
+
+
+PUBLISHED = {
+    ("llama", 32, 4096, 128256): 5,  # LLaMA-3-8B, as are 3.1 and the instructed ones
+    ("llama", 32, 4096, 32000): 7,  # LLaMA-2-7B
+    ("llama", 40, 5120, 32000): 8,  # LLaMA-2-13B
+    ("qwen3", 36, 4096, 151936): 5,  # Qwen3-8B
+}
+"""Layers that the paper removes, by model type, layers, width and vocabulary."""
 
 
 PRESETS = {

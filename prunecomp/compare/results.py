@@ -42,6 +42,10 @@ class Measurement:
     """Passes of the calibration set through one layer that its choices needed."""
     seconds: float
     """That scores and compensations took on the way, the perplexities left out."""
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """By text, nats a token of each window: what standard errors and paired differences are taken from."""
+    agreement: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """With the dense model, by text: ``kl`` in nats a token, ``top1``, and the standard error of each."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Comparison:
     texts: list[Text]
     dense: dict[str, float]
     """Perplexity of the model as it is, by text."""
+    dense_losses: dict[str, list[float]] = field(default_factory=dict)
+    """Its nats a token of each window, by text."""
     measurements: list[Measurement] = field(default_factory=list)
     work: list[ArmWork] = field(default_factory=list)
     window_forwards: int = 0

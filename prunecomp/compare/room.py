@@ -30,10 +30,12 @@ def share_out(
     """Placements for runs over the calibration windows and over texts, which differ in how many boundaries of their own
     windows they may keep.
 
-    What ``placement`` has for boundaries of the calibration windows is cut into equal numbers of boundaries of all
-    ``runs`` runs over them, held-out windows included, and of all ``texts``.
+    What ``placement`` has for boundaries of the calibration windows, less room for the dense model's last states on all
+    ``texts``, is cut into equal numbers of boundaries of all ``runs`` runs over them, held-out windows included, and of
+    all texts.
 
-    Where not even one model's boundaries could then be kept, texts keep none, and are run from the embedding each time.
+    Where not even one model's boundaries could then be kept, texts keep none, are run from the embedding each time, and
+    their last states are not held.
     """
     sizes = [_share_tokens(windows, processes) for windows in (calibration, *texts)]
     capacity = dict(placement.capacity)
@@ -41,7 +43,11 @@ def share_out(
         missing = -(-(max(sizes) - sizes[0]) // sizes[0])
         capacity[placement.carry] = max(0, capacity.get(placement.carry, 0) - missing)
     total = runs * sizes[0] + sum(sizes[1:])
-    joint = {tier: count * sizes[0] // total for tier, count in capacity.items()}
+    last, left = -(-sum(sizes[1:]) // sizes[0]), dict(capacity)
+    for tier in Tier:
+        taken = min(last, left.get(tier, 0))
+        left, last = {**left, tier: left.get(tier, 0) - taken}, last - taken
+    joint = {tier: count * sizes[0] // total for tier, count in left.items()}
     if sum(joint.values()) >= num_layers - 1:
         return replace(placement, capacity=joint), replace(placement, capacity=joint)
     alone = {tier: count // runs for tier, count in capacity.items()}

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.ledger import Ledger, Model, Step
 from prunecomp.compare.legs import Block, Leg, Ranking, Runs
@@ -21,7 +23,7 @@ from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError, OptionError
-from prunecomp.evaluation.perplexity import to_perplexity
+from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of
 from prunecomp.metrics import Evidence
 from prunecomp.model.stack import LayerStack
 from prunecomp.pruner import NO_BLOCK, choose_block
@@ -79,6 +81,8 @@ class Explorer:
         self.ledger = Ledger()
         self.measurements: list[Measurement] = []
         self.dense: dict[str, float] = {}
+        self.dense_losses: dict[str, list[float]] = {}
+        self._last: dict[str, LastStates] = {}
 
     def explore(self) -> None:
         with self._progress("comparing", sum(leg.stops[-1] for leg in self._legs), "layers") as self._advance:
@@ -104,16 +108,19 @@ class Explorer:
         moves = [self._next(node, leg) for leg in sorted(going, key=lambda leg: leg.metric.backward)]
         self._expect(node, moves)
         if here or node is self._root:
-            values = self._measure(node, legs if node is self._root else here, keep=bool(moves))
+            found = self._measure(node, legs if node is self._root else here, keep=bool(moves))
+            values = {name: one.perplexity.value for name, (one, _) in found.items()}
+            agreement = {name: one.agreement.figures() for name, (one, _) in found.items() if one.agreement is not None}
+            losses = {name: by_window for name, (_, by_window) in found.items()}
             for leg, cost in zip(here, costs, strict=True):
                 self.measurements.append(
                     Measurement(
                         leg.arm, len(leg.removed), list(leg.removed), list(leg.scales), values,
-                        cost.layer_forwards, cost.seconds,
+                        cost.layer_forwards, cost.seconds, losses, agreement,
                     )
                 )  # fmt: skip
             if node is self._root:
-                self.dense = values
+                self.dense, self.dense_losses = values, losses
             self._on_measured(self)
         branches: dict[Model, list[Move]] = {}
         for move in sorted(moves, key=lambda move: self._legs.index(move.leg)):
@@ -221,21 +228,29 @@ class Explorer:
                 run.bring(part)
         run.rest()
 
-    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, float]:
-        """Perplexity of the model on every text."""
+    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, tuple[TextQuality, list[float]]]:
+        """Perplexity of the model on every text, its agreement with the dense one, and nats a token of each window."""
         assert node.runs is not None
         values = {}
         for name, run in node.runs.texts.items():
             step = Step("loss", node.model, what=(name,))
             try:
                 for leg in legs:
-                    loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+                    values[name] = self._once(node, leg, step, partial(self._judged, name, run, keep))
             except NumericalError as error:
                 where = f"{leg.arm.name}, {len(leg.removed)} layers removed" if leg.removed else "the model as it is"
                 raise NumericalError(f"{where}: {error}") from error
             run.rest()
-            values[name] = to_perplexity(loss)
         return values
+
+    def _judged(self, name: str, run: Run, keep: bool) -> tuple[TextQuality, list[float]]:
+        """The dense model comes first, and leaves its last states here, if there is room for them."""
+        room, dense = run.placement.kept_boundaries > 0, name not in self._last
+        kept = self._last.setdefault(name, LastStates(run, run.placement))
+        look = (kept.hold if dense else kept.compare) if room else kept.alone
+        sums = [run.outcomes(part, partial(look, part, run.decoder), 3, keep=keep) for part in run.parts]
+        by_window = (torch.cat(sums)[:, 0] / run.windows.predicted).tolist()
+        return quality_of(run.windows, torch.cat(sums), room and not dense), by_window
 
     def _expect(self, node: Node, moves: Sequence[Move]) -> None:
         """Have states be kept with an eye to what goes next, and then to the best of the arms' rankings."""
@@ -271,6 +286,11 @@ class Explorer:
 def choosing(steps: Iterable[Step]) -> list[Step]:
     """What was done to prune, and not to measure."""
     return [step for step in steps if step.kind != "loss"]
+
+
+def window_losses(run: Run, *, keep: bool) -> list[torch.Tensor]:
+    """Of each part, the sum over each window, in nats."""
+    return [run.losses(part, keep=keep) for part in run.parts]
 
 
 def calibration(node: Node, leg: Leg) -> Run:

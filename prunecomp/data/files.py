@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import lzma
@@ -19,20 +20,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from prunecomp.data.records import KNOWN, Content, Document, documents_of, expected, gathered, is_conversation, shown
 from prunecomp.errors import DataError
 from prunecomp.plain import parse_json
-
-Content = np.ndarray | list[str] | str
-"""Token ids, documents, or one text."""
 
 STDIN = "-"
 LARGEST = 2**31
 """Bytes of text. A tokenizer takes several times as much for a text of one piece; token files may be larger."""
 CHUNK = 2**20
 READABLE = (
-    "text (.txt), objects with a text in each line or in one array (.jsonl, .json), parquet, each of them also "
-    "compressed (.gz, .bz2, .xz), and token ids (.npy, .npz)"
+    "text (.txt), objects with a text, a conversation or token ids in each line or in one array (.jsonl, .json), "
+    "parquet, tables (.csv, .tsv), each of them also compressed (.gz, .bz2, .xz), a folder of texts, and token ids "
+    "(.npy, .npz), as in chats.jsonl, or answers.csv:FIELD"
 )
+TABLES = {".csv": ",", ".tsv": "\t"}
 JSON = (".jsonl", ".json", ".ndjson")
 PACKED: dict[str, tuple[Any, re.Pattern[bytes]]] = {
     ".gz": (gzip.open, re.compile(rb"\x1f\x8b")),
@@ -58,23 +59,24 @@ FOREIGN = {
 }
 """How files begin that are no text, or no prose, and that nothing here reads."""
 FOREIGN_SUFFIXES = (
-    *(".csv", ".tsv", ".xml", ".html", ".htm", ".yaml", ".yml", ".ipynb", ".rtf", ".pdf", ".doc", ".docx", ".epub"),
+    *(".xml", ".html", ".htm", ".yaml", ".yml", ".ipynb", ".rtf", ".pdf", ".doc", ".docx", ".epub"),
     *(".xls", ".xlsx", ".zip", ".zst", ".lz4", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather", ".orc", ".avro"),
     *(".hdf5", ".h5", ".db", ".sqlite", ".msgpack", ".pickle", ".pkl", ".pt", ".pth", ".bin", ".safetensors"),
 )
 """Text or not, it is not prose alone."""
-SUFFIXES = (".txt", ".md", ".text", ".npy", ".npz", ".parquet", *JSON, *PACKED, *FOREIGN_SUFFIXES)
+SUFFIXES = (".txt", ".md", ".text", ".npy", ".npz", ".parquet", *JSON, *TABLES, *PACKED, *FOREIGN_SUFFIXES)
 """What ends in one of these is the name of a file, and of no dataset."""
 UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|\x00\x00\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]")
 OBJECT = re.compile(r'\s*(\[\s*)?\{\s*("(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
 """How JSON with objects begins, and no prose."""
 
 
-def read_file(path: str, name: str, field: str = "text", most: int | None = None) -> Content:
+def read_file(path: str, name: str, field: str | None = None, most: int | None = None) -> Content:
     """What the file, pipe or device ``path`` holds, ``-`` being standard input; it is opened and read once.
 
-    ``name`` stands for it in errors. Documents are the strings in ``field`` of the objects in a JSON or parquet file,
-    no more than ``most`` of them. Raises :class:`DataError` for what cannot be read, or is nothing that is read here.
+    ``name`` stands for it in errors. Documents are what is in ``field`` of the objects in a JSON file, or of the rows
+    of a table, no more than ``most`` of them; without one, see :func:`prunecomp.data.records.documents_of`. Raises
+    :class:`DataError` for what cannot be read, or is nothing that is read here.
     """
     suffix, packed = kind_of_name(path)
     if suffix in FOREIGN_SUFFIXES:
@@ -87,7 +89,7 @@ def read_file(path: str, name: str, field: str = "text", most: int | None = None
         raise DataError(f"{name} is larger than memory: give a part of it, or its token ids as .npy") from None
 
 
-def _content(path: str, name: str, suffix: str, packed: str | None, field: str, most: int | None) -> Content:
+def _content(path: str, name: str, suffix: str, packed: str | None, field: str | None, most: int | None) -> Content:
     binary = suffix in (".npy", ".npz", ".parquet")
     with opened(path, name) as file:
         if path != STDIN and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -106,11 +108,21 @@ def _content(path: str, name: str, suffix: str, packed: str | None, field: str, 
     if data.startswith((NPY, ZIP)) or suffix in (".npy", ".npz"):
         return _load_array(io.BytesIO(data), name)
     if data.startswith(PARQUET) or suffix == ".parquet":
-        return _parquet_texts(data, name, field, most)
+        return _found(_parquet_records(data, name, field), name, field, most)
     text = _decoded(data, name)
+    if suffix in TABLES:
+        return _found(_table_records(text, name, field, TABLES[suffix]), name, field, most)
     if suffix in JSON or is_json(text):
-        return _json_texts(text, name, field, most)
+        return _found(_json_records(text, name, field), name, field, most)
     return text
+
+
+def _found(records: Iterator[tuple[str, Any]], name: str, field: str | None, most: int | None) -> Content:
+    def documents() -> Iterator[Document]:
+        for place, record in records:
+            yield from documents_of(record, place, field)
+
+    return gathered(documents(), name, most)
 
 
 def kind_of_name(path: str) -> tuple[str, str | None]:
@@ -189,59 +201,49 @@ def _decoded(data: bytearray, name: str) -> str:
     return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json_texts(text: str, name: str, field: str, most: int | None) -> list[str]:
-    """One field of the objects, which stand in lines of their own or in one array."""
-    documents: list[str] = []
-    for place, value in _entries(text, name, field):
-        if len(documents) == most:
-            break
-        document = value.get(field) if isinstance(value, dict) else None
-        if not isinstance(document, str):
-            raise DataError(f"{place}: {_expected(field)}, not {_shown(value)}")
-        if not document.isascii() and any("\ud800" <= c <= "\udfff" for c in document):
-            raise DataError(f'{place}: "{field}" holds half of a surrogate pair, which is no character')
-        documents.append(document)
-    return documents
-
-
-def _entries(text: str, name: str, field: str) -> Iterator[tuple[str, Any]]:
+def _json_records(text: str, name: str, field: str | None) -> Iterator[tuple[str, Any]]:
+    """What stands in lines of its own or in one array, and where."""
     start = text.lstrip()
     if start.startswith("["):
-        values = parse_json(text, name, DataError, _expected(field))
+        values = parse_json(text, name, DataError, expected(field))
+        if is_conversation(values):
+            values = [values]
         for number, value in enumerate(values, start=1):
             yield f"{name}, entry {number}", value
     elif start.partition("\n")[0].strip() == "{":
-        yield name, parse_json(text, name, DataError, _expected(field))
+        yield name, parse_json(text, name, DataError, expected(field))
     else:
         # At line feeds alone: JSON lets other characters that Python takes for the end of a line stand in a string.
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 place = f"{name}, line {number}"
-                yield place, parse_json(line, place, DataError, _expected(field))
+                yield place, parse_json(line, place, DataError, expected(field))
 
 
-def _expected(field: str) -> str:
-    return f'expected an object like {{"{field}": "..."}}'
+def _table_records(text: str, name: str, field: str | None, delimiter: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a table with a line of names above them."""
+    csv.field_size_limit(LARGEST)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            yield f"{name}, line {rows.line_num}", {key: value for key, value in row.items() if key is not None}
+    except csv.Error as error:
+        raise DataError(f"{name}, line {rows.line_num}: it is no table of this kind ({error})") from None
 
 
-def _shown(value: Any) -> str:
-    shown = f"one with {list(value)}" if isinstance(value, dict) else repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-def _parquet_texts(data: bytearray, name: str, field: str, most: int | None) -> list[str]:
+def _parquet_records(data: bytearray, name: str, field: str | None) -> Iterator[tuple[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{name} is a parquet file; to read it, pip install 'prunecomp[datasets]'") from None
     try:
-        texts: list[str] = parquet.ParquetFile(io.BytesIO(data)).read(columns=[field]).column(field).to_pylist()[:most]
+        file = parquet.ParquetFile(io.BytesIO(data))
+        columns = [column for column in file.schema_arrow.names if column in ((field,) if field else KNOWN)]
+        rows: list[Any] = file.read(columns=columns or None).to_pylist()
     except Exception as error:  # its errors are many, and not its own
-        raise DataError(f"{name} cannot be read as parquet with a column {field!r} of text: {error}") from None
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise DataError(f"{name}, row {number}: the column {field!r} holds {_shown(text)} where a text belongs")
-    return texts
+        raise DataError(f"{name} cannot be read as parquet with a column {field or 'text'!r}: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}, row {number}", row
 
 
 def _load_array(source: Path | BinaryIO, name: str) -> np.ndarray:
@@ -256,7 +258,7 @@ def _load_array(source: Path | BinaryIO, name: str) -> np.ndarray:
         loaded: Any = np.load(source, allow_pickle=False, mmap_mode="r" if isinstance(source, Path) else None)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             if len(loaded.files) != 1:
-                raise DataError(f"{name} holds {_shown(loaded.files)}: give a file with one array of token ids")
+                raise DataError(f"{name} holds {shown(loaded.files)}: give a file with one array of token ids")
             loaded = loaded[loaded.files[0]]
     except DataError:
         raise

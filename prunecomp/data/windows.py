@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,17 @@ class Windows:
     lengths: torch.Tensor | None = None
     bos: str = "start"
     """``each`` where every window begins with the model's BOS, else ``start``."""
+    drawn: bool = field(default=False, compare=False)
+    """Whether they were drawn as was asked for; else they are as they were given."""
+    kinds: torch.Tensor | None = None
+    """[N] int64: the number of the source that each window is from, where there are several."""
+    kind_names: tuple[str, ...] = ()
+    """Their names."""
+
+    @property
+    def each_length(self) -> torch.Tensor:
+        """[N] int64: tokens of each window."""
+        return torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths
 
     @property
     def count(self) -> int:
@@ -78,6 +89,11 @@ class Windows:
         return self.tokens.numel() if self.lengths is None else int(self.lengths.sum())
 
     @property
+    def predicted(self) -> torch.Tensor:
+        """Tokens that a model predicts in each window, all but the first: [N] int64."""
+        return (torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths) - 1
+
+    @property
     def digest(self) -> str:
         """SHA-256 over shape and token ids (little-endian int64): equal digests mean equal windows."""
         head = f"{self.count}x{self.seqlen}:".encode()
@@ -86,14 +102,26 @@ class Windows:
             digest.update(self.lengths.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def by_source(self) -> list[dict[str, Any]]:
+        """How much is from which source, where there are several."""
+        of_kind = [torch.as_tensor(self.kinds == kind) for kind in range(len(self.kind_names))]
+        return [
+            {"source": name, "windows": int(those.sum()), "tokens": int(self.each_length[those].sum())}
+            for name, those in zip(self.kind_names, of_kind, strict=True)
+        ]
+
     def take(self, rows: slice) -> Windows:
         """Some of the windows, in order."""
-        return replace(self, tokens=self.tokens[rows], lengths=None if self.lengths is None else self.lengths[rows])
+        return self._rows(rows)
+
+    def _rows(self, which: slice | torch.Tensor) -> Windows:
+        lengths, kinds = (None if each is None else each[which] for each in (self.lengths, self.kinds))
+        return replace(self, tokens=self.tokens[which], lengths=lengths, kinds=kinds)
 
     def shuffled(self, seed: int) -> Windows:
         """The same windows in a random order."""
         order = torch.from_numpy(np.random.default_rng(seed).permutation(self.count))
-        return replace(self, tokens=self.tokens[order], lengths=None if self.lengths is None else self.lengths[order])
+        return self._rows(order)
 
     def batches(self, size: int, packed: bool = False, kind: Callable[[int], Hashable] | None = None) -> list[Batch]:
         """Micro-batches of at most ``size`` windows, in order; where ``kind`` is given, of lengths of one kind.
@@ -188,6 +216,13 @@ def draw_windows(source: TokenSource, samples: int, seqlen: int, seed: int, room
         offset = int(random.integers(0, usable - disjoint * cut + 1))
         starts = offset + cut * np.sort(random.choice(disjoint, size=samples, replace=False))
     else:
+        warnings.warn(
+            f"{source.name} gives {usable:,} tokens, and --samples {samples} of --seqlen {seqlen} take "
+            f"{samples * cut:,}: windows overlap, and each token is used {samples * cut / usable:.1f} times on "
+            f"average. Give more text, or at most --samples {disjoint}",
+            PrunecompWarning,
+            stacklevel=2,
+        )
         starts = np.sort(random.integers(0, usable - cut + 1, size=samples))
     return begun(np.stack([source.tokens[start : start + cut] for start in starts]), source)
 
@@ -201,7 +236,7 @@ def begun(rows: np.ndarray, source: TokenSource) -> Windows:
     """Windows [N, S] of rows that were cut from the source."""
     if source.bos is not None:
         rows = np.insert(rows, 0, source.bos, axis=1)
-    return Windows(torch.from_numpy(rows), source.name, bos=_bos(source))
+    return Windows(torch.from_numpy(rows), source.name, bos=_bos(source), drawn=True)
 
 
 def _bos(source: TokenSource | DocumentSource) -> str:
@@ -244,22 +279,41 @@ def _as_windows(source: TokenSource) -> Windows:
 
 
 def draw_documents(source: DocumentSource, samples: int, seqlen: int, seed: int) -> Windows:
-    """Draw ``samples`` documents, each cut at ``seqlen`` tokens, the longest first so that batches pad little.
-
-    Raises :class:`DataError` if fewer have two tokens.
-    """
-    usable = [document[:seqlen] for document in source.documents if len(document) >= 2]
+    """Draw ``samples`` documents, each cut at ``seqlen`` tokens, the longest first so that batches pad little. A
+    warning says so where there are fewer, and all are taken. Raises :class:`DataError` if none has two tokens."""
+    usable = _usable(source, seqlen)
     if len(usable) < samples:
-        raise DataError(
-            f"{source.name} has {len(usable)} documents of two tokens or more, fewer than --samples {samples}"
+        warnings.warn(
+            f"{source.name} has {len(usable)} documents of two tokens or more, fewer than --samples {samples}: each is "
+            "taken once",
+            PrunecompWarning,
+            stacklevel=2,
         )
+        samples = len(usable)
     chosen = np.sort(np.random.default_rng(seed).choice(len(usable), size=samples, replace=False))
     documents = sorted((usable[i] for i in chosen), key=lambda document: -len(document))
+    return _ragged(documents, source)
+
+
+def every_document(source: DocumentSource, seqlen: int) -> Windows:
+    """All documents in their order, each cut at ``seqlen`` tokens. Raises :class:`DataError` if none has two tokens."""
+    return _ragged(_usable(source, seqlen), source)
+
+
+def _usable(source: DocumentSource, seqlen: int) -> list[np.ndarray]:
+    usable = [document[:seqlen] for document in source.documents if len(document) >= 2]
+    if not usable:
+        raise DataError(f"{source.name} has no document of two tokens or more")
+    return usable
+
+
+def _ragged(documents: list[np.ndarray], source: DocumentSource) -> Windows:
     lengths = torch.tensor([len(document) for document in documents])
-    tokens = torch.zeros(samples, int(lengths[0]), dtype=torch.int64)
+    tokens = torch.zeros(len(documents), int(lengths.max()), dtype=torch.int64)
     for row, document in zip(tokens, documents, strict=True):
         row[: len(document)] = torch.from_numpy(document)
-    return Windows(tokens, source.name, None if bool((lengths == lengths[0]).all()) else lengths, _bos(source))
+    even = bool((lengths == lengths[0]).all())
+    return Windows(tokens, source.name, None if even else lengths, _bos(source), drawn=True)
 
 
 def consecutive_windows(source: TokenSource, seqlen: int) -> Windows:

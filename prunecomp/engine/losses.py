@@ -17,18 +17,23 @@ def batch_losses(decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.
     [1, T, d] packed. NaN for a sequence with a value in the stream that is not finite, be it where no loss is taken."""
     if not batch.packed:
         losses = window_losses(decoder, batch.tokens, stream, batch.lengths)
-        return torch.where(_finite(stream, batch.lengths), losses, torch.nan).cpu()
+        return torch.where(finite(stream, batch.lengths), losses, torch.nan).cpu()
     each = zip(batch.sequences(batch.tokens), batch.sequences(stream), strict=True)
-    sums = [torch.where(_finite(y, None), window_losses(decoder, tokens, y), torch.nan) for tokens, y in each]
+    sums = [torch.where(finite(y, None), window_losses(decoder, tokens, y), torch.nan) for tokens, y in each]
     return torch.cat(sums).cpu()
 
 
-def _finite(stream: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+def finite(stream: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
     """Whether all values of each sequence are finite, padding apart: [B] bool."""
     tokens = stream.isfinite().all(dim=2)
     if lengths is not None:
         tokens |= (torch.arange(stream.shape[1]) >= lengths.unsqueeze(1)).to(tokens.device)
     return tokens.all(dim=1)
+
+
+def rows_at_once(decoder: Decoder) -> int:
+    """Of how many tokens there are logits in memory together."""
+    return min(2048, max(64, LOGITS // int(decoder.config.vocab_size)))
 
 
 def window_losses(
@@ -38,13 +43,13 @@ def window_losses(
 
     Each window predicts all its tokens but the first.
     """
-    rows_at_once = min(2048, max(64, LOGITS // decoder.config.vocab_size))
+    at_once = rows_at_once(decoder)
     targets = tokens[:, 1:].to(stream.device)
     flat, wanted = stream[:, :-1].flatten(0, 1), targets.flatten()
     each = torch.cat(
         [
             functional.cross_entropy(decoder.logits(rows).float(), want, reduction="none")
-            for rows, want in zip(flat.split(rows_at_once), wanted.split(rows_at_once), strict=True)
+            for rows, want in zip(flat.split(at_once), wanted.split(at_once), strict=True)
         ]
     )
     each = each.view(targets.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +26,10 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
 
 WORK_UNIT = "layers x windows"
+
+Look = Callable[[Batch, torch.Tensor], torch.Tensor]
+"""``look(batch, stream)``: numbers of each of a micro-batch's B windows, [B, columns] float64 on the CPU, from what
+leaves the last layer, [B, S, d] or packed."""
 
 
 class Part:
@@ -50,11 +54,7 @@ class Part:
         self.windows = windows.take(self.workers.rows)
         self.sweeper = Sweeper(decoder, self.windows, placement)
         self.states = StateStore(
-            self.sweeper.state_shape,
-            decoder.device,
-            capacity,
-            carry=placement.carry,
-            disk=placement.disk_folder,
+            self.sweeper.state_shape, decoder.device, capacity, carry=placement.carry, disk=placement.disk_folder
         )
         self.statistics = (
             PairStatistics(windows, self.workers, backend, first=first, channels=channels) if measured else None
@@ -233,24 +233,27 @@ class Run:
         :class:`NumericalError` naming layer and sequence where it is not finite.
         """
         parts = self.parts if over is None else [self.parts[number] for number in over]
-        total = sum(float(self.losses(part, keep=keep).sum()) for part in parts)
-        return total / sum(part.all_windows.num_tokens - part.all_windows.count for part in parts)
+        return mean_loss(parts, [self.losses(part, keep=keep) for part in parts])
 
     def losses(self, part: Part, *, keep: bool = True) -> torch.Tensor:
         """The sum over each window of a part, of all processes: [N] float64."""
-        mine = torch.zeros(part.windows.count, dtype=torch.float64)
+        return self.outcomes(part, lambda b, y: batch_losses(self.decoder, b, y).unsqueeze(1), keep=keep)[:, 0]
+
+    def outcomes(self, part: Part, see: Look, columns: int = 1, *, keep: bool = True) -> torch.Tensor:
+        """What ``see`` says of each window of a part, of all processes: [N, columns] float64, the loss's sum first."""
+        mine = torch.zeros(part.windows.count, columns, dtype=torch.float64)
 
         def finish(batch: Batch, stream: torch.Tensor) -> None:
-            mine[batch.rows] = batch_losses(self.decoder, batch, stream)
+            mine[batch.rows] = see(batch, stream)
 
         top = len(self.stack.alive) - 1
         self._sweep(part, top if part.stale_from is None else min(part.stale_from, top), keep, finish, scoring=False)
         part.stale_from = None
-        losses = part.workers.gather(mine)
-        bad = (~losses.isfinite()).nonzero()
+        outcomes = part.workers.gather(mine)
+        bad = (~outcomes[:, 0].isfinite()).nonzero()
         if len(bad):  # every process sees it, and looks for itself
             raise overflow(self.decoder, self.stack, part.all_windows, part.first, int(bad[0]), self.placement)
-        return losses
+        return outcomes
 
     def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, *, scoring: bool) -> None:
         alive = self.stack.alive
@@ -265,9 +268,8 @@ class Run:
             self._choose_states(part, start, keep and self.caches)
         sinks = [] if part.statistics is None else [part.statistics]
         with self.decoder.evaluating():
-            with self.progress(
-                "scoring" if scoring else "loss", (len(alive) - start) * part.windows.count, WORK_UNIT
-            ) as advance:
+            steps = (len(alive) - start) * part.windows.count
+            with self.progress("scoring" if scoring else "loss", steps, WORK_UNIT) as advance:
                 part.sweeper.sweep(self.stack, start, part.states, sinks, advance, finish)
 
     def nearest_state(self, part: Part, position: int) -> int:
@@ -341,6 +343,11 @@ class Run:
                 part.stale_from = same if then.stale_from is None else min(same, then.stale_from)
         self.scores = dict(snapshot.scores)
 
+    def turn_to(self, stack: LayerStack) -> None:
+        """Go on with another stack over the same weights: what enters the lowest layer that differs stays known."""
+        new = _PartSnapshot(None, None, self.stack.common_prefix(stack))
+        self.restore(Snapshot(stack, self.scores, [new] * len(self.parts)))
+
     def replace(self, layer: int, overlay: Overlay) -> None:
         """Have other weights stand in for some of a survivor's own; what it and the layers above it gave is void."""
         p = self.stack.position(layer)
@@ -352,6 +359,12 @@ class Run:
         part.states.drop_all(self.stack.alive[position + 1 :])
         part.stale_from = position if part.stale_from is None else min(part.stale_from, position)
         part.gram = None
+
+
+def mean_loss(parts: Sequence[Part], losses: Sequence[torch.Tensor]) -> float:
+    """Nats a token from the sums that :meth:`Run.losses` gave for each part."""
+    total = sum(float(sums.sum()) for sums in losses)
+    return total / sum(part.all_windows.num_tokens - part.all_windows.count for part in parts)
 
 
 def whole(forwards: float) -> float:

@@ -8,6 +8,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run
+from prunecomp.evaluation.estimate import Estimate
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
@@ -23,3 +24,9 @@ def perplexity(
 def to_perplexity(loss: float) -> float:
     """From nats a token."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def perplexity_of(loss: Estimate) -> Estimate:
+    """The same with its standard error, to first order: ``exp(loss) * se``."""
+    value = to_perplexity(loss.value)
+    return Estimate(value, None if loss.standard_error is None else value * loss.standard_error)

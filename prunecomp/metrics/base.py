@@ -108,3 +108,7 @@ class Metric:
         """The layers scored and, sequence by sequence over ``run.current``, the sums whose totals rank them the same:
         [N, layers] float64. For metrics that can end early."""
         raise NotImplementedError
+
+    def sequence_tokens(self, evidence: Evidence) -> torch.Tensor:
+        """Over how many tokens of each sequence those sums are: [N] int64."""
+        return evidence.statistics.tokens

@@ -61,14 +61,16 @@ class LeaveOneOut(Metric):
         self._losses[part] = _Losses(run.stack, candidates, sums)
 
     def score(self, evidence: Evidence) -> dict[int, float]:
-        counted = self._counted(evidence)
-        predicted = sum(part.all_windows.num_tokens - part.all_windows.count for part, _ in counted)
         layers, sums = self.sequence_scores(evidence)
+        predicted = int(self.sequence_tokens(evidence).sum())
         return dict(zip(layers, (sums.sum(dim=0) / predicted).tolist(), strict=True))
 
     def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
         known = [losses for _, losses in self._counted(evidence)]
         return list(known[0].candidates), torch.cat([one.sums for one in known])
+
+    def sequence_tokens(self, evidence: Evidence) -> torch.Tensor:
+        return torch.cat([part.all_windows.predicted for part, _ in self._counted(evidence)])
 
     def _counted(self, evidence: Evidence) -> list[tuple[Part, _Losses]]:
         """The parts whose losses are of the model as it stands. A part can be up to date without: its own loss has been

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -34,17 +33,17 @@ from prunecomp.model.checks import (
 )
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.files import WEIGHTS
 from prunecomp.model.gguf import checkpoint_of_gguf, gguf_of
+from prunecomp.model.hub import fetched
 from prunecomp.model.quantised import check_quantisation, dequantised, method_of, quantisation
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
+from prunecomp.model.unwrap import check_no_adapter_folder, unwrapped
 from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.plain import read_object
 from prunecomp.values import names_a_path, shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-NOT_FETCHED = ["*.py", "*.ipynb", "*.png", "*.jp*g", "*.gif", "*.mp4", "*.pdf", "original/*", "consolidated*", ".git*"]
 
 
 def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool = True, dtype: str = "auto") -> Path:
@@ -65,6 +64,7 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
         if file is not None:
             return checkpoint_of_gguf(file, DTYPES.get(dtype))
         if path.is_dir():
+            check_no_adapter_folder(path)
             if not (path / "config.json").is_file():
                 raise CheckpointError(f"{path} has no config.json: not a Hugging Face checkpoint")
             return path
@@ -74,15 +74,9 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
         raise CheckpointError(f"{path} cannot be looked into ({error.strerror})") from error
     if not text or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise CheckpointError(f"{path} does not exist" if text else "no model is named: give a folder or a hub id")
-    skipped = [
-        f"*{suffix}" for suffix in WEIGHTS if suffix != ".safetensors" and not (allow_pickle and suffix == ".bin")
-    ]
-    try:
-        if not weights:
-            return Path(snapshot_download(text, allow_patterns=["config.json"]))
-        return Path(snapshot_download(text, ignore_patterns=skipped + NOT_FETCHED))
-    except Exception as error:  # the hub client raises network, cache and HTTP errors of many libraries
-        raise CheckpointError(f"{text!r} is no local folder, and the hub did not give it: {error}") from error
+    folder = fetched(text, allow_pickle, weights)
+    check_no_adapter_folder(folder)
+    return folder
 
 
 def read_config(folder: Path) -> Any:
@@ -337,6 +331,7 @@ def decoder_of(model: Any) -> Decoder:
     Raises :class:`OptionError` for what is no model, and :class:`CheckpointError` for one of an unknown family, without
     a head, with an adapter, or not in memory.
     """
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise OptionError(
             f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
@@ -352,7 +347,10 @@ def decoder_of(model: Any) -> Decoder:
     try:
         decoder = Decoder(model)
     except AttributeError as error:  # no head, say
-        raise CheckpointError(f"a {type(model).__name__} is no causal language model of {kind}: {error}") from None
+        raise CheckpointError(
+            f"a {type(model).__name__} is no causal language model of {kind} ({error}): give the whole of it, with its "
+            "head, as AutoModelForCausalLM loads it"
+        ) from None
     if not isinstance(decoder.head.weight, torch.Tensor):
         raise CheckpointError(
             "the head of this model is quantised, and has no weight to look at: give the model as it was"

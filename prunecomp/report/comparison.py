@@ -13,6 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from prunecomp.compare import Arm, ArmWork, Comparison
+from prunecomp.compare.results import Measurement
 from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.escape import csv_cell, plot_label
 from prunecomp.escape import markdown as escaped
@@ -81,18 +82,52 @@ def csv_text(result: Comparison) -> str:
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(
         ["metric", "compensation", "mode", "parity", "layers", "text", "perplexity", "removed", "scales",
-         "layer_forwards", "seconds"]
+         "layer_forwards", "seconds", "kl", "top1"]
     )  # fmt: skip
     for text, value in result.dense.items():
-        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, "", "", "", ""])
+        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, *[""] * 6])
     for one in result.measurements:
         arm = one.arm
         mode = "one-shot" if arm.one_shot else "iterative"
         how = [csv_cell(word) for word in (arm.metric, arm.compensation, mode, arm.parity or "")]
         went = [" ".join(map(str, one.removed)), " ".join(map(str, one.scales))]
         for text, value in one.perplexity.items():
-            rows.writerow([*how, one.layers, csv_cell(text), value, *went, one.layer_forwards, one.seconds])
+            rows.writerow(
+                [
+                    *how,
+                    one.layers,
+                    csv_cell(text),
+                    value,
+                    *went,
+                    one.layer_forwards,
+                    one.seconds,
+                    *beside_dense(one, text),
+                ]
+            )
     return out.getvalue()
+
+
+def beside_dense(one: Measurement, text: str) -> list[Any]:
+    """KL divergence from the dense model and top-1 agreement with it."""
+    found = one.agreement.get(text, {})
+    return [found.get("kl", ""), found.get("top1", "")]
+
+
+def agreement_rows(result: Comparison, text: str) -> list[list[str]]:
+    """A row for each arm, a column for each number of layers: top-1 agreement, and KL divergence in nats a token."""
+    rows = []
+    for arm in result.arms:
+        cells = [arm.name]
+        for count in result.layers:
+            one = result.measurement(arm, count)
+            kl, top1 = ("", "") if one is None else beside_dense(one, text)
+            cells.append("" if kl == "" else f"{top1:.3f} ({kl:.3f})")
+        rows.append(cells)
+    return rows
+
+
+NO_ROOM = "Agreement with the dense model was not measured: memory has no room for its last states."
+AGREEMENT = "Top-1 agreement with the dense model, and KL divergence from it in nats a token"
 
 
 def table_of(result: Comparison, text: str) -> list[tuple[str, list[float | None]]]:
@@ -146,7 +181,11 @@ def markdown(result: Comparison) -> str:
         lines += markdown_table(
             ["arm", *(f"N = {n}" for n in result.layers)], formatted(table_of(result, text.name), BEST)
         )
-        lines.append("")
+        columns = ["arm", *(f"N = {n}" for n in result.layers)]
+        if any(one.agreement for one in result.measurements):
+            lines += ["", f"{AGREEMENT}:", "", *markdown_table(columns, agreement_rows(result, text.name)), ""]
+        else:
+            lines += ["", NO_ROOM, ""]
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
     return "\n".join(lines) + "\n"
 
@@ -171,6 +210,15 @@ def comparison_tables(result: Comparison) -> list[Table]:
             table.add_column(f"N = {count}", justify="right")
         for name, *cells in formatted(table_of(result, text.name), BEST):
             table.add_row(name, *(Text(cell.strip(BEST), "bold" if cell.startswith(BEST) else "") for cell in cells))
+        tables.append(table)
+        if not any(one.agreement for one in result.measurements):
+            continue
+        table = Table(title="top-1 agreement with dense (KL, nats a token)")
+        table.add_column(text.name, overflow="fold")
+        for count in result.layers:
+            table.add_column(f"N = {count}", justify="right")
+        for row in agreement_rows(result, text.name):
+            table.add_row(*row)
         tables.append(table)
     work = Table(title="what each arm needed")
     for heading in WORK_COLUMNS:

@@ -7,9 +7,10 @@ from typing import Any
 from rich.filesize import decimal as _decimal
 
 from prunecomp.engine.states import Tier
+from prunecomp.evaluation.bootstrap import LEVEL
 from prunecomp.plan import RunPlan
 from prunecomp.report.console import Table
-from prunecomp.result import PruneResult, ScoreResult
+from prunecomp.result import SEAMS, PruneResult, ScoreResult
 
 
 def decimal(nbytes: float) -> str:
@@ -23,14 +24,17 @@ def rounds_table(result: PruneResult) -> Table:
         "round": [str(number) for number in range(1, len(result.rounds) + 1)],
         "layer": [", ".join(map(str, r.block)) for r in result.rounds],
         result.options.metric: ["" if r.score is None else f"{r.score:.5f}" for r in result.rounds],
+        "lowest with": ["" if r.probability is None else f"{r.probability:.1%}" for r in result.rounds],
+        "runner-up": ["" if r.runner_up is None else f"{r.runner_up} (+{r.margin:.5f})" for r in result.rounds],
         "scale": [f"{r.scale:.5f}" for r in result.rounds],
         "chosen": [r.chosen or "" for r in result.rounds],
         "sequences": [str(r.sequences) for r in result.rounds],
         "layer-forwards": [f"{r.layer_forwards:g}" for r in result.rounds],
         "seconds": [f"{r.seconds:.2f}" for r in result.rounds],
     }
-    if not any(columns["chosen"]):
-        del columns["chosen"]
+    for heading in ("lowest with", "runner-up", "chosen"):
+        if not any(columns[heading]):
+            del columns[heading]
     if result.options.confidence is None:
         del columns["sequences"]
     for heading in columns:
@@ -70,19 +74,26 @@ def perplexity_table(result: PruneResult) -> Table | None:
     table = Table(title=f"perplexity on {record['windows']} x {record['seqlen']} tokens")
     table.add_column("model")
     table.add_column("layers", justify="right")
-    table.add_column("perplexity", justify="right")
-    table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}")
-    table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}")
-    table.caption = f"pruned: {record['measured_on']}"
+    for heading in ("perplexity", "± standard error", "KL to dense", "top-1 agreement"):
+        table.add_column(heading, justify="right")
+    errors = [one.perplexity.standard_error for one in result.quality]
+    dense, pruned = ("" if error is None else f"{error:.3f}" for error in errors)
+    agreement = result.quality[1].agreement
+    beside = () if agreement is None else (agreement.kl.shown(), agreement.top1.shown())
+    table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}", dense)
+    table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}", pruned, *beside)
+    table.caption = f"pruned: {record['measured_on']}" + (f"; agreement: of {SEAMS}" if beside else "")
     return table
 
 
 def scores_table(result: ScoreResult) -> Table:
     table = Table(title="layers, the one to remove first on top")
-    for heading in ("rank", "layer", result.metric, "scale"):
+    interval = [f"{LEVEL:.0%} interval"] if result.intervals else []
+    for heading in ("rank", "layer", result.metric, *interval, "scale"):
         table.add_column(heading, justify="right")
     for rank, (layer, value) in enumerate(sorted(result.scores.items(), key=lambda item: (item[1], item[0])), 1):
-        table.add_row(str(rank), str(layer), f"{value:.5f}", f"{result.scales[layer]:.5f}")
+        between = ["{:.5f} to {:.5f}".format(*result.intervals[layer])] if interval else []
+        table.add_row(str(rank), str(layer), f"{value:.5f}", *between, f"{result.scales[layer]:.5f}")
     return table
 
 

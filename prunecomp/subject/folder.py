@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.companions import Companions, find_companions
+from prunecomp.checkpoint.companions import TOKENIZERS, Companions, find_companions
 from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
 from prunecomp.checkpoint.scales import check_repair
 from prunecomp.data.sources import Tokenize, Tokenizer
@@ -35,9 +35,6 @@ from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import TensorSource, fingerprint, open_checkpoint
 from prunecomp.plain import read_object
 from prunecomp.subject.base import Subject
-
-TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.spm")
-"""Files of which one at least is there where a tokenizer is."""
 
 
 class FolderSubject(Subject):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
 from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.checkpoint.companions import copy_tokenizer
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.errors import PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
 from prunecomp.model.weights import ModuleTensors, TensorSource
@@ -27,10 +32,12 @@ class ModelSubject(Subject):
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._decoder = self.described = decoder_of(model)
+        model = self._decoder.model
         self._tokenizer = tokenizer
         self._tokenize = None if tokenizer is None else Tokenizer(lambda: tokenizer)
         self.config = model.config
-        self.name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self._came_from = str(getattr(model.config, "_name_or_path", "")) or None
+        self.name = self._came_from or type(model).__name__
 
     @property
     def device(self) -> torch.device:
@@ -67,10 +74,27 @@ class ModelSubject(Subject):
         for part in (generation, self._tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
+        if self._tokenizer is None and not copy_tokenizer(self._parent(), folder):
+            warnings.warn(
+                "the export has no tokenizer: the model in memory knows of no folder that it came from with one; give "
+                "tokenizer=, or copy its files there",
+                PrunecompWarning,
+                stacklevel=2,
+            )
+
+    def _parent(self) -> Path:
+        """The folder that the model was loaded from, also in the hub's cache; it may not be there."""
+        if self._came_from is None or Path(self._came_from).is_dir():
+            return Path(self._came_from or os.devnull)
+        try:
+            cached = try_to_load_from_cache(self._came_from, "config.json")
+        except ValueError:  # no name of a repository
+            cached = None
+        return Path(cached).parent if isinstance(cached, str) else Path(os.devnull)
 
     @property
     def base(self) -> str | None:
-        return str(getattr(self.config, "_name_or_path", "")) or None
+        return self._came_from
 
     def licence(self) -> Licence:
         folder = Path(self.name)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunecomp.data import sources
+from prunecomp.data import protocols
 from prunecomp.data.sources import Protocol, read_source
 from prunecomp.data.windows import consecutive_windows
 from prunecomp.errors import DataError
@@ -121,7 +121,7 @@ class _Table:
 
 def test_protocols_ask_for_the_published_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     library = _Datasets(["one", "two"])
-    monkeypatch.setattr(sources, "_datasets", lambda purpose: library)
+    monkeypatch.setattr(protocols, "_datasets", lambda purpose: library)
     assert read("c4-validation") == letters("one two")
     assert library.asked == [
         "allenai/c4", None,
@@ -135,7 +135,7 @@ def test_protocols_ask_for_the_published_datasets(monkeypatch: pytest.MonkeyPatc
 
 def test_a_dataset_that_cannot_be_loaded_can_be_given_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     library = _Datasets(RuntimeError("Dataset scripts are no longer supported"))
-    monkeypatch.setattr(sources, "_datasets", lambda purpose: library)
+    monkeypatch.setattr(protocols, "_datasets", lambda purpose: library)
     with pytest.raises(DataError, match=r"no longer supported; it can be given as a file, as in ptb-test=text\.txt"):
         read("ptb-test")
 

@@ -172,6 +172,7 @@ def test_fields_that_nobody_knows_follow_the_layers(base: Path) -> None:
     config = read_config(base)
     pruned = prune_stored(stored, config, families.find("llama"), 6, (0, 1, 3, 5))
     assert {name: pruned[name] for name in pruned if pruned[name] != stored.get(name)} == {
+        "layer_map": [0, 1, 3, 5],
         "num_hidden_layers": 4, "n_layers": 4, "kinds": list("abdf"), "global_layers": [0, 3],
         "layer_ids": [0, 1, 2, 3], "by_layer": {"0": "x", "3": "y"}, "hybrid_pattern": "MMMM",
         "inner": {"n_layers": 4, "layer_kinds": list("uvxz"), "factors": [1, 2, 3, 4, 5, 6]},

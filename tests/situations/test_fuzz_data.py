@@ -119,6 +119,6 @@ def test_any_value_is_read_or_refused(value: Any) -> None:
 def test_any_name_is_read_or_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that could be a dataset's is asked of a library that has none."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("prunecomp.data.sources._datasets", lambda purpose: None)
+    monkeypatch.setattr("prunecomp.data.protocols._datasets", lambda purpose: None)
     survive(name)
     survive(f"wikitext2={name}")

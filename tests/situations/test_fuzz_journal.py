@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunecomp.errors import JournalError
-from prunecomp.journal import Journal, _digest
+from prunecomp.journal import FORMAT, Journal, _digest
 from prunecomp.result import RoundRecord
 
 EXAMPLES = 3000 if os.environ.get("PRUNECOMP_SOAK") else 150
@@ -82,17 +82,17 @@ def test_any_structure_well_sealed(path: Path, data: st.DataObject) -> None:
             inner[data.draw(st.text())] = data.draw(plain)
         else:
             inner[last] = data.draw(plain)
-    path.write_text(json.dumps({"format": 3, "sha256": _digest(told), "run": told}))
+    path.write_text(json.dumps({"format": FORMAT, "sha256": _digest(told), "run": told}))
     taken_or_refused(path)
 
 
 @fuzz
 @given(told=plain)
 def test_any_run_well_sealed(path: Path, told: Any) -> None:
-    path.write_text(json.dumps({"format": 3, "sha256": _digest(told), "run": told}))
+    path.write_text(json.dumps({"format": FORMAT, "sha256": _digest(told), "run": told}))
     taken_or_refused(path)
 
 
 def test_the_structure_that_is_changed_is_one_that_is_taken(path: Path) -> None:
-    path.write_text(json.dumps({"format": 3, "sha256": _digest(run()), "run": run()}))
+    path.write_text(json.dumps({"format": FORMAT, "sha256": _digest(run()), "run": run()}))
     assert len(Journal.open(path, IDENTITY, resume=True).rounds) == 2

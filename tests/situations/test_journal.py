@@ -88,7 +88,7 @@ FILES = {
     "deep objects": b'{"a":' * 100_000,
     "binary": bytes(range(256)) * 4000,
     "a long number": b'{"format": ' + b"9" * 5000 + b"}",
-    "a surrogate": b'{"format": 3, "sha256": "\\ud800", "run": {}}',
+    "a surrogate": b'{"format": 4, "sha256": "\\ud800", "run": {}}',
     "a byte-order mark": b"\xff\xfe{\x00}\x00",
     "empty": b"",
     "null": b"null",

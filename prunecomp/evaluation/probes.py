@@ -1,0 +1,93 @@
+"""Probes: what a model can still do, asked as recognition and as production.
+
+Recognition is which of four answers the model finds likeliest, production is whether it writes the right one itself.
+Removing layers spares the first long after the second has gone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+from prunecomp.evaluation.bootstrap import Interval, paired_difference
+from prunecomp.evaluation.items import Probe
+from prunecomp.evaluation.language import Language
+
+RECOGNITION, PRODUCTION = "recognition", "production"
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which problems of a probe a model solved, asked in one way."""
+
+    probe: str
+    way: str
+    hits: tuple[bool, ...]
+    guess: float
+    """The share that somebody would solve who knows nothing of the problems: one of four, or always the most frequent
+    answer."""
+
+    @property
+    def score(self) -> float:
+        return sum(self.hits) / len(self.hits)
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether guessing would have come so far with a probability below :data:`SIGNIFICANT` (exact binomial)."""
+        n, p = len(self.hits), self.guess
+        return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(sum(self.hits), n + 1)) < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """A pruned model's answers beside the dense model's."""
+
+    probe: str
+    way: str
+    dense: float
+    score: float
+    difference: Interval
+    """Of the score less the dense one, over the same problems."""
+
+
+def answer(language: Language, probes: Sequence[Probe]) -> list[Answers]:
+    """Both ways for each probe."""
+    return [found for probe in probes for found in (_recognised(language, probe), _produced(language, probe))]
+
+
+def _recognised(language: Language, probe: Probe) -> Answers:
+    contexts, choices = [], []
+    for item in probe.items:
+        pairs = [language.encode_pair(probe.examples + item.question, one) for one in (item.answer, *item.wrong)]
+        contexts.append(pairs[0][0])
+        choices.append([continuation for _, continuation in pairs])
+    found = language.likelihoods(contexts, choices)
+    hits = tuple(all(right.log > one.log for one in wrong) for right, *wrong in found)
+    return Answers(probe.name, RECOGNITION, hits, 1 / 4)
+
+
+def _produced(language: Language, probe: Probe) -> Answers:
+    prompts = [language.encode(probe.examples + item.question) for item in probe.items]
+    longest = max(len(language.encode(item.answer)) for item in probe.items)
+    written = language.generate(prompts, longest + 4, until="\n")
+    lines = [language.decode(answer).partition("\n")[0].strip() for answer in written]
+    hits = tuple(probe.solves(item, line) for item, line in zip(probe.items, lines, strict=True))
+    commonest = Counter(item.answer for item in probe.items).most_common(1)[0][1]
+    return Answers(probe.name, PRODUCTION, hits, commonest / len(probe.items))
+
+
+def beside_dense(dense: Sequence[Answers], other: Sequence[Answers], seed: int) -> list[ProbeScore]:
+    """Scores of the probes at which the dense model is beyond chance."""
+    return [
+        ProbeScore(one.probe, one.way, one.score, two.score, paired_difference(one.hits, two.hits, seed))
+        for one, two in zip(dense, other, strict=True)
+        if one.beyond_chance
+    ]
+
+
+def at_chance(dense: Sequence[Answers]) -> list[str]:
+    """Those at which it is not, by name."""
+    return [f"{one.probe} ({one.way})" for one in dense if not one.beyond_chance]

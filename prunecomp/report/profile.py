@@ -1,0 +1,104 @@
+"""A capability profile as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from prunecomp.escape import markdown as escaped
+from prunecomp.evaluation.bootstrap import LEVEL
+from prunecomp.evaluation.estimate import Estimate
+from prunecomp.evaluation.profile import ModelProfile, Profile
+from prunecomp.report.console import Console, Table
+
+Grid = tuple[str, list[str], list[list[str]]]
+"""A title, headings, and rows that begin with a name."""
+
+
+def profile_grids(profile: Profile) -> Iterator[Grid]:
+    """Texts, generation and probes, each a row a model."""
+    models = profile.models
+    for text in models[0].texts:
+        one = models[0].texts[text]
+        title = f"{text}: {one.windows} x {one.seqlen} tokens, {one.tokens:,} predicted"
+        headings = ["model", "gone", "perplexity", "KL to dense, nats", "top-1 agreement"]
+        yield title, headings, [[*_head(m), *_on_text(m, text)] for m in models]
+    if models[0].generation is not None:
+        prompts = len(models[0].written)
+        headings = ["model", "gone", "tokens", "as dense for", "all as dense", "repeated 4-grams", "ends by itself"]
+        yield f"greedy answers to {prompts} chat prompts", headings, [[*_head(m), *_generation(m)] for m in models]
+    if models[0].probes:
+        names = [f"{probe.probe} ({probe.way})" for probe in models[0].probes]
+        title = f"probes of up to {profile.items} problems: score, and {LEVEL:.0%} interval of what is lost or won"
+        rows = [[name, *(_probe(m, i, m is models[0]) for m in models)] for i, name in enumerate(names)]
+        yield title, ["probe", *(m.name for m in models)], rows
+
+
+def _head(model: ModelProfile) -> list[str]:
+    return [model.name, str(len(model.removed))]
+
+
+def _on_text(model: ModelProfile, text: str) -> list[str]:
+    found = model.texts[text]
+    agreement = found.agreement
+    beside = ["", ""] if agreement is None else [agreement.kl.shown(3), agreement.top1.shown(3)]
+    return [shown(found.perplexity), *beside]
+
+
+def shown(perplexity: Estimate) -> str:
+    return perplexity.shown(2)
+
+
+def _generation(model: ModelProfile) -> list[str]:
+    found = model.generation
+    assert found is not None
+    beside = ["", ""] if found.until_different is None or found.identical is None else [
+        f"{found.until_different:.1f} tokens", f"{found.identical:.0%}",
+    ]  # fmt: skip
+    return [f"{found.tokens:.1f}", *beside, f"{found.repetition:.0%}", f"{found.ended:.0%}"]
+
+
+def _probe(model: ModelProfile, number: int, dense: bool) -> str:
+    probe = model.probes[number]
+    return (
+        f"{probe.score:.0%}"
+        if dense
+        else f"{probe.score:.0%} ({probe.difference.low:+.0%} to {probe.difference.high:+.0%})"
+    )
+
+
+def notes(profile: Profile) -> list[str]:
+    """What is not in the tables, and why."""
+    found = []
+    if profile.left_out is not None:
+        found.append(f"No generation and no probes: {profile.left_out}.")
+    if profile.at_chance:
+        found.append(f"Left out, for the dense model is no better than a guess: {', '.join(profile.at_chance)}.")
+    return found
+
+
+def print_profile(console: Console, profile: Profile) -> None:
+    """To a terminal."""
+    for title, headings, rows in profile_grids(profile):
+        table = Table(title=title)
+        for number, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes(profile):
+        console.print(note, highlight=False)
+
+
+def profile_markdown(profile: Profile) -> str:
+    lines: list[str] = []
+    for title, headings, rows in profile_grids(profile):
+        lines += [f"## {escaped(title)}", "", *_markdown(headings, rows), ""]
+    return "\n".join([*lines, *notes(profile)]) + "\n"
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(map(escaped, headings))} |",
+        "| --- |" + " ---: |" * (len(headings) - 1),
+        *(f"| {' | '.join([escaped(row[0]), *row[1:]])} |" for row in rows),
+    ]

@@ -1,0 +1,81 @@
+"""A checkpoint in the place of another: told before the work, and the former stays until the new one is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import prunecomp
+from prunecomp.errors import OutputError
+from tests.situations.small import Small, invoke, said
+from tests.situations.small import small as small
+
+
+def prune(small: Small, out: Path, *words: object) -> tuple[int, str]:
+    result = invoke("prune", small.folder, "--layers", 1, "--calibration", small.windows, "--out", out, *words)
+    return result.exit_code, said(result)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_is_replaced_when_asked_for(small: Small, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert prune(small, out)[0] == 0
+    (out / "more").write_text("of the former")
+    before = files(out)
+    code, text = prune(small, out, "--compensation", "none")
+    assert (code, files(out)) == (7, before)
+    assert "exists and is not an empty folder: choose another --out, or remove it, or replace it with --force" in text
+    assert prune(small, out, "--metric", "given", "--given", 2, "--force")[0] == 0
+    assert (out / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert not (out / "more").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+
+
+def test_the_former_stays_where_the_new_one_fails(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    result = prunecomp.prune(small.folder, 1, small.windows)
+    result.save(out)
+    before = files(out)
+    for place in ("write_tensors", "model_card"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"prunecomp.result.{place}", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                result.save(out, overwrite=True)
+        assert files(out) == before
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == out and "partial" in self.name and (self / "fresh").exists():
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    monkeypatch.setattr("prunecomp.result.model_card", lambda card: "x")
+    write = prunecomp.result.write_text
+    monkeypatch.setattr("prunecomp.result.write_text", lambda path, text: write(path.with_name("fresh"), text))
+    with pytest.raises(OutputError, match="could not be written"):
+        result.save(out, overwrite=True)
+    assert files(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_no_checkpoint_or_the_model_itself_is_not_replaced(small: Small, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    code, text = prune(small, tmp_path / "notes", "--force")
+    assert (code, files(tmp_path / "notes")) == (7, {"a.txt": b"mine"})
+    assert "holds something else than a checkpoint, and is not replaced" in text
+    before = files(small.folder)
+    (tmp_path / "link").symlink_to(small.folder.parent)
+    for place in (small.folder, tmp_path / "link" / small.folder.name):
+        code, text = prune(small, place, "--force")
+        assert (code, files(small.folder)) == (7, before)
+        assert "holds the model that is pruned, and is not replaced" in text
