@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
-from prunecomp.api import load, place_run
 from prunecomp.engine.gram import gram_demand
-from prunecomp.engine.parallel import Workers
-from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
-from prunecomp.inputs import calibration_windows
-from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.values import function
+from prunecomp.options import PruneOptions
+from prunecomp.options.keywords import CollectKeywords
+from prunecomp.session import Session
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,46 +55,19 @@ class Collected:
         return {name: _plain(value) for name, value in vars(self).items()}
 
 
-def collect(
-    model: Any,
-    calibration: Any = None,
-    *,
-    samples: int = 128,
-    seqlen: int | None = None,
-    seed: int = 0,
-    documents: bool = False,
-    bos: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    tokenizer: Any = None,
-    allow_pickle: bool = False,
-    attn: str = "auto",
-    backend: str | None = None,
-    device_memory: int | None = None,
-    host_memory: int | None = None,
-    disk: str | Path | None = None,
-    progress: Progress = silent,
-) -> Collected:
+def collect(model: Any, calibration: Any = None, **options: Unpack[CollectKeywords]) -> Collected:
     """Cosines, angles, norms and scales of every span of layers, from one streaming pass; nothing is removed.
 
     Model, calibration and options are those of :func:`prunecomp.prune`. All boundaries of a window are held at once:
     with little memory the windows are taken a part at a time, and a model that does not fit is streamed. Raises a
     subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
-    options = PruneOptions.of(
-        layers=1, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
-        bos=bos, dtype=dtype, device=device, attn=attn,
-        backend=backend,
-    )  # fmt: skip
-    function("progress", progress)
-    subject = open_model(model, options, tokenizer, allow_pickle)
-    samples, seqlen, seed = options.samples, options.seqlen, options.seed
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
-    check_taken(windows, samples, seqlen, documents)
-    Workers.current(windows.count)  # too few for the processes is told before any work
-    placement = place_run(subject, windows, device_memory, host_memory, disk, gram_demand(subject.shape()))
-    decoder = load(subject, placement, compiled=False)
-    run = Run(decoder, windows, placement, spans=True, backend=backend, progress=progress)
+    asked = PruneOptions.of("collect", {"calibration": calibration, **options})
+    session = Session(model, asked)
+    windows = session.calibration()
+    placement = session.place(windows.count, windows.seqlen, gram_demand(session.subject.shape()))
+    decoder = session.load(placement)
+    run = Run(decoder, windows, placement, spans=True, backend=asked.backend, progress=asked.progress)
     for part in run.parts:
         run.bring(part, keep=False)
     statistics = run.statistics
@@ -105,7 +75,7 @@ def collect(
     norms = [statistics.stats(layer).input_norm.sum() for layer in range(num_layers)]
     norms.append(statistics.stats(num_layers - 1).norm.sum())
     return Collected(
-        model=subject.name,
+        model=session.subject.name,
         num_layers=num_layers,
         cosine=(statistics.gram.cosine.sum(dim=0) / num_tokens).numpy(),
         angular=(statistics.gram.angular.sum(dim=0) / num_tokens).numpy(),

@@ -20,7 +20,6 @@ from prunecomp.data.windows import (
 from prunecomp.engine.placement import free_host_memory
 from prunecomp.errors import OptionError
 from prunecomp.subject import Subject
-from prunecomp.values import whole
 
 MIXTURE = Path(__file__).parent / "data" / "texts" / "mixture.txt"
 """What is calibrated on where nothing is given: fiction, a report, documentation and code, one after another."""
@@ -41,7 +40,6 @@ def calibration_windows(
     :class:`DataError`."""
     source = MIXTURE if source is None else source
     length = choose_seqlen(seqlen, subject.config)
-    whole("--samples", samples, 1)
     parts = parts_of(source)
     if parts is None:
         return _drawn(subject, source, samples, length, seed, documents, bos)
@@ -95,3 +93,10 @@ def check_length(subject: Subject, length: int, given: bool = False) -> None:
     """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model; ``given``
     says that it came as such."""
     check_context(length, subject.position_rows, context_of(subject.config), given)
+
+
+def window_length(subject: Subject, seqlen: int | None) -> int:
+    """How long windows cut from a text are. Raises :class:`OptionError` where that is too long for the model."""
+    length = choose_seqlen(seqlen, subject.config)
+    check_length(subject, length)
+    return length

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
-from prunecomp.api import place_run
 from prunecomp.data.windows import Windows, choose_seqlen
-from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.language import Language
-from prunecomp.evaluation.profile import ITEMS, Named, Profile, capabilities
-from prunecomp.inputs import evaluation_windows
+from prunecomp.evaluation.profile import Named, Profile, capabilities
 from prunecomp.model.stack import LayerStack
-from prunecomp.options import PruneOptions, open_model
+from prunecomp.options import PruneOptions
+from prunecomp.options.keywords import ProfileKeywords
+from prunecomp.session import Session
 from prunecomp.subject.language import language_of
-from prunecomp.values import function, whole
 
 
-def profile(
-    model: Any,
-    eval: Mapping[str, Any] | None = None,
-    *,
-    base: Any = None,
-    items: int = ITEMS,
-    seqlen: int | None = None,
-    seed: int = 0,
-    bos: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    tokenizer: Any = None,
-    allow_pickle: bool = False,
-    attn: str = "auto",
-    device_memory: int | None = None,
-    host_memory: int | None = None,
-    disk: str | Path | None = None,
-    progress: Progress = silent,
-) -> Profile:
+def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack[ProfileKeywords]) -> Profile:
     """What a model can do: perplexity on texts, chat prompts answered greedily, and probes made from ``seed``; beside
     ``base``, the dense model that it was made from, with agreement and paired intervals.
 
@@ -54,34 +34,31 @@ def profile(
     that fits in memory; without, :attr:`Profile.left_out` says so. Raises a subclass of
     :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
-    options = PruneOptions.of(layers=1, seqlen=seqlen, seed=seed, bos=bos, dtype=dtype, device=device, attn=attn)
-    items = whole("items", items, 10, 10_000)
-    function("progress", progress)
-    subjects = [open_model(one, options, tokenizer, allow_pickle) for one in (base, model) if one is not None]
-    texts = {
-        name: evaluation_windows(subjects[0], source, options.seqlen, options.bos)
-        for name, source in (eval or {}).items()
-    }
-    for subject in subjects[1:]:
+    asked = PruneOptions.of("profile", options)
+    if not isinstance(eval, Mapping | None):
+        raise OptionError("eval: give the sources of text by name, as in {'wiki': 'wiki.txt'}")
+    sessions = [Session(one, asked) for one in (asked.base, model) if one is not None]
+    texts = {name: sessions[0].evaluation(source) for name, source in (eval or {}).items()}
+    for session in sessions[1:]:
         for name, source in (eval or {}).items():
-            if evaluation_windows(subject, source, options.seqlen, options.bos).digest != texts[name].digest:
+            if session.evaluation(source).digest != texts[name].digest:
                 raise OptionError(
                     f"base: its tokenizer reads {name} in another way than the model's; give the base model"
                 )
-    none = Windows(torch.zeros(1, choose_seqlen(options.seqlen, subjects[0].config), dtype=torch.int64), "none")
+    none = Windows(torch.zeros(1, choose_seqlen(asked.seqlen, sessions[0].subject.config), dtype=torch.int64), "none")
     some = max([none, *texts.values()], key=lambda windows: windows.num_tokens)
     standings, languages = [], {}
     reason = ""
-    for subject in subjects:
-        placement = place_run(subject, some, device_memory, host_memory, disk)
-        decoder = subject.load(placement.group_size)
+    for session in sessions:
+        placement = session.place(some.count, some.seqlen)
+        decoder = session.load(placement)
         standings.append(Standing(decoder, LayerStack.dense(decoder.num_layers), placement))
-        language = language_of(subject, placement)
+        language = language_of(session.subject, placement)
         if isinstance(language, Language):
             languages[decoder] = language
         else:
             reason = reason or language
     others = [Named("model", one) for one in standings[1:]]
     return capabilities(
-        standings[0], others, texts, reason or languages, items=items, seed=options.seed, progress=progress
+        standings[0], others, texts, reason or languages, items=asked.items, seed=asked.seed, progress=asked.progress
     )

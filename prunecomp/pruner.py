@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunecomp.checkpoint.fold import FORMS
 from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
 from prunecomp.data.windows import Windows, check_context, context_of, loose_windows
 from prunecomp.engine.parallel import world_size
@@ -21,6 +20,7 @@ from prunecomp.metrics.certainty import SequenceScores
 from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
+from prunecomp.names import FORMS
 from prunecomp.result import Origin, PruneResult, RoundRecord
 from prunecomp.values import layer_numbers, listed, one_of, whole
 
@@ -276,7 +276,8 @@ class Pruner:
         if not self._steps:
             raise OptionError("result: no layer has been removed; call remove() first")
         rounds = [step.record for step in self._steps]
-        options = replace(self._origin.options, fold=one_of("--fold", fold, FORMS))
+        form: Any = one_of("--fold", fold, FORMS)
+        options = replace(self._origin.options, fold=form)
         options.check(METRICS, COMPENSATIONS)
         options = replace(options, layers=len(self.removed), given=self.removed)
         return PruneResult(

@@ -6,7 +6,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,16 @@ from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.evaluation.profile import Profile
 from prunecomp.model.files import STATED
-from prunecomp.model.loader import ATTENTIONS, load_decoder
+from prunecomp.model.loader import load_decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
+from prunecomp.names import ATTENTIONS, RECORD
 from prunecomp.options import PruneOptions
 from prunecomp.plain import read_object
 from prunecomp.repair import Outcome
 from prunecomp.subject import Subject
 from prunecomp.values import flag, function, whole
 
-RECORD = "prunecomp.json"
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
@@ -167,7 +167,8 @@ class PruneResult:
             },
             "model": self.subject.name,
             "num_layers": self.stack.num_layers,
-            "options": asdict(self.options),
+            "options": self.options.record(),
+            "run": self.options.beside(),
             "seed": self.options.seed,
             "calibration": {
                 "source": self.calibration.source,
@@ -249,6 +250,7 @@ class PruneResult:
         verify, recipe, overwrite = flag("verify", verify), flag("recipe", recipe), flag("overwrite", overwrite)
         function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
+        self.options = replace(self.options, max_shard_size=shard_bytes / 1e9, verify=verify, recipe=recipe)
         with claimed(out), self._dense():
             check_output(out, overwrite, self.subject.base)
             with atomic_folder(out, overwrite) as folder:
@@ -356,11 +358,8 @@ class PruneResult:
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""
-        given = {
-            f.name: getattr(self.options, f.name)
-            for f in fields(self.options)
-            if f.name != "layers" and getattr(self.options, f.name) != PruneOptions.__dataclass_fields__[f.name].default
-        }
+        usual = {each.name: each.default for each in PruneOptions.options()}
+        given = {n: value for n, value in self.options.record().items() if n != "layers" and value != usual[n]}
         arguments = [f"{name}={value!r}" for name, value in given.items() if value != []]
         parts = [repr(self.subject.name), str(self.options.layers), repr(self.calibration.source), *arguments]
         return f"prunecomp.prune({', '.join(parts)})"

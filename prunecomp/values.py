@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from prunecomp.errors import OptionError
+from prunecomp.errors import BackendError, OptionError
+from prunecomp.names import BACKEND_VARIABLE, BACKENDS, Dtype
 
 MOST_LAYERS = 10_000
 """More than any model has: a list of layers is not read beyond it."""
@@ -38,9 +41,10 @@ def flag(option: str, value: Any) -> bool:
     return value
 
 
-def function(option: str, value: Any) -> None:
+def function(option: str, value: Any) -> Any:
     if not callable(value):
         raise OptionError(f"{option} {shown(repr(value))}: give a function, or leave it out")
+    return value
 
 
 def text(option: str, value: Any) -> str:
@@ -82,6 +86,113 @@ def layer_numbers(option: str, values: Any) -> list[int]:
     return numbers
 
 
+def layer_set(option: str, values: Any) -> list[int]:
+    """Layer indices, ascending: numbers, or a text as in ``"0-3,7"``."""
+    if not isinstance(values, str):
+        return sorted(layer_numbers(option, values))
+    layers: set[int] = set()
+    for part in values.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", part)
+        if match is None:
+            raise OptionError(f"{option} {shown(values)}: write layer numbers and ranges, as in 0-3,7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise OptionError(f"{option} {shown(values)}: {first}-{last} runs backwards; write {last}-{first}")
+        layers.update(range(first, _bounded(option, values, last) + 1))
+    return sorted(layers)
+
+
+def layer_order(option: str, values: Any) -> list[int]:
+    """Layer indices in the order given: numbers, or a text as in ``"7,3,5"``."""
+    if not isinstance(values, str):
+        return layer_numbers(option, values)
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*(?:,\s*[0-9]{1,18}\s*)*", values) is None:
+        raise OptionError(f"{option} {shown(values)}: write layer numbers in order, as in 7,3,5")
+    return [_bounded(option, values, int(part)) for part in values.split(",")]
+
+
+def _bounded(option: str, text: str, layer: int) -> int:
+    if layer > MOST_LAYERS:
+        raise OptionError(
+            f"{option} {shown(text)}: no model has so many layers; write numbers that it has, as in 0-3,7"
+        )
+    return layer
+
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def size(option: str, value: Any, least: int = 1) -> int:
+    """Bytes: a whole number, or a text with a unit: ``"24GB"`` is 24_000_000_000, ``"1.5GiB"`` 1_610_612_736."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})\s*([KMGT]I?)?B?", value.strip().upper())
+        if match is None:
+            raise OptionError(f"{option} {shown(value)}: write bytes, or a number with a unit, as in 24GB or 500MiB")
+        value = int(float(match[1]) * UNITS[match[2] or ""])
+    return whole(option, value, least, unit="bytes")
+
+
+def gigabytes(option: str, value: Any) -> float:
+    """A size in GB: a number, or a text with or without a unit."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = size(option, value) / 1e9
+    if isinstance(value, bool) or not 1e-3 <= number <= 1e6:  # NaN lies nowhere
+        raise OptionError(f"{option} {shown(value)}: give GB a file, from 0.001 to 1000000")
+    return number
+
+
+def probability(option: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0.0
+    if isinstance(value, str | bool) or not 0.5 <= number < 1:  # NaN lies nowhere
+        raise OptionError(f"{option} {shown(value)}: give a probability from 0.5 to below 1, as in 0.999")
+    return number
+
+
+def several(option: str, values: Any, most: int = 10_000) -> list[Any]:
+    """A list with at least one entry, or a text with commas between them."""
+    if isinstance(values, str):
+        entries = [entry.strip() for entry in values.split(",")]
+        if not all(entries):
+            raise OptionError(f"{option} {shown(values)}: write names with commas between them")
+        return entries
+    if isinstance(values, bytes) or not isinstance(values, Sequence) or not values:
+        raise OptionError(f"{option} {shown(values)}: give a list with at least one entry")
+    if len(values) > most:
+        raise OptionError(f"{option}: more than {most:,} entries; a comparison of so many would not end")
+    return list(values)
+
+
+def device_name(option: str, value: Any) -> str:
+    """One that may be there; whether it is, the model's opening tells."""
+    name = text(option, str(value) if _of_torch(value, "device") else value)
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name) is None:
+        raise OptionError(f"{option} {shown(name)}: choose auto, cpu, cuda or, for the second card, cuda:1")
+    return name
+
+
+def dtype_name(option: str, value: Any) -> str:
+    name = str(value).removeprefix("torch.") if _of_torch(value, "dtype") else value
+    return one_of(option, name, get_args(Dtype))
+
+
+def _of_torch(value: Any, kind: str) -> bool:
+    """Whether it is a ``torch.device`` or the like: of a library that need not be there to read texts."""
+    return (type(value).__module__, type(value).__name__) == ("torch", kind)
+
+
+def requested_backend(option: str, value: Any = None) -> str:
+    """A back end by name, else that of the environment variable, else ``auto``."""
+    name = (value and text(option, value)) or os.environ.get(BACKEND_VARIABLE) or "auto"
+    if name != "auto" and name not in BACKENDS:
+        raise BackendError(f"{option if value else BACKEND_VARIABLE} {name}: choose auto, {', '.join(BACKENDS)}")
+    return name
+
+
 def listed(values: Collection[Any], most: int = 8) -> str:
     """Values with commas between them: the first few and how many there are, where there are many."""
     some = ", ".join(str(value) for value in islice(values, most))
@@ -93,3 +204,16 @@ def shown(value: Any) -> str:
     plain = isinstance(value, str) and value.isprintable() and value.strip()
     words = str(value) if plain else repr(value)
     return words if len(words) <= 60 else f"{words[:57]}..."
+
+
+def ridge(option: str, value: Any) -> float | None:
+    """In units of the mean diagonal of the Gram matrix; None where it is to be chosen."""
+    if value is None or value == "auto":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 1e-6 <= number <= 1e6:
+        raise OptionError(f"{option} {shown(value)}: give auto, or a number from 1e-6 to 1e6; 1 is the usual one")
+    return number

@@ -117,7 +117,7 @@ def warm_up(folder: Path) -> None:
     """One run, so that all that is imported or made on first use is there."""
     arguments = ["prune", folder / "warm", "--layers", 1, "--calibration", folder / "warm.npy", "--out", folder / "out"]
     with redirect_stdout(io.StringIO()):
-        prunecomp.cli.app([str(a) for a in arguments], standalone_mode=False)
+        assert prunecomp.cli.call([str(a) for a in arguments]) == 0
     for timer in set(threading.enumerate()) - {threading.current_thread()}:
         timer.join(timeout=10)
     assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from prunecomp.cli import app, parse_layers
+from prunecomp.values import layer_set
+from tests.command_line import invoke as run
 
 SMALL = ["--samples", "4", "--seqlen", "64"]
 
 
 def invoke(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    result = run(*arguments)
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -96,5 +96,5 @@ def test_exit_codes_tell_the_kind_of_error(reference_model: Path, tmp_path: Path
 
 
 def test_layer_lists_are_numbers_and_ranges() -> None:
-    assert parse_layers("--keep", "0-3,7") == [0, 1, 2, 3, 7]
-    assert parse_layers("--keep", None) is None
+    assert layer_set("--keep", "0-3,7") == [0, 1, 2, 3, 7]
+    assert layer_set("--keep", [7, 0]) == [0, 7]

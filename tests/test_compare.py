@@ -16,11 +16,12 @@ from transformers import LlamaConfig, Qwen3Config
 import prunecomp
 from prunecomp.compare import Arm, Comparison, grid
 from prunecomp.compare import plan as plans
-from prunecomp.compare.arms import PRESETS, choose_arms, named_texts
+from prunecomp.compare.arms import PRESETS, arms_of, named_texts
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.states import StateStore
 from prunecomp.errors import JournalError, NumericalError, OptionError
 from prunecomp.model.stack import LayerStack
+from prunecomp.options import CompareOptions
 from tests.engine.test_streaming import needed
 from tests.models import build, draw_tokens
 
@@ -328,9 +329,11 @@ def test_an_error_names_the_arm(model: Any, calibration: torch.Tensor) -> None:
 def test_presets_give_defaults_and_what_is_said_wins() -> None:
     table5, paper = PRESETS["paper-table5"], PRESETS["paper"]
     ways = [("none", True), ("scale", True), ("none", False), ("scale", False)]
-    assert choose_arms(table5, None, None, None, None) == [Arm("bi", c, o) for c, o in ways]
-    assert choose_arms(table5, ["angular"], None, [True], None) == [Arm("angular", c, True) for c in ("none", "scale")]
-    arms = choose_arms(paper, None, None, None, None)
+    assert arms_of(CompareOptions(), table5) == [Arm("bi", c, o) for c, o in ways]
+    assert arms_of(CompareOptions(metrics=["angular"], one_shot=[True]), table5) == [
+        Arm("angular", c, True) for c in ("none", "scale")
+    ]
+    arms = arms_of(CompareOptions(), paper)
     assert {arm.parity for arm in arms} == {"official"}
     assert [(arm.compensation, arm.one_shot) for arm in arms if arm.metric == "ppl"] == [
         ("none", True),

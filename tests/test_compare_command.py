@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from prunecomp.cli import app, comparing
+from prunecomp.cli import comparing
 from prunecomp.compare import Arm, Comparison
+from tests.command_line import invoke as run
 from tests.forks import Forks
 from tests.killing import Harm
 from tests.models import build, draw_tokens
@@ -130,4 +130,4 @@ def test_help_has_an_example() -> None:
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return run(*arguments)

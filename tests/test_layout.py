@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "prunecomp"
 ORDER = [
-    {"errors", "starting"},
+    {"errors", "starting", "names"},
     {"escape", "values"},
     {"plain"},
     {"registry"},
@@ -26,9 +26,9 @@ ORDER = [
     {"options"},
     {"result", "inputs"},
     {"pruner", "journal"},
-    {"plan", "judging"},
-    {"api"},
-    {"collect", "profiling", "stepwise"},
+    {"session"},
+    {"judging"},
+    {"plan", "api", "collect", "profiling", "stepwise"},
     {"compare"},
     {"report"},
     {"cli"},

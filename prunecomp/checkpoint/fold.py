@@ -11,8 +11,7 @@ import torch
 from prunecomp.errors import FoldError, OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
-
-FORMS = ("up", "down")
+from prunecomp.names import FORMS
 
 T = TypeVar("T")
 

@@ -2,138 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 import prunecomp
-from prunecomp.cli.options import (
-    EXIT_CODES,
-    AllowPickle,
-    Attention,
-    Bos,
-    Device,
-    DeviceMemory,
-    Disk,
-    Dtype,
-    DtypeOption,
-    HostMemory,
-    Json,
-    Metric,
-    Model,
-    Samples,
-    Seqlen,
-    Span,
-    parse_size,
-)
-from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
+from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import process_group
-from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError
 from prunecomp.ops.backends import describe_backends
+from prunecomp.options import PruneOptions
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import backends_table, info_table, plan_tables
 from prunecomp.subject import describe
 
 
-@app.command(name="eval", epilog="Example: prunecomp eval pruned --eval evaluation.txt. " + EXIT_CODES)
-@reporting
-def evaluate(
-    model: Model,
-    eval: Annotated[
-        str | None, typer.Option(help="as --calibration of prune, or 'wikitext2-test'", show_default=False)
-    ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="also what the model can do: chat prompts answered, probes")
-    ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="with --profile: the dense model that it was made from", show_default=False)
-    ] = None,
-    seqlen: Seqlen = None,
-    bos: Bos = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = "auto",
-    attn: Attention = "auto",
-    device_memory: DeviceMemory = None,
-    host_memory: HostMemory = None,
-    disk: Disk = None,
-    allow_pickle: AllowPickle = False,
-    as_json: Json = False,
-) -> None:
-    """Perplexity over non-overlapping windows, each standing alone; a remainder is dropped."""
-    if base is not None and not profile:
-        raise OptionError("--base: it is what --profile compares with; give both")
-    with process_group(device) as job:
-        given: dict[str, Any] = {
-            "seqlen": seqlen, "bos": bos, "dtype": dtype.value, "device": job.device, "allow_pickle": allow_pickle,
-            "attn": attn, "device_memory": parse_size("--device-memory", device_memory),
-            "host_memory": parse_size("--host-memory", host_memory), "disk": disk,
-            "progress": progress_on_stderr() if job.leads else silent,
-        }  # fmt: skip
-        if profile:
-            found = prunecomp.profile(model, None if eval is None else {"eval": eval}, base=base, **given)
-        elif eval is None:
-            raise OptionError("--eval: give a text, or --profile")
-        else:
-            value = prunecomp.evaluate(model, eval, **given)
+def evaluate(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    with process_group(options.device) as job:
+        value = prunecomp.evaluate(model, **{**PruneOptions.keywords("evaluate", given), **told(job)})
     if not job.leads:
         return
-    if profile and as_json:
-        print_json({"model": model, "base": base, "eval": eval, "profile": found.record()})
-    elif profile:
-        print_profile(Console(), found)
-    elif as_json:
-        print_json({"model": model, "eval": eval, "perplexity": value})
+    if options.json:
+        print_json({"model": model, "eval": options.eval, "perplexity": value})
     else:
         Console().print(f"perplexity {value:.3f}", highlight=False)
 
 
-@app.command(epilog="Example: prunecomp info examples/reference_model --json. " + EXIT_CODES)
-@reporting
-def info(
-    model: Annotated[str | None, typer.Argument(help="local checkpoint folder or hub id", show_default=False)] = None,
-    backends: Annotated[bool, typer.Option("--backends", help="what runs the statistics here, and why")] = False,
-    allow_pickle: AllowPickle = False,
-    as_json: Json = False,
-) -> None:
-    """What the adapter sees: layers, writers, readers, tied or not; loads no weights. Or the back ends."""
-    if model is None and not backends:
+def profile(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    with process_group(options.device) as job:
+        keywords = {**PruneOptions.keywords("profile", given), **told(job)}
+        texts = None if options.eval is None else {"eval": keywords.pop("eval")}
+        found = prunecomp.profile(model, texts, **keywords)
+    if not job.leads:
+        return
+    if options.json:
+        print_json({"model": model, "base": options.base, "eval": options.eval, "profile": found.record()})
+    else:
+        print_profile(Console(), found)
+
+
+def info(model: str | None, options: PruneOptions, given: dict[str, Any]) -> None:
+    if model is None and not options.backends:
         raise OptionError("give a model, or --backends")
-    seen: dict[str, Any] = {} if model is None else describe(model, allow_pickle=allow_pickle)
-    if as_json:
-        print_json({**seen, **({"backends": describe_backends()} if backends else {})})
+    seen: dict[str, Any] = {} if model is None else describe(model, allow_pickle=options.allow_pickle)
+    if options.json:
+        print_json({**seen, **({"backends": describe_backends()} if options.backends else {})})
         return
     console = Console()
     if seen:
         console.print(info_table(seen))
-    if backends:
+    if options.backends:
         console.print(backends_table(describe_backends()))
 
 
-@app.command(epilog="Example: prunecomp plan meta-llama/Llama-3.1-70B --layers 16 --device-memory 80GB. " + EXIT_CODES)
-@reporting
-def plan(
-    model: Model,
-    layers: Annotated[int, typer.Option(min=1, help="how many layers to remove", show_default=False)],
-    metric: Metric = "bi",
-    span: Span = None,
-    samples: Samples = 128,
-    seqlen: Seqlen = None,
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = "auto",
-    device_memory: DeviceMemory = None,
-    host_memory: HostMemory = None,
-    disk: Disk = None,
-    as_json: Json = False,
-) -> None:
-    """What a run would do: bytes, FLOPs, the bound that holds, memory in each tier. Loads no weights."""
-    made = prunecomp.plan(
-        model, layers, metric=metric, span=span, samples=samples, seqlen=seqlen, dtype=dtype.value, device=device,
-        device_memory=parse_size("--device-memory", device_memory),
-        host_memory=parse_size("--host-memory", host_memory), disk=disk,
-    )  # fmt: skip
-    if as_json:
+def plan(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    made = prunecomp.plan(model, **PruneOptions.keywords("plan", given))
+    if options.json:
         print_json(made.record())
         return
     console = Console()

@@ -6,60 +6,24 @@ import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.recipe import RECIPE, check_recipe
-from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
-from prunecomp.cli.options import (
-    EXIT_CODES,
-    AllowPickle,
-    Attention,
-    Backend,
-    Bos,
-    Calibration,
-    Compensation,
-    Compile,
-    Confidence,
-    Device,
-    DeviceMemory,
-    Disk,
-    Documents,
-    Dtype,
-    DtypeOption,
-    Fold,
-    Given,
-    HostMemory,
-    Json,
-    Lookahead,
-    Metric,
-    Model,
-    Parity,
-    Repair,
-    Ridge,
-    Samples,
-    Seed,
-    Seqlen,
-    Span,
-    parse_layers,
-    parse_order,
-    parse_shard_size,
-    parse_size,
-)
-from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
+from prunecomp.checkpoint.writer import check_output
+from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
-from prunecomp.engine.progress import silent
 from prunecomp.errors import CheckpointError, JournalError
 from prunecomp.journal import differences, journal_path
 from prunecomp.model.weights import open_checkpoint
+from prunecomp.names import RECORD
+from prunecomp.options import PruneOptions
 from prunecomp.plain import json_text, parse_json, read_object
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import perplexity_table, repair_tables, rounds_table, scores_table
-from prunecomp.result import RECORD, PruneResult
+from prunecomp.result import PruneResult
 from prunecomp.subject import stored_as
 
 
@@ -73,9 +37,10 @@ def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str) ->
     return whole
 
 
-def own_record(result: PruneResult, out: Path, eval: str | None, verify: bool, recipe: bool) -> dict[str, Any]:
-    """The record of the checkpoint in ``out``. Raises :class:`JournalError` unless it is that of ``result``, with what
-    was asked for beside it, and its weights are there."""
+def own_record(result: PruneResult, options: PruneOptions) -> dict[str, Any]:
+    """The record of the checkpoint in ``--out``. Raises :class:`JournalError` unless it is that of ``result``, with
+    what was asked for beside it, and its weights are there."""
+    out, verify, recipe = options.out, options.verify, options.recipe
     record = read_object(out / RECORD, JournalError)
     asked = parse_json(json_text(result.record()), "the record", JournalError)
     there, here = ({key: one.get(key) for key in ("options", "rounds")} for one in (record, asked))
@@ -83,7 +48,8 @@ def own_record(result: PruneResult, out: Path, eval: str | None, verify: bool, r
         if isinstance(one["options"], dict):
             one["options"].pop("device", None)
     measured = record.get("perplexity")
-    there["eval"], here["eval"] = measured.get("source") if isinstance(measured, dict) else None, eval
+    there["eval"] = measured.get("source") if isinstance(measured, dict) else None
+    here["eval"] = options.eval
     if verify:  # more was done than is asked for where it is off
         there["verify"], here["verify"] = record.get("verified") is not None, True
     if recipe:
@@ -101,95 +67,30 @@ def own_record(result: PruneResult, out: Path, eval: str | None, verify: bool, r
     return record
 
 
-@app.command(
-    epilog="Example: prunecomp prune examples/reference_model --layers 6 --calibration calibration.txt "
-    "--eval evaluation.txt --out pruned. " + EXIT_CODES
-)
-@reporting
-def prune(
-    model: Model,
-    layers: Annotated[int, typer.Option(min=1, help="how many layers to remove", show_default=False)],
-    out: Annotated[Path, typer.Option(help="new folder for the pruned checkpoint", show_default=False)],
-    calibration: Calibration = None,
-    samples: Samples = 128,
-    seqlen: Seqlen = None,
-    seed: Seed = 0,
-    documents: Documents = False,
-    bos: Bos = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = "auto",
-    metric: Metric = "bi",
-    compensation: Compensation = "scale",
-    repair: Repair = "none",
-    ridge: Ridge = "auto",
-    one_shot: Annotated[bool, typer.Option("--one-shot", help="rank once instead of after each removal")] = False,
-    keep: Annotated[str | None, typer.Option(help="layers that must stay, as in 0-3,31", show_default=False)] = None,
-    candidates: Annotated[str | None, typer.Option(help="layers that alone may go", show_default=False)] = None,
-    given: Given = None,
-    span: Span = None,
-    lookahead: Lookahead = False,
-    confidence: Confidence = None,
-    parity: Parity = None,
-    fold: Annotated[Fold, typer.Option(help="divide writers above the seams, or multiply those below")] = Fold.up,
-    eval: Annotated[str | None, typer.Option(help="text to measure perplexity on", show_default=False)] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="also what both models can do: chat prompts answered, probes")
-    ] = False,
-    max_shard_size: Annotated[float, typer.Option(help="GB a file of the export")] = DEFAULT_SHARD_BYTES / 1e9,
-    verify: Annotated[bool, typer.Option(help="read the export back before it gets its name")] = True,
-    recipe: Annotated[
-        bool, typer.Option("--recipe", help="also write a mergekit.yml that makes the same weights")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="replace the checkpoint that is in --out, once the new one is whole")
-    ] = False,
-    attn: Attention = "auto",
-    compile: Compile = "auto",
-    backend: Backend = None,
-    device_memory: DeviceMemory = None,
-    host_memory: HostMemory = None,
-    disk: Disk = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the journal of an interrupted run")] = False,
-    allow_pickle: AllowPickle = False,
-    as_json: Json = False,
-) -> None:
-    """Remove layers, compensate, and write an ordinary Hugging Face checkpoint."""
-    shard_bytes = parse_shard_size("--max-shard-size", max_shard_size)
-    with process_group(device) as job, ExitStack() as held:
+def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    out = options.out
+    with process_group(options.device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
-        whole = from_leader(lambda: occupy(held, out, resume, force, model))
-        if recipe:
-            check_recipe(fold.value, compensation, model, *stored_as(model), repair=repair)
-        progress = progress_on_stderr() if job.leads else silent
-        result = prunecomp.prune(
-            model, layers, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents, bos=bos,
-            dtype=dtype.value, device=job.device, metric=metric, compensation=compensation, repair=repair,
-            ridge=ridge, one_shot=one_shot,
-            keep=parse_layers("--keep", keep) or [], candidates=parse_layers("--candidates", candidates),
-            given=parse_order("--given", given), span=span, lookahead=lookahead, confidence=confidence, parity=parity,
-            fold=fold.value, eval=None if whole else eval, profile=profile and not whole,
-            allow_pickle=allow_pickle, attn=attn, compile=compile,
-            backend=backend, device_memory=parse_size("--device-memory", device_memory),
-            host_memory=parse_size("--host-memory", host_memory), disk=disk, journal=journal_path(out), resume=resume,
-            progress=progress,
-        )  # fmt: skip
+        whole = from_leader(lambda: occupy(held, out, options.resume, options.force, model))
+        if options.recipe:
+            check_recipe(options.fold, options.compensation, model, *stored_as(model), repair=options.repair)
+        keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal_path(out)}
+        if whole:
+            keywords = {name: value for name, value in keywords.items() if name not in ("eval", "profile")}
+        result = prunecomp.prune(model, **keywords)
         if job.leads and whole:
-            record = own_record(result, out, eval, verify, recipe)
+            record = own_record(result, options)
             if result.on_saved is not None:
                 result.on_saved()
         elif job.leads:
             result.save(
-                out,
-                shard_bytes=shard_bytes,
-                verify=verify,
-                recipe=recipe,
-                overwrite=force,
-                progress=progress,
+                out, shard_bytes=int(options.max_shard_size * 1e9), verify=options.verify, recipe=options.recipe,
+                overwrite=options.force, progress=keywords["progress"],
                 command=shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
-            )
+            )  # fmt: skip
     if not job.leads:
         return
-    if as_json:
+    if options.json:
         print_json({key: value for key, value in record.items() if key != "fold_proofs"} if whole else result.record())
         return
     console = Console(soft_wrap=whole)
@@ -207,47 +108,12 @@ def prune(
     console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)
 
 
-@app.command(epilog="Example: prunecomp score examples/reference_model --calibration calibration.txt. " + EXIT_CODES)
-@reporting
-def score(
-    model: Model,
-    calibration: Calibration = None,
-    samples: Samples = 128,
-    seqlen: Seqlen = None,
-    seed: Seed = 0,
-    documents: Documents = False,
-    bos: Bos = "auto",
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = "auto",
-    metric: Metric = "bi",
-    compensation: Compensation = "scale",
-    given: Given = None,
-    span: Span = None,
-    lookahead: Lookahead = False,
-    parity: Parity = None,
-    attn: Attention = "auto",
-    compile: Compile = "auto",
-    backend: Backend = None,
-    device_memory: DeviceMemory = None,
-    host_memory: HostMemory = None,
-    disk: Disk = None,
-    allow_pickle: AllowPickle = False,
-    as_json: Json = False,
-) -> None:
-    """Score every layer once, and change nothing."""
-    with process_group(device) as job:
-        result = prunecomp.score(
-            model, calibration, samples=samples, seqlen=seqlen, seed=seed, documents=documents,
-            bos=bos, dtype=dtype.value,
-            device=job.device, metric=metric, compensation=compensation, given=parse_order("--given", given), span=span,
-            lookahead=lookahead, parity=parity, allow_pickle=allow_pickle, attn=attn, compile=compile, backend=backend,
-            device_memory=parse_size("--device-memory", device_memory),
-            host_memory=parse_size("--host-memory", host_memory), disk=disk,
-            progress=progress_on_stderr() if job.leads else silent,
-        )  # fmt: skip
+def score(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    with process_group(options.device) as job:
+        result = prunecomp.score(model, **{**PruneOptions.keywords("score", given), **told(job)})
     if not job.leads:
         return
-    if as_json:
+    if options.json:
         print_json(result.record())
     else:
         Console().print(scores_table(result))

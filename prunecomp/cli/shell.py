@@ -5,33 +5,62 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
+from cyclopts import App, CycloptsError
 from rich.text import Text
 
-from prunecomp.cli.options import EXIT_CODES
-from prunecomp.engine.progress import Progress
-from prunecomp.errors import OutputError, PrunecompError, PrunecompWarning
+import prunecomp
+from prunecomp.engine.progress import silent
+from prunecomp.errors import OptionError, OutputError, PrunecompError, PrunecompWarning
 from prunecomp.escape import one_line
+from prunecomp.names import COMPARISON, RECORD
 from prunecomp.plain import json_text
-from prunecomp.report.comparison import RECORD as MEASURED
 from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
-from prunecomp.result import RECORD
-from prunecomp.starting import Stopped, stoppable, unwritten
+from prunecomp.starting import Stopped, unwritten
 
-app = typer.Typer(
-    help="Prune layers from large language models and compensate for them without training (Prune&Comp).",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+if TYPE_CHECKING:
+    from prunecomp.engine.parallel import Job
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 options, 3 model, 4 data, 5 non-finite values, 6 fold refused, 7 output, "
+    "8 another process lost, 9 journal, 130 interrupted."
 )
+
+app = App(
+    name="prunecomp",
+    help="Prune layers from large language models and compensate for them without training (Prune&Comp).",
+    help_epilogue=EXIT_CODES,
+    help_format="plaintext",
+    version=lambda: prunecomp.__version__,
+)
+app.register_install_completion_command()
+
+
+def call(words: Sequence[str]) -> int:
+    """Run the command that ``words`` are, and return its exit code."""
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_none")
+    except CycloptsError as error:
+        return failed(OptionError(str(error)), "--json" in words)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def failed(error: PrunecompError, as_json: bool) -> int:
+    """Tell of an error, and return its exit code."""
+    kind = type(error).__name__
+    # In one write: other processes of the job have something to say at the same moment.
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "bold red"), f" {kind}: {one_line(error)}"))
+    if as_json:
+        print_json({"error": {"kind": kind, "message": str(error), "exit_code": error.exit_code}})
+    return error.exit_code
 
 
 class _Escaped(logging.LogRecord):
@@ -68,20 +97,18 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             else:
                 usual(one_line(message), category, filename, lineno, file, line)
 
-        out: Path | None = kwargs.get("out")
+        out = None if kwargs.get("out") is None else Path(kwargs["out"])
         try:
-            with stoppable(), logs_escaped(), warnings.catch_warnings():
+            with logs_escaped(), warnings.catch_warnings():
                 usual, warnings.showwarning = warnings.showwarning, show
                 command(*args, **kwargs)
                 delivered(out)
         except PrunecompError as error:
-            # In one write: other processes of the job have something to say at the same moment.
-            console.print(Text.assemble(("error:", "bold red"), f" {type(error).__name__}: {one_line(error)}"))
-            raise typer.Exit(error.exit_code) from None
+            raise SystemExit(failed(error, kwargs.get("json") is True)) from None
         except KeyboardInterrupt as stop:
             word, code = (stop.word, stop.exit_code) if isinstance(stop, Stopped) else ("interrupted", 130)
             console.print(Text(f"{word}; {left_behind(out)}"))
-            raise typer.Exit(code) from None
+            raise SystemExit(code) from None
 
     return run
 
@@ -101,12 +128,13 @@ def left_behind(out: Path | None) -> str:
         return "nothing was written."
     if (out / RECORD).is_file():
         return f"{out} holds a whole checkpoint."
-    kept = f"; what is measured is in {out}" if (out / MEASURED).is_file() else ""
+    kept = f"; what is measured is in {out}" if (out / COMPARISON).is_file() else ""
     return f"no checkpoint was written{kept}. prune and compare go on with the same command and --resume."
 
 
-def progress_on_stderr() -> Progress:
-    return RichProgress(Console(stderr=True))
+def told(job: Job) -> dict[str, Any]:
+    """What a process of a job is told beside the options: its device, and whom to tell how far it is."""
+    return {"device": job.device, "progress": RichProgress(Console(stderr=True)) if job.leads else silent}
 
 
 def print_json(value: Any) -> None:

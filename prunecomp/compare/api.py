@@ -4,60 +4,27 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from prunecomp.api import compiles, load
-from prunecomp.compare.arms import Arm, choose_arms, find_preset, named_texts, read_arms, read_grid
+from typing_extensions import Unpack
+
+from prunecomp.compare.arms import Arm, arms_of, find_preset, named_texts
 from prunecomp.compare.plan import Plan, candidates_of_arm, check_arms
 from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
-from prunecomp.engine.parallel import Workers
-from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import JournalError, OptionError
-from prunecomp.inputs import calibration_windows, evaluation_windows
 from prunecomp.journal import differences
-from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.values import function, layer_numbers
+from prunecomp.options import CompareOptions
+from prunecomp.options.keywords import CompareKeywords
+from prunecomp.session import Session
 
 
 def compare(
-    model: Any,
-    layers: Iterable[int] | None = None,
-    calibration: Any = None,
-    *,
-    eval: Any = None,
-    arms: Sequence[Arm] | None = None,
-    metrics: Sequence[str] | None = None,
-    compensations: Sequence[str] | None = None,
-    one_shot: Sequence[bool] | None = None,
-    parity: str | None = None,
-    preset: str | None = None,
-    samples: int | None = None,
-    seqlen: int | None = None,
-    seed: int = 0,
-    documents: bool = False,
-    bos: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    keep: Iterable[int] = (),
-    candidates: Iterable[int] | None = None,
-    given: Iterable[int] = (),
-    tokenizer: Any = None,
-    allow_pickle: bool = False,
-    attn: str = "auto",
-    compile: str = "auto",
-    backend: str | None = None,
-    device_memory: int | None = None,
-    host_memory: int | None = None,
-    disk: str | Path | None = None,
-    earlier: Comparison | None = None,
-    on_measured: Callable[[Comparison], None] | None = None,
-    progress: Progress = silent,
+    model: Any, layers: Iterable[int] | str | None = None, calibration: Any = None, **options: Unpack[CompareKeywords]
 ) -> Comparison:
     """Prune one model in many ways, and measure each after every number of removals in ``layers``.
 
@@ -70,76 +37,65 @@ def compare(
         :func:`prunecomp.data.sources.read_source`. Under the name of a protocol (``wikitext2-test``, ``c4-validation``,
         ``ptb-test``) a file is read as the protocol has it.
     arms : what to compare; or
-    metrics, compensations, one_shot, parity : a grid of all of them. ``one_shot`` lists modes: ``[False, True]`` for
-        both. A metric that takes all layers in one block (``span``) is one-shot whatever the mode.
+    metrics, compensations, one_shot, both_ways, parity : a grid of all of them. ``one_shot`` lists modes, and
+        ``both_ways`` is ``[False, True]``. A metric that takes all layers in one block (``span``) is one-shot whatever
+        the mode.
     preset : a published comparison, ``paper-table5`` or ``paper``: whatever is not given otherwise comes from there,
         ``layers`` (the paper's for its models, else a share), calibration, ``samples`` and ``eval`` too.
-    samples : calibration windows, 128 without a preset.
     earlier : an interrupted comparison, as it was last handed to ``on_measured``: arms that are complete in it are not
         run again. Raises :class:`JournalError` if it is of another model, data or options; its arms and layers may
         differ.
     on_measured : called with all results so far whenever there are new ones.
 
-    The other parameters are those of :func:`prunecomp.prune`. Raises a subclass of
+    The other options are those of :func:`prunecomp.prune`. Raises a subclass of
     :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
     started = time.perf_counter()
-    published = find_preset(preset)
-    grid = {"metrics": metrics, "compensations": compensations, "one_shot": one_shot, "parity": parity}
-    chosen = choose_arms(published, **read_grid(**grid)) if arms is None else read_arms(arms, preset=preset, **grid)
-    taken = PruneOptions.samples if samples is None else samples
-    if published is not None:
-        taken = published.samples if samples is None else samples
-        calibration = published.calibration if calibration is None else calibration
-        eval = list(published.texts) if eval is None else eval
-    if calibration is None:
+    given: dict[str, Any] = {"layers": layers, "calibration": calibration, **options}
+    for name in ("calibration", "samples", "eval"):
+        if given.get(name) is None:  # as the preset has it
+            given.pop(name, None)
+    published = find_preset(given.get("preset"))
+    asked = CompareOptions.of("compare", {**({} if published is None else published.defaults()), **given})
+    chosen = arms_of(asked, published)
+    if asked.calibration is None:
         raise OptionError("--calibration: give a text, or a --preset")
-    sources = {} if eval is None else named_texts(eval)
+    sources = {} if asked.eval is None else named_texts(asked.eval)
     if not sources:
         raise OptionError("--eval: give at least one text to measure perplexity on")
-    common = PruneOptions.of(
-        layers=1, samples=taken, seqlen=seqlen, seed=seed, documents=documents,
-        bos=bos, dtype=dtype, device=device, keep=keep,
-        candidates=candidates, given=given, parity=next((arm.parity for arm in chosen if arm.parity is not None), None),
-        attn=attn, compile=compile, backend=backend,
-    )  # fmt: skip
-    seqlen, seed = common.seqlen, common.seed
-    counts = [] if layers is None else sorted(set(layer_numbers("--layers", layers)))
+    common = asked.common(next((arm.parity for arm in chosen if arm.parity is not None), None))
     check_arms(common, chosen)
-    function("progress", progress)
-    subject = open_model(model, common, tokenizer, allow_pickle)
-    if layers is None and published is not None:
-        counts = published.layers(subject.config)
+    session = Session(model, common)
+    subject = session.subject
+    counts = asked.layers or ([] if published is None else published.layers(subject.config))
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
-    check_read_once([calibration, *sources.values()])
+    check_read_once([asked.calibration, *sources.values()])
     for arm in chosen:
         candidates_of_arm(common, arm, counts[-1], subject.num_layers)  # too few is told before any work
-    windows = calibration_windows(subject, calibration, common.samples, seqlen, seed, documents, common.window_bos)
-    if samples is not None:
-        check_taken(windows, common.samples, None)
-    texts = {name: evaluation_windows(subject, source, seqlen, common.window_bos) for name, source in sources.items()}
-    for some in (windows, *texts.values()):
-        Workers.current(some.count)  # too few for the processes is told before any work
-    plan = Plan(subject, common, windows, texts, chosen, counts)
-    placement = plan.place(device_memory, host_memory, disk)
-    rounds = 1 if all(arm.one_shot for arm in chosen) else counts[-1]
-    compiled = compiles(compile, subject, windows, placement, rounds)
+    windows = session.calibration(as_asked=["samples"] if "samples" in given else [])
+    plan = Plan(session, windows, {name: session.evaluation(text) for name, text in sources.items()}, chosen, counts)
+    placement = plan.place()
+    compiled = session.compiles(windows, placement, 1 if all(arm.one_shot for arm in chosen) else counts[-1])
     before = Comparison(
         model=subject.name,
         num_layers=subject.num_layers,
         layers=counts,
         calibration=Text.of("calibration", windows),
-        texts=[Text.of(name, some) for name, some in texts.items()],
+        texts=[Text.of(name, some) for name, some in plan.texts.items()],
         dense={},
         identity=plan.identity(placement, compiled),
-        options={"preset": preset, "samples": common.samples, "seqlen": seqlen, "seed": seed, "device": device},
+        options={
+            "preset": asked.preset,
+            **{name: getattr(common, name) for name in ("samples", "seqlen", "seed", "device")},
+        },
         versions={
             "prunecomp": version("prunecomp"),
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "safetensors")},
         },
     )
+    earlier, on_measured = asked.earlier, asked.on_measured
     if earlier is not None and not isinstance(earlier, Comparison):
         raise OptionError("earlier: give the Comparison that on_measured was last called with")
     if earlier is not None:
@@ -165,7 +121,7 @@ def compare(
         if on_measured is not None:
             on_measured(so_far(explorer))
 
-    explorer = plan.explorer(left, load(subject, placement, compiled), placement, progress, tell)
+    explorer = plan.explorer(left, session.load(placement, compiled=compiled), placement, tell)
     explorer.explore()
     return so_far(explorer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import PROTOCOLS
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
-from prunecomp.options import PARITIES, PruneOptions
-from prunecomp.values import flag, one_of, shown
+from prunecomp.options import CompareOptions, PruneOptions
+from prunecomp.values import one_of, several, shown
 from prunecomp.values import text as name_of
 
 
@@ -71,6 +71,10 @@ class Preset:
     share: float = 5 / 32
     """Of the layers, to be removed where the paper has no model of this shape."""
 
+    def defaults(self) -> dict[str, Any]:
+        """The options that are as it has them unless they are given."""
+        return {"calibration": self.calibration, "samples": self.samples, "eval": list(self.texts)}
+
     def layers(self, config: Any) -> list[int]:
         """After how many removals to measure a model of transformers' ``config``: as published for its shape."""
         shape = (config.model_type, config.num_hidden_layers, config.hidden_size, config.vocab_size)
@@ -105,38 +109,26 @@ PRESETS = {
 }
 
 
-def choose_arms(
-    preset: Preset | None,
-    metrics: Sequence[str] | None,
-    compensations: Sequence[str] | None,
-    one_shot: Sequence[bool] | None,
-    parity: str | None,
-) -> list[Arm]:
-    """The arms that are asked for; what is not said comes from the preset, or is ``bi``, ``none`` and ``scale``,
-    iterative."""
+def arms_of(options: CompareOptions, preset: Preset | None) -> list[Arm]:
+    """The arms that are asked for, each once; what is not said comes from the preset, or is ``bi``, ``none`` and
+    ``scale``, iterative. Raises :class:`OptionError` for names that are not known."""
+    if options.both_ways and options.one_shot is not None:
+        raise OptionError("--one-shot and --both-ways: give one of them")
+    metrics = _names("--metrics", options.metrics, METRICS)
+    compensations = _names("--compensations", options.compensations, COMPENSATIONS)
+    modes: Any = [False, True] if options.both_ways else options.one_shot
+    parity: str | None = options.parity
+    if options.arms is not None:
+        asked = {"metrics": metrics, "compensations": compensations, "one_shot": modes, "parity": parity}
+        return read_arms(options.arms, preset=preset, **asked)
     if preset is None:
-        arms = grid(metrics or ["bi"], compensations or ["none", "scale"], one_shot or [False], parity)
-    else:
-        parity = parity or preset.parity
-        if compensations is None and one_shot is None:
-            arms = variants(metrics or preset.metrics, preset.ways, parity)
-        else:
-            repairs = compensations or list(dict.fromkeys(compensation for compensation, _ in preset.ways))
-            modes = one_shot or list(dict.fromkeys(mode for _, mode in preset.ways))
-            arms = grid(metrics or preset.metrics, repairs, modes, parity)
-    return arms
-
-
-def read_grid(metrics: Any, compensations: Any, one_shot: Any, parity: Any) -> dict[str, Any]:
-    """The axes of a grid as lists, None where they are not given. Raises :class:`OptionError`."""
-    return {
-        "metrics": _names("--metrics", metrics, METRICS),
-        "compensations": _names("--compensations", compensations, COMPENSATIONS),
-        "one_shot": None
-        if one_shot is None
-        else [flag("--one-shot", mode) for mode in _several("--one-shot", one_shot)],
-        "parity": None if parity is None else one_of("--parity", parity, PARITIES),
-    }
+        return grid(metrics or ["bi"], compensations or ["none", "scale"], modes or [False], parity)
+    parity = parity or preset.parity
+    if compensations is None and modes is None:
+        return variants(metrics or preset.metrics, preset.ways, parity)
+    repairs = compensations or list(dict.fromkeys(compensation for compensation, _ in preset.ways))
+    modes = modes or list(dict.fromkeys(mode for _, mode in preset.ways))
+    return grid(metrics or preset.metrics, repairs, modes, parity)
 
 
 def read_arms(arms: Any, **grid: Any) -> list[Arm]:
@@ -144,38 +136,25 @@ def read_arms(arms: Any, **grid: Any) -> list[Arm]:
     for option, value in grid.items():
         if value is not None:
             raise OptionError(f"{option}: the arms say what is compared already; give one of the two")
-    chosen = list(dict.fromkeys(arm for arm in _several("arms", arms) if isinstance(arm, Arm)))
-    if not all(isinstance(arm, Arm) for arm in arms):
+    chosen = list(dict.fromkeys(several("arms", arms)))
+    if not all(isinstance(arm, Arm) for arm in chosen):
         raise OptionError("arms: give prunecomp.compare.Arm objects, as in [Arm('bi', 'scale')]")
     for arm in chosen:
-        PruneOptions.of(
-            layers=1, metric=arm.metric, compensation=arm.compensation, one_shot=arm.one_shot, parity=arm.parity
-        )
+        one = {"metric": arm.metric, "compensation": arm.compensation, "one_shot": arm.one_shot, "parity": arm.parity}
+        PruneOptions.of("prune", {"layers": 1, "calibration": "", **one})
     return chosen
 
 
 def _names(option: str, values: Any, known: Mapping[str, object]) -> list[str] | None:
     if values is None:
         return None
-    names = [name_of(option, value) for value in _several(option, values)]
+    names = [name_of(option, value) for value in values]
     for name in names:
         try:
             known[name]
         except OptionError as error:
             raise OptionError(f"{option}: {error}") from error
     return names
-
-
-MOST = 10_000
-"""Ways to prune in one comparison, of any kind."""
-
-
-def _several(option: str, values: Any) -> list[Any]:
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
-        raise OptionError(f"{option} {shown(values)}: give a list with at least one entry")
-    if len(values) > MOST:
-        raise OptionError(f"{option}: more than {MOST:,} entries; a comparison of so many would not end")
-    return list(values)
 
 
 def find_preset(name: str | None) -> Preset | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prunecomp.api import arrange, identity_of, place_run
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.ledger import Arrangement
 from prunecomp.compare.legs import Leg, Runs
@@ -18,22 +16,18 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
-from prunecomp.engine.progress import Progress
 from prunecomp.engine.run import Run
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.options import PruneOptions
-from prunecomp.plan import candidates_of
-from prunecomp.subject import Subject
+from prunecomp.session import Session, arrange, candidates_of
 
 
 def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
     """What :func:`prunecomp.prune` would be called with."""
-    return replace(
-        common, layers=layers, metric=arm.metric, compensation=arm.compensation, one_shot=arm.one_shot,
-        parity=arm.parity,
-    )  # fmt: skip
+    own: dict[str, Any] = asdict(arm)
+    return replace(common, layers=layers, **own)
 
 
 @contextmanager
@@ -65,26 +59,30 @@ def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
 class Plan:
     """What is compared, on what. ``counts`` is after how many removals arms are measured, ascending."""
 
-    subject: Subject
-    common: PruneOptions
+    session: Session
     windows: Windows
     texts: dict[str, Windows]
     arms: list[Arm]
     counts: list[int]
 
+    @property
+    def common(self) -> PruneOptions:
+        """What the arms have in common."""
+        return self.session.options
+
     def candidates(self, arm: Arm) -> list[int]:
         """The layers that the arm may remove."""
-        return candidates_of_arm(self.common, arm, self.counts[-1], self.subject.num_layers)
+        return candidates_of_arm(self.common, arm, self.counts[-1], self.session.subject.num_layers)
 
-    def place(self, device_memory: int | None, host_memory: int | None, disk: str | Path | None) -> Placement:
+    def place(self) -> Placement:
         """The placement of the whole, its room in boundaries of the calibration windows."""
-        shape = self.subject.shape()
+        shape = self.session.subject.shape()
         demands = [leg.metric.demand(shape, leg.span) for leg in self.legs(self.arms)]
         demand = branching_demand(
             demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
             runs=len({leg.arrangement for leg in self.legs(self.arms)}) + 1,
         )  # fmt: skip
-        return place_run(self.subject, self.windows, device_memory, host_memory, disk, demand)
+        return self.session.place(self.windows.count, self.windows.seqlen, demand)
 
     def legs(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Leg]:
         """The arms at their start. ``in_turn``: those that score blocks do so in parts of the windows."""
@@ -104,7 +102,6 @@ class Plan:
         arms: Sequence[Arm],
         decoder: Decoder,
         placement: Placement,
-        progress: Progress,
         on_measured: Callable[[Explorer], None],
     ) -> Explorer:
         """Ready to take ``arms`` from the dense model on."""
@@ -112,19 +109,18 @@ class Plan:
         if not rooms[0].kept_boundaries >= decoder.num_layers - 1:
             rooms, legs = self._shared(placement, self.legs(arms, in_turn=True))
         return Explorer(
-            self._runs(decoder, legs, *rooms, progress), legs, seed=self.common.seed, given=self.common.given,
-            progress=progress, on_measured=on_measured,
+            self._runs(decoder, legs, *rooms), legs, seed=self.common.seed, given=self.common.given,
+            progress=self.common.progress, on_measured=on_measured,
         )  # fmt: skip
 
     def _shared(self, placement: Placement, legs: list[Leg]) -> tuple[tuple[Placement, Placement], list[Leg]]:
         runs = len({leg.arrangement for leg in legs})
         texts = list(self.texts.values())
-        return share_out(placement, self.subject.num_layers, self.windows, texts, runs, world_size()), legs
+        return share_out(placement, self.session.subject.num_layers, self.windows, texts, runs, world_size()), legs
 
-    def _runs(
-        self, decoder: Decoder, legs: Sequence[Leg], placement: Placement, of_texts: Placement, progress: Progress
-    ) -> Runs:
+    def _runs(self, decoder: Decoder, legs: Sequence[Leg], placement: Placement, of_texts: Placement) -> Runs:
         """The dense model over all windows."""
+        progress = self.common.progress
         candidates = sorted({layer for leg in legs for layer in leg.candidates})
         runs = Runs({}, None, {})
         for arrangement in dict.fromkeys(leg.arrangement for leg in legs):
@@ -149,8 +145,6 @@ class Plan:
     def identity(self, placement: Placement, compiled: bool) -> dict[str, Any]:
         """All that the numbers depend on beside the arms and how many layers they remove."""
         of_arms = ("layers", "metric", "compensation", "one_shot", "parity")
-        identity = identity_of(
-            self.subject, self.common, self.windows, placement, compiled, left_out=(*of_arms, "fold", "device")
-        )
-        identity["options"]["dtype"] = str(self.subject.dtype).removeprefix("torch.")
+        identity = self.session.identity(self.windows, placement, compiled, left_out=(*of_arms, "fold", "device"))
+        identity["options"]["dtype"] = str(self.session.subject.dtype).removeprefix("torch.")
         return {**identity, "texts": {name: windows.digest for name, windows in self.texts.items()}}

@@ -30,7 +30,6 @@ from prunecomp.errors import DataError, OptionError
 from prunecomp.values import LONGEST_NAME
 
 __all__ = [
-    "BOS",
     "PROTOCOLS",
     "DocumentSource",
     "Protocol",
@@ -194,9 +193,6 @@ def exists(path: str) -> bool:
     except ValueError:
         return False  # no path can hold a zero byte
     return True
-
-
-BOS = ("auto", "each", "start")
 
 
 def bos_of(choice: str, reading: Reading, tokenize: Tokenize | None) -> int | None:

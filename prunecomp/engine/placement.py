@@ -18,6 +18,7 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.model.adapter import Family
 from prunecomp.model.streaming import slot_nbytes
+from prunecomp.names import COMPILES
 from prunecomp.values import one_of, whole
 
 TOKENS_A_MICRO_BATCH = 4096
@@ -233,8 +234,6 @@ def more_room(disk: Path | None, device: torch.device) -> str:
     tiers = "--host-memory or --device-memory" if device.type == "cuda" else "--device-memory"
     return f"{folder}, more {tiers}, or fewer windows (a shorter text, or fewer --samples)"
 
-
-COMPILES = ("auto", "on", "off")
 
 COMPILE_PAYS_FROM = {"cpu": 2e13}
 """FLOPs of a run from which compiling its layers pays for itself, by device type.

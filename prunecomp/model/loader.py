@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,9 @@ from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.unwrap import check_no_adapter_folder, unwrapped
 from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.names import ATTENTIONS
 from prunecomp.plain import read_object
-from prunecomp.values import names_a_path, shown
+from prunecomp.values import device_name, names_a_path, shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -214,9 +214,6 @@ def choose_dtype(name: str, config: Any) -> torch.dtype:
     return DTYPES[name]
 
 
-ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager")
-
-
 def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> str:
     """The attention implementation of transformers to build a model of ``config`` with.
 
@@ -254,9 +251,7 @@ def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and re.fullmatch("[0-9]{1,4}", number))):
-        raise OptionError(f"--device {shown(name)}: choose auto, cpu, cuda or, for the second card, cuda:1")
+    kind, colon, number = device_name("--device", name).partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
     if colon and int(number) >= torch.cuda.device_count():

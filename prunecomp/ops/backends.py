@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from prunecomp.errors import BackendError
+from prunecomp.names import BACKENDS
 from prunecomp.ops import cuda, native, reference, triton
+from prunecomp.values import requested_backend
 
-VARIABLE = "PRUNECOMP_BACKEND"
-BACKENDS = ("reference", "native", "triton", "cuda")
 OPERATIONS = ("layer_stats", "layer_gram", "weight_norms", "weight_salience", "linear_gram")
 
 log = logging.getLogger("prunecomp")
@@ -60,13 +59,7 @@ def obstacle(backend: str, device: str, dtype: torch.dtype | None) -> str | None
     return OBSTACLES[backend](device)
 
 
-def requested(backend: str | None) -> str:
-    """The argument, else the environment variable, else ``auto``."""
-    name = backend or os.environ.get(VARIABLE) or "auto"
-    if name != "auto" and name not in BACKENDS:
-        origin = "backend" if backend else VARIABLE
-        raise BackendError(f"{origin} {name}: choose auto, {', '.join(BACKENDS)}")
-    return name
+requested = partial(requested_backend, "backend")
 
 
 @cache
@@ -100,7 +93,7 @@ def implementation(operation: str, tensor: torch.Tensor, backend: str) -> Callab
 
 def describe_backends() -> dict[str, Any]:
     """What is active and why, for ``prunecomp info --backends``."""
-    name = requested(None)
+    name = requested()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return {
         "requested": name,

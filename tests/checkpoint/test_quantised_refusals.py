@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import prunecomp
 from prunecomp.checkpoint.writer import renamed
-from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.model.families import families
 from prunecomp.model.loader import load_decoder
@@ -31,6 +29,7 @@ from tests.checkpoint.quantising import (
     quantise,
 )
 from tests.checkpoint.test_quantised import made
+from tests.command_line import invoke
 from tests.families.test_families import LOWER, pruned_by, token_errors
 from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
@@ -162,7 +161,7 @@ def test_a_recipe_for_mergekit_is_refused(
     with pytest.raises(OptionError, match=r"mergekit does not read quantised weights \(awq\)"):
         result.save(tmp_path / "out", recipe=True)
     command = ["prune", str(folder), "--layers", "1", "--calibration", "none.txt", "--out", str(tmp_path / "cli")]
-    refused = CliRunner().invoke(app, [*command, "--recipe"])
+    refused = invoke(*command, "--recipe")
     assert refused.exit_code == OptionError.exit_code
     assert "mergekit does not read quantised weights" in " ".join(refused.stderr.split())
 

@@ -95,7 +95,7 @@ def test_the_command_line_asks_for_it(short: None, reference_model: Path, tmp_pa
     assert record["models"][1]["removed"] == sorted(
         json.loads((tmp_path / "out" / "prunecomp.json").read_text())["removed"]
     )
-    seen = run(app, ["eval", str(tmp_path / "out"), "--dtype", "float32", "--profile", "--base", base[0], "--json"])
+    seen = run(app, ["profile", str(tmp_path / "out"), "--dtype", "float32", "--base", base[0], "--json"])
     assert seen.exit_code == 0, seen.output
     beside = json.loads(seen.stdout)["profile"]["models"][1]
     assert beside["generation"]["tokens"] > 0

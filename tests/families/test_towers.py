@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
-from typer.testing import CliRunner
 
 import prunecomp
-from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.subject import describe
+from tests.command_line import invoke
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
 from tests.generation import assert_the_cache_holds
@@ -204,6 +203,6 @@ def test_no_recipe_for_a_part_of_a_model(generator: torch.Generator, tmp_path: P
     with pytest.raises(OptionError, match=r"--recipe: the files have the layers as language_model\.model\.layers"):
         result.save(tmp_path / "out", recipe=True)
     command = ["prune", tmp_path / "base", "--layers", 1, "--calibration", "none.txt", "--out", tmp_path / "o"]
-    refused = CliRunner().invoke(app, [*map(str, command), "--recipe"])
+    refused = invoke(*command, "--recipe")
     assert refused.exit_code == OptionError.exit_code
     assert "text decoder of a llava model" in " ".join(refused.stderr.split())

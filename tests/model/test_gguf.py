@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import prunecomp
-from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.gguf import dequantise, gguf_types
 from prunecomp.subject import describe
+from tests.command_line import invoke
 from tests.models import build
 
 LAYERS = 4
@@ -102,7 +101,7 @@ def test_pruning_it_is_pruning_the_converted_folder(model: Any, tmp_path: Path, 
 def test_the_export_has_the_dtype_that_is_asked_for(file: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", TOKENS)
     arguments = ["prune", file, "--layers", 1, "--calibration", tmp_path / "ids.npy", "--dtype", "float16"]
-    done = CliRunner().invoke(app, [str(word) for word in [*arguments, "--out", tmp_path / "out"]])
+    done = invoke(*arguments, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
     assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.float16

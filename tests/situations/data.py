@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from typer.testing import CliRunner, Result
 
-from prunecomp.cli import app
+from tests.command_line import Result
+from tests.command_line import invoke as run
 from tests.conftest import REFERENCE_MODEL
 
 VOCABULARY = 4096
@@ -40,4 +40,4 @@ def save(built: Any, folder: Path) -> Path:
 
 
 def command(*words: object, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    return run(*words, stdin=stdin)

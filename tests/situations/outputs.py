@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.testing import CliRunner
-
-from prunecomp.cli import app
+from tests.command_line import invoke as run
 
 
 def invoke(*arguments: object) -> Any:
     """How ``prunecomp ARGUMENTS`` ended, with ``exit_code``, ``stdout`` and ``stderr``, which is one line."""
-    ended = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    ended = run(*arguments)
     assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
     return ended

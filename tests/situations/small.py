@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from prunecomp.cli import app
+from tests.command_line import Result
+from tests.command_line import invoke as run
 from tests.models import build
 
 
@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 def invoke(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return run(*words)
 
 
 def said(result: Result) -> str:

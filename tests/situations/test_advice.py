@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 import prunecomp.checkpoint.fold as fold
 import prunecomp.checkpoint.proof as proof
 import prunecomp.checkpoint.verify as verify
 import prunecomp.result
-from prunecomp.cli import app
+from tests.command_line import Result, invoke
 from tests.models import build, draw_tokens
 
 Prune = Callable[..., Result]
@@ -32,7 +31,7 @@ def prune(generator: torch.Generator, tmp_path: Path) -> Prune:
     def run(*options: str, out: str = "out") -> Result:
         command = ["prune", str(tmp_path / "base"), "--layers", "2", "--calibration", str(tmp_path / "ids.npy")]
         command += ["--metric", "given", "--given", "2,3", "--out", str(tmp_path / out)]
-        return CliRunner().invoke(app, [*command, *options])
+        return invoke(*command, *options)
 
     return run
 

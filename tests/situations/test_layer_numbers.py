@@ -11,14 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
-from typer.testing import CliRunner
 
 import prunecomp
-from prunecomp.cli import app
 from prunecomp.engine.run import Run
 from prunecomp.errors import CheckpointError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from tests.command_line import invoke
 from tests.models import build, draw_tokens
 
 GPT2 = {
@@ -54,9 +53,7 @@ def test_attention_that_is_divided_by_the_layers_number(generator: torch.Generat
         prunecomp.pruner_for(model, tokens)
     ids = tmp_path / "ids.npy"
     np.save(ids, tokens.numpy())
-    done = CliRunner().invoke(
-        app, ["prune", str(tmp_path / "base"), "--layers", "2", "--calibration", str(ids), "--out", str(tmp_path / "o")]
-    )
+    done = invoke("prune", tmp_path / "base", "--layers", 2, "--calibration", ids, "--out", tmp_path / "o")
     assert done.exit_code == 3, done.output
 
 

@@ -113,7 +113,11 @@ def test_a_signal_during_the_imports_ends_the_program_alone_without_a_traceback(
 ) -> None:
     (tmp_path / "torch.py").write_text(STARTING.format(name))  # found before the real one
     (tmp_path / "prunecomp").write_text("from prunecomp.cli import main\nmain()\n")
-    command = {"module": ["-m", "prunecomp"], "script": [tmp_path / "prunecomp"], "import": ["-c", "import prunecomp"]}
+    command = {
+        "module": ["-m", "prunecomp", "info", "x"],
+        "script": [tmp_path / "prunecomp", "info", "x"],
+        "import": ["-c", "import prunecomp; prunecomp.prune"],
+    }
     search = os.pathsep.join(map(str, (tmp_path, ROOT)))
     ended = subprocess.run(
         [sys.executable, *map(str, command[way])], capture_output=True, text=True,

@@ -1,0 +1,135 @@
+"""The keywords of the functions, typed for editors and type checkers; written from where they are declared.
+
+``python -m tests.keywords`` writes this file. A metric or a compensation that another package adds has a name that is
+in no ``Literal``: for it, ``typing.cast``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+from prunecomp.engine.progress import Progress
+from prunecomp.names import (
+    Attention,
+    Backend,
+    Bos,
+    CompensationName,
+    Compile,
+    Dtype,
+    Form,
+    MetricName,
+    Parity,
+    PresetName,
+    RepairName,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class EvaluateKeywords(TypedDict, total=False):
+    """Of :func:`prunecomp.evaluate`."""
+
+    seqlen: int | None
+    bos: Bos
+    tokenizer: Any
+    dtype: Dtype | torch.dtype
+    device: str | torch.device
+    device_memory: int | str | None
+    host_memory: int | str | None
+    disk: str | Path | None
+    attn: Attention
+    allow_pickle: bool
+    progress: Progress
+
+
+class ProfileKeywords(EvaluateKeywords, total=False):
+    """Of :func:`prunecomp.profile`."""
+
+    seed: int
+    base: Any
+    items: int
+
+
+class CollectKeywords(EvaluateKeywords, total=False):
+    """Of :func:`prunecomp.collect`."""
+
+    samples: int
+    documents: bool
+    seed: int
+    backend: Backend | None
+
+
+class PrunerForKeywords(CollectKeywords, total=False):
+    """Of :func:`prunecomp.pruner_for`."""
+
+    metric: MetricName
+    compensation: CompensationName
+    span: int | None
+    candidates: Iterable[int] | str | None
+
+
+class ScoreKeywords(CollectKeywords, total=False):
+    """Of :func:`prunecomp.score`."""
+
+    metric: MetricName
+    compensation: CompensationName
+    span: int | None
+    lookahead: bool
+    given: Iterable[int] | str
+    parity: Parity | None
+    compile: Compile
+
+
+class PruneKeywords(ScoreKeywords, total=False):
+    """Of :func:`prunecomp.prune`."""
+
+    repair: RepairName
+    ridge: float | str | None
+    one_shot: bool
+    confidence: float | None
+    fold: Form
+    cache: bool
+    keep: Iterable[int] | str
+    candidates: Iterable[int] | str | None
+    eval: Any
+    profile: bool
+    resume: bool
+    journal: str | Path | None
+
+
+class PlanKeywords(TypedDict, total=False):
+    """Of :func:`prunecomp.plan`."""
+
+    metric: MetricName
+    span: int | None
+    samples: int
+    seqlen: int | None
+    dtype: Dtype | torch.dtype
+    device: str | torch.device
+    device_memory: int | str | None
+    host_memory: int | str | None
+    disk: str | Path | None
+
+
+class CompareKeywords(CollectKeywords, total=False):
+    """Of :func:`prunecomp.compare`."""
+
+    keep: Iterable[int] | str
+    candidates: Iterable[int] | str | None
+    given: Iterable[int] | str
+    parity: Parity | None
+    compile: Compile
+    eval: Any
+    metrics: Sequence[str] | str | None
+    compensations: Sequence[str] | str | None
+    one_shot: bool | Sequence[bool] | None
+    both_ways: bool
+    preset: PresetName | None
+    arms: Any
+    earlier: Any
+    on_measured: Callable[[Any], None] | None

@@ -1,0 +1,218 @@
+"""A model that is open for a run, and what every run does with it: drawing windows, placing, loading."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunecomp.checkpoint.numbers import check_layers_move
+from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.windows import Windows
+from prunecomp.engine.parallel import Workers, least, processes_here, world_size
+from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.work import rounds as rounds_of_work
+from prunecomp.errors import OptionError
+from prunecomp.inputs import calibration_windows, evaluation_windows
+from prunecomp.metrics import METRICS, check_order
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.loader import DTYPES, choose_attention, choose_device
+from prunecomp.ops.backends import choose
+from prunecomp.options import PruneOptions
+from prunecomp.pruner import Pruner, choose_candidates
+from prunecomp.result import Origin
+from prunecomp.subject import Subject, open_subject
+from prunecomp.values import listed
+
+HELD_OUT = 8
+"""One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
+
+
+class Session:
+    """``model`` as ``options`` would have it run: opened and checked, with no weights loaded before :meth:`load`.
+
+    Raises :class:`OptionError` for what is no model, and for options of loading that ask of a model in memory what it
+    is not; :class:`prunecomp.errors.CheckpointError` for a model that cannot be read.
+    """
+
+    def __init__(self, model: Any, options: PruneOptions) -> None:
+        self.options = options
+        self.subject = _opened(model, options)
+
+    def candidates(self) -> list[int]:
+        """The layers that may go."""
+        return candidates_of(self.options, self.subject.num_layers)
+
+    def calibration(self, *, as_asked: Collection[str] = ("samples", "seqlen")) -> Windows:
+        """The calibration windows: of one length, cut from the whole text, or documents one by one.
+
+        Windows that come as such must be those that were asked for, by the options named ``as_asked``.
+        """
+        options = self.options
+        windows = calibration_windows(
+            self.subject, options.calibration, options.samples, options.seqlen, options.seed, options.documents,
+            options.window_bos,
+        )  # fmt: skip
+        self._check_taken(windows, as_asked)
+        Workers.current(windows.count)  # too few for the processes is told before any work
+        return windows
+
+    def evaluation(self, source: Any, *, as_asked: Collection[str] = ()) -> Windows:
+        """Consecutive windows of a text to measure perplexity on."""
+        windows = evaluation_windows(self.subject, source, self.options.seqlen, self.options.window_bos)
+        self._check_taken(windows, as_asked)
+        Workers.current(windows.count)
+        return windows
+
+    def _check_taken(self, windows: Windows, as_asked: Collection[str]) -> None:
+        """Raise :class:`OptionError` where windows that came as such are not those that were asked for."""
+        options = self.options
+        if windows.drawn:
+            return
+        for name, value, made, default in (
+            ("samples", options.samples, windows.count, PruneOptions.samples),
+            ("seqlen", options.seqlen, windows.seqlen, None),
+        ):
+            if name in as_asked and value not in (default, made):
+                raise OptionError(
+                    f"--{name} {value}: {windows.source} is windows already, {windows.count} of {windows.seqlen} "
+                    f"tokens, and is taken as it stands; leave out --{name}"
+                )
+
+    def demand(self) -> Demand:
+        """The memory that the metric takes beside the pass."""
+        return METRICS[self.options.metric]().demand(self.subject.shape(), self.options.block_size(METRICS))
+
+    def place(self, count: int, seqlen: int, demand: Demand | None = None) -> Placement:
+        """The placement of a run over so many windows, within the limits of the options; no weights are loaded."""
+        options, subject = self.options, self.subject
+        memory = available_memory(
+            subject.device, options.device_memory, options.host_memory, options.disk, processes=processes_here()
+        )
+        # Every process must come to the same placement.
+        on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
+        return place(
+            subject.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder), subject.device,
+            resident=subject.resident, processes=world_size(), demand=demand,
+        )  # fmt: skip
+
+    def compiles(self, windows: Windows, placement: Placement, rounds: int = 1) -> bool:
+        """Whether the layers are compiled, for a run of so many rounds."""
+        work = rounds_of_work(self.subject.shape(), placement, windows.count, windows.seqlen, rounds)
+        return should_compile(self.options.compile, work[-1].flops, self.subject.device)
+
+    def load(self, placement: Placement, *, compiled: bool = False) -> Decoder:
+        """The decoder, its weights where the placement has them."""
+        decoder = self.subject.load(placement.group_size)
+        if compiled:
+            decoder.compile()
+        return decoder
+
+    def pruner(
+        self,
+        windows: Windows,
+        placement: Placement,
+        *,
+        compiled: bool = False,
+        candidates: Sequence[int] | None = None,
+        moving: Sequence[int] = (),
+        origin: Origin | None = None,
+    ) -> Pruner:
+        """The pruner that the options ask for, over ``windows`` arranged as they need it. A few rows are run
+        first, to see that the layers ``moving`` can go."""
+        options, decoder = self.options, self.load(placement, compiled=compiled)
+        if moving:
+            check_layers_move(decoder, moving, windows.tokens[0])
+        seen, held_out = arrange(windows, options)
+        return Pruner(
+            decoder, seen, metric=options.metric, compensation=options.compensation, cache=options.cache,
+            placement=placement, candidates=candidates, held_out=held_out, seed=options.seed, given=options.given,
+            span=options.block_size(METRICS), lookahead=options.lookahead, confidence=options.confidence,
+            parity=options.parity, backend=options.backend, progress=options.progress, origin=origin,
+        )  # fmt: skip
+
+    def identity(
+        self, windows: Windows, placement: Placement, compiled: bool, left_out: Collection[str]
+    ) -> dict[str, Any]:
+        """All that choices and numbers depend on: model, data, how they are run, and the options but those
+        ``left_out``."""
+        options, subject = self.options, self.subject
+        decisive = {name: value for name, value in options.record().items() if name not in left_out}
+        decisive["attn"] = choose_attention(options.attn, subject.config, subject.device, subject.dtype)
+        decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, options.backend).backend
+        return {
+            "model": subject.fingerprint(),
+            "calibration": windows.digest,
+            "micro_batch": placement.micro_batch,
+            "compiled": compiled,
+            "device_type": subject.device.type,
+            "options": decisive,
+        }
+
+
+def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
+    """The layers that a run may remove from a model of so many. Raises :class:`OptionError` where they are too few, or
+    where an order names fewer than go, or one that must stay."""
+    barriers = METRICS[options.metric]().barriers(num_layers)
+    if METRICS[options.metric].takes_order:
+        order = check_order(options.given, num_layers)
+        if len(order) < options.layers:
+            raise OptionError(
+                f"--given {listed(order)} names {len(order)} layers, and --layers {options.layers} are to go: give as "
+                "many"
+            )
+    chosen = choose_candidates(num_layers, options.layers, options.keep, options.candidates, barriers)
+    if METRICS[options.metric].takes_order and not set(order[: options.layers]) <= set(chosen):
+        barred = [layer for layer in order if layer not in chosen]
+        raise OptionError(f"--given {listed(barred)}: must stay by --keep or --candidates; name other layers")
+    return chosen
+
+
+def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows | None]:
+    """The windows to score and fit on, and those held out for a compensation that compares losses.
+
+    An early stop rests on a random order, and a held-out slice is a random eighth: both are drawn from the seed.
+    """
+    holds_out = bool(getattr(COMPENSATIONS[options.compensation], "held_out", False))
+    if options.confidence is None and not holds_out:
+        return windows, None
+    windows = windows.shuffled(options.seed)
+    if not holds_out:
+        return windows, None
+    count = max(world_size(), windows.count // HELD_OUT)
+    if count >= windows.count:
+        raise OptionError(f"--compensation {options.compensation} holds windows out: give at least two --samples")
+    return windows.take(slice(0, windows.count - count)), windows.take(slice(windows.count - count, windows.count))
+
+
+def _opened(model: Any, options: PruneOptions) -> Subject:
+    if isinstance(model, Subject):
+        return model
+    in_memory = not isinstance(model, str | Path)
+    choose_device(options.device)
+    if not in_memory and options.tokenizer is not None:
+        raise OptionError("tokenizer: a model folder brings its own; leave it out")
+    subject = open_subject(
+        model, dtype=options.compute_dtype, device=options.device, tokenizer=options.tokenizer,
+        allow_pickle=options.allow_pickle, attention=options.attn,
+    )  # fmt: skip
+    if in_memory:
+        _check_as_it_is(subject, options)
+    return subject
+
+
+def _check_as_it_is(subject: Subject, options: PruneOptions) -> None:
+    """A model in memory is used where it is and as it is."""
+    place = subject.device
+    wanted = place if options.device == "auto" else choose_device(options.device)
+    attention = getattr(subject.config, "_attn_implementation", None)
+    for option, value, is_so, being in (
+        ("--dtype", options.dtype, DTYPES.get(options.dtype) == subject.dtype, subject.dtype),
+        ("--device", options.device, wanted.type == place.type and wanted.index in (None, place.index), place),
+        ("--attn", options.attn, options.attn == attention, attention),
+    ):
+        if value != "auto" and not is_so:
+            raise OptionError(
+                f"{option} {value}: a model in memory is used as it is, and this one has {being}; leave it out, or "
+                "give the model's folder"
+            )
