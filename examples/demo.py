@@ -29,17 +29,16 @@ from prunecomp.report.progress import RichProgress
 
 HERE = Path(__file__).parent
 BUNDLED = HERE / "reference_model"
-CALIBRATION = HERE / "texts" / "mixture.txt"
 TEXTS = {"code (calibrated kind)": HERE / "texts" / "code.txt", "verse (another kind)": HERE / "texts" / "verse.txt"}
-LAYERS, SAMPLES, SEQLEN, EVALUATED = 5, 16, 256, 12
+LAYERS, SAMPLES, SEQLEN, EVALUATED = 5, 24, 256, 12
 """Layers to remove; calibration windows, tokens of each, and windows of each text that perplexity is measured on."""
-BEST = "linear"
-"""The compensation that is saved."""
 ARMS = {
     "one shot, nothing put in place": Arm("bi", "none", one_shot=True),
     "Prune&Comp, as published": Arm("bi", "scale"),
-    f"ours: {BEST}": Arm("bi", BEST),
 }
+BEST = "ours: --compensation lsq --repair joint --ridge 1"
+OURS: dict[str, Any] = {"compensation": "lsq", "repair": "joint", "ridge": 1.0}
+"""What is saved."""
 QUESTION = "Why is the sky blue? Answer in two sentences."
 BEGINNING = "The old man looked at the"
 NEW_TOKENS = 48
@@ -73,16 +72,17 @@ def demonstrate(out: Path) -> None:
     model = fetched()
     tokenizer = AutoTokenizer.from_pretrained(model)
     options: dict[str, Any] = {
-        "calibration": CALIBRATION,
         "samples": SAMPLES,
         "seqlen": SEQLEN,
         "progress": RichProgress(aside),
     }
     say(2, f"pruning by {LAYERS} layers in {len(ARMS)} ways, measuring on {len(TEXTS)} texts")
     texts = {name: windows(tokenizer, path) for name, path in TEXTS.items()}
-    compared = prunecomp.compare(model, [LAYERS], arms=list(ARMS.values()), eval=texts, **options)
-    say(3, f"pruning with {BEST} once more, to save it")
-    prunecomp.prune(model, LAYERS, compensation=BEST, **options).save(out)
+    compared = prunecomp.compare(model, [LAYERS], None, arms=list(ARMS.values()), eval=texts, **options)
+    say(3, "pruning with a repair fitted to the dense model, saving and measuring it")
+    result = prunecomp.prune(model, LAYERS, **OURS, **options)
+    result.save(out)
+    ours = {name: prunecomp.evaluate(out, text, progress=options["progress"]) for name, text in texts.items()}
     say(4, "loading dense and pruned with transformers, and letting both answer")
     dense, pruned = (answer(folder, tokenizer) for folder in (model, out))
 
@@ -91,6 +91,7 @@ def demonstrate(out: Path) -> None:
         measured = compared.measurement(arm, LAYERS)
         assert measured is not None
         rows.append({"model": name, "layers removed": measured.removed, "perplexity": measured.perplexity, **pruned})
+    rows.append({"model": BEST, "layers removed": result.removed, "perplexity": ours, **pruned})
     console.print(table_of(rows))
     console.print(answers(dense["text"], pruned["text"]))
     for row in rows[1:-1]:

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 import prunecomp
-from prunecomp.cli import main as _main  # noqa: F401  (the commands, registered)
-from prunecomp.cli.shell import app
 from prunecomp.errors import OptionError
 from prunecomp.evaluation import profile as module
 from prunecomp.evaluation.generation import Written, summed_up
 from prunecomp.evaluation.items import MAKERS
 from prunecomp.evaluation.probes import PRODUCTION, RECOGNITION, Answers, at_chance, beside_dense
 from prunecomp.report.profile import notes, profile_markdown
+from tests.command_line import invoke
 
 
 @pytest.fixture
@@ -81,11 +79,9 @@ def test_streamed_models_agree_with_the_dense_one_as_resident_ones_do(reference_
 
 @pytest.mark.slow
 def test_the_command_line_asks_for_it(short: None, reference_model: Path, tmp_path: Path) -> None:
-    run = CliRunner().invoke
     base = [str(reference_model), "--dtype", "float32"]
-    made = run(
-        app,
-        ["prune", *base, "--layers", "2", "--calibration", str(reference_model / "calibration.txt"), "--samples", "2",
+    made = invoke(
+        *["prune", *base, "--layers", "2", "--calibration", str(reference_model / "calibration.txt"), "--samples", "2",
          "--seqlen", "64", "--profile", "--no-verify", "--out", str(tmp_path / "out")],
     )  # fmt: skip
     assert made.exit_code == 0, made.output
@@ -95,12 +91,12 @@ def test_the_command_line_asks_for_it(short: None, reference_model: Path, tmp_pa
     assert record["models"][1]["removed"] == sorted(
         json.loads((tmp_path / "out" / "prunecomp.json").read_text())["removed"]
     )
-    seen = run(app, ["profile", str(tmp_path / "out"), "--dtype", "float32", "--base", base[0], "--json"])
+    seen = invoke(*["profile", str(tmp_path / "out"), "--dtype", "float32", "--base", base[0], "--json"])
     assert seen.exit_code == 0, seen.output
     beside = json.loads(seen.stdout)["profile"]["models"][1]
     assert beside["generation"]["tokens"] > 0
     for words in (["--base", base[0]], []):
-        refused = run(app, ["eval", base[0], *words])
+        refused = invoke("eval", base[0], *words)
         assert refused.exit_code == 2
 
 
