@@ -1,7 +1,7 @@
 """What a chat model can still do with 1, 2, 3, 5 and 8 layers gone, unrepaired and repaired: the capability profile.
 
 ``python -m benchmarks.bench_profile MODEL [--items 24] [--out benchmarks/results/real]`` writes ``profile.json`` and
-``profile.md``. One pruning run a repair, stopped at each number of layers; all models share the dense one's answers.
+``profile.md``. One pruning run an arm, stopped at each number of layers; all models share the dense one's answers.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from prunecomp.data.sources import Tokenizer, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, draw_windows
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.profile import Named, capabilities
+from prunecomp.inputs import MIXTURE
 from prunecomp.model.stack import LayerStack
 from prunecomp.plain import json_text
+from prunecomp.repair import RIDGE, repair
 from prunecomp.report.profile import profile_markdown
 from prunecomp.subject import open_subject
 from prunecomp.subject.language import language_of
 
 TEXTS = Path(__file__).parent.parent / "examples" / "texts"
 STOPS = (1, 2, 3, 5, 8)
-REPAIRS = {"nothing": "none", "scale": "scale", "linear": "linear"}
-CALIBRATION, EVALUATION = "mixture.txt", ("verse.txt", "code.txt")
+ARMS = {"nothing": ("none", "none"), "scale": ("scale", "none"), "joint fit": ("scale", "joint")}
+"""The compensation while layers are chosen, and the repair at each stop."""
+EVALUATION = ("verse.txt", "code.txt")
 SAMPLES, SEQLEN, EVALUATED = 32, 256, 12
 
 
-def windows_of(tokenizer: Tokenizer, vocab_size: int, file: str, drawn: bool) -> Windows:
-    source = read_source(str(TEXTS / file), tokenizer, vocab_size)
+def windows_of(tokenizer: Tokenizer, vocab_size: int, file: Path, drawn: bool) -> Windows:
+    source = read_source(str(file), tokenizer, vocab_size)
     if drawn:
         return draw_windows(source, SAMPLES, SEQLEN, 0)
     return consecutive_windows(source, SEQLEN).take(slice(0, EVALUATED))
@@ -51,9 +54,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     read = Tokenizer(lambda: tokenizer)
     size = model.config.vocab_size
-    calibration = windows_of(read, size, CALIBRATION, drawn=True)
+    calibration = windows_of(read, size, MIXTURE, drawn=True)
     others, standing = [], None
-    for name, compensation in REPAIRS.items():
+    for name, (compensation, kind) in ARMS.items():
         pruner = prunecomp.pruner_for(model, calibration.tokens, metric="bi", compensation=compensation)
         if standing is None:
             standing = Standing(pruner.decoder, LayerStack.dense(pruner.decoder.num_layers), pruner.placement)
@@ -62,6 +65,8 @@ def main() -> None:
             pruner.remove(min(scores, key=lambda layer: (scores[layer], layer)))
             if len(pruner.removed) in STOPS:
                 stack = pruner.stack
+                if kind != "none":
+                    stack, _ = repair(standing.decoder, calibration, standing.placement, stack, kind, RIDGE)
                 others.append(
                     Named(f"{name}, N = {len(pruner.removed)}", Standing(standing.decoder, stack, standing.placement))
                 )
@@ -72,12 +77,12 @@ def main() -> None:
     subject = open_subject(model, dtype="auto", device="auto", tokenizer=tokenizer, allow_pickle=False)
     language = language_of(subject, standing.placement)
     found = capabilities(
-        standing, others, {file: windows_of(read, size, file, drawn=False) for file in EVALUATION},
+        standing, others, {file: windows_of(read, size, TEXTS / file, drawn=False) for file in EVALUATION},
         language if isinstance(language, str) else {standing.decoder: language}, items=given.items,
     )  # fmt: skip
     record = {
         "model": given.model.name,
-        "calibration": {"file": CALIBRATION, "windows": SAMPLES, "seqlen": SEQLEN, "digest": calibration.digest},
+        "calibration": {"file": MIXTURE.name, "windows": SAMPLES, "seqlen": SEQLEN, "digest": calibration.digest},
         "metric": "bi", "dtype": "float32", "threads": torch.get_num_threads(), "machine": platform.processor(),
         "versions": {name: version(name) for name in ("prunecomp", "torch", "transformers")},
         "seconds": {"choosing": chosen, "all": time.perf_counter() - started},

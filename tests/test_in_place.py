@@ -48,12 +48,12 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("compensation", ["scale", "linear"])
-def test_applied_is_the_pruned_model_and_then_what_it_was(case: str, compensation: str) -> None:
+@pytest.mark.parametrize("repair", ["none", "refit"])
+def test_applied_is_the_pruned_model_and_then_what_it_was(case: str, repair: str) -> None:
     model = build(case)
     model.generation_config.dola_layers = [1, 3]
     before, dense = everything(model), logits(model)
-    result = prunecomp.prune(model, 2, TOKENS, compensation=compensation)
+    result = prunecomp.prune(model, 2, TOKENS, repair=repair)
     copied = copy.deepcopy(model)
     result.apply(copied)
     with result.applied(model) as pruned:

@@ -24,8 +24,9 @@ class SequenceScores:
 
     @classmethod
     def of(cls, metric: Metric, evidence: Evidence) -> SequenceScores | None:
-        """None where scores are no means over sequences, or not over those that are here."""
-        if not metric.ends_early or evidence.parity is not None:
+        """None where scores are no means over sequences, or not over those that are here, or nothing has one: too few
+        neighbours are left for a block."""
+        if not metric.ends_early or evidence.parity is not None or not evidence.starts():
             return None
         layers, sums = metric.sequence_scores(evidence)
         tokens = metric.sequence_tokens(evidence)

@@ -28,8 +28,8 @@ class LeaveOneOut(Metric):
     2402.09025, section 3; Shortened LLaMA, arXiv 2402.02834, section 3.1). Its exponential is the perplexity.
 
     Candidates are 1..L-2 unless they are named. With ``--lookahead`` each candidate is judged with the scale of its own
-    compensation in place. The statistics give ``scale``, ``norm`` and ``lsq`` for nothing; ``search``, ``linear`` and
-    ``auto`` run layers for each candidate, and the weights that ``linear`` would replace are not looked ahead at.
+    compensation in place. The statistics give ``scale``, ``norm`` and ``lsq`` for nothing; ``search`` runs layers
+    for each candidate, and what a repair fits at the end is not looked ahead at.
     """
 
     looks_ahead = True

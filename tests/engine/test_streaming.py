@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import prunecomp
-from prunecomp.engine.placement import Memory, ModelShape, Placement, model_shape, place
+from prunecomp.engine.placement import Demand, Memory, ModelShape, Placement, model_shape, place
 from prunecomp.engine.states import Tier
 from prunecomp.errors import NumericalError, OptionError, OutputError
 from prunecomp.model.families import families
@@ -23,13 +23,15 @@ def shape_of(model: Any) -> ModelShape:
     return model_shape(model, families.find(model.config.model_type), model.dtype)
 
 
-def needed(model: Any, tokens: torch.Tensor, boundaries: int) -> int:
-    """Bytes for two layers at a time and some boundaries beside the one that is carried."""
+def needed(model: Any, tokens: torch.Tensor, boundaries: int, demand: Demand | None = None) -> int:
+    """Bytes for two layers at a time and some boundaries beside the one that is carried, and for what a run demands
+    beside a forward pass."""
     shape = shape_of(model)
     count, seqlen = tokens.shape
-    resident = place(shape, count, seqlen, Memory(10**12), CPU).peak_nbytes[Tier.device]
+    placed = place(shape, count, seqlen, Memory(10**12), CPU, demand=demand)
     boundary = count * seqlen * shape.hidden_size * shape.itemsize
-    slots = resident - (shape.num_layers - 1) * boundary - (shape.num_layers - 2) * shape.layer_nbytes
+    slots = placed.peak_nbytes[Tier.device] - placed.kept_boundaries * boundary
+    slots -= (shape.num_layers - 2) * shape.layer_nbytes
     return slots + (1 + boundaries) * boundary
 
 

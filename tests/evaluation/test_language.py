@@ -155,7 +155,7 @@ def test_generation_is_that_of_transformers_on_the_export(reference_model: Path,
     AutoModelForCausalLM.from_pretrained(reference_model, dtype=torch.float32).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     text = str(reference_model / "calibration.txt")
-    result = prunecomp.prune(tmp_path / "base", 3, text, samples=4, seqlen=64, compensation="linear")
+    result = prunecomp.prune(tmp_path / "base", 3, text, samples=4, seqlen=64, repair="joint")
     result.save(tmp_path / "out", verify=False)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     language = language_of(result.subject, result.placement)

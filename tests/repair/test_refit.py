@@ -16,7 +16,8 @@ from prunecomp.errors import OptionError
 from prunecomp.journal import Journal, journal_path
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
-from tests.engine.test_streaming import needed
+from prunecomp.repair import demand_of
+from tests.engine.test_streaming import needed, shape_of
 from tests.models import build, draw_tokens
 from tests.oracles import refit
 from tests.tolerances import error, relative
@@ -124,9 +125,10 @@ def test_cached_uncached_streamed_and_resumed_runs_agree(
     prunecomp.prune(tmp_path / "base", 3, tokens, journal=journal, **options)  # never saved: the journal stays
     halve(journal)
     resumed = prunecomp.prune(tmp_path / "base", 3, tokens, journal=journal, resume=True, **options)
-    limit = needed(model.to(getattr(torch, dtype)), tokens, 8)
+    limit = fitting(model.to(getattr(torch, dtype)), tokens, 2)
     streamed = prunecomp.prune(tmp_path / "base", 3, tokens, device_memory=limit, disk=tmp_path, **options)
     assert streamed.placement.group_size == 1
+    assert streamed.placement.micro_batch == plain.placement.micro_batch  # another one rounds differently
     assert plain.repair is not None
     for other in (full, streamed, resumed):
         assert other.removed == plain.removed
@@ -142,6 +144,11 @@ def test_cached_uncached_streamed_and_resumed_runs_agree(
     assert held[0] == held[1]
 
 
+def fitting(model: Any, tokens: torch.Tensor, boundaries: int) -> int:
+    """Bytes for two layers at a time, some boundaries, and the sums of a joint fit over the whole micro-batch."""
+    return needed(model, tokens, boundaries, demand_of(Decoder(model), shape_of(model), joint=True))
+
+
 def halve(path: Path) -> None:
     """As if the run had been killed after two rounds."""
     journal = Journal._read(path)
@@ -155,8 +162,10 @@ def test_memory_that_holds_no_two_streams_is_refused_before_the_work(
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
     tokens = draw_tokens(model, generator, windows=40, seqlen=64)
-    with pytest.raises(OptionError, match=r"--repair .*--repair none|--device-memory"):
-        prunecomp.prune(tmp_path / "base", 2, tokens, repair="refit", device_memory=needed(model, tokens, 2))
+    with pytest.raises(OptionError, match=r"--repair needs room for 4 boundaries .* left for 3: .*--repair none"):
+        prunecomp.prune(tmp_path / "base", 2, tokens, repair="joint", device_memory=fitting(model, tokens, 3))
+    with pytest.raises(OptionError, match=r"--device-memory [\d,]+ bytes: .* need [\d,]+; give more"):
+        prunecomp.prune(tmp_path / "base", 2, tokens, repair="joint", device_memory=needed(model, tokens[:1], 2))
 
 
 @pytest.mark.parametrize("ridge", [0, -1.0, float("nan"), "much", True, 1e9])
