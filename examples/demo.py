@@ -74,6 +74,7 @@ def demonstrate(out: Path) -> None:
     options: dict[str, Any] = {
         "samples": SAMPLES,
         "seqlen": SEQLEN,
+        "dtype": "float32",  # a CPU without instructions for bfloat16 takes nine times as long in it
         "progress": RichProgress(aside),
     }
     say(2, f"pruning by {LAYERS} layers in {len(ARMS)} ways, measuring on {len(TEXTS)} texts")
@@ -82,7 +83,7 @@ def demonstrate(out: Path) -> None:
     say(3, "pruning with a repair fitted to the dense model, saving and measuring it")
     result = prunecomp.prune(model, LAYERS, **OURS, **options)
     result.save(out)
-    ours = {name: prunecomp.evaluate(out, text, progress=options["progress"]) for name, text in texts.items()}
+    ours = {name: prunecomp.evaluate(out, text, dtype="float32", progress=options["progress"]) for name, text in texts.items()}
     say(4, "loading dense and pruned with transformers, and letting both answer")
     dense, pruned = (answer(folder, tokenizer) for folder in (model, out))
 
@@ -121,7 +122,7 @@ def windows(tokenizer: Any, path: Path) -> torch.Tensor:
 
 def answer(folder: Path, tokenizer: Any) -> dict[str, Any]:
     """What the model in ``folder`` says, its parameters, and the tokens a second of ``generate``."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if tokenizer.chat_template is None:
         prompt = tokenizer(BEGINNING, return_tensors="pt")["input_ids"]
     else:
