@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from prunecomp.plan import RunPlan, plan
     from prunecomp.profiling import profile
     from prunecomp.pruner import Pruner
-    from prunecomp.result import PruneResult, RoundRecord, ScoreResult
+    from prunecomp.result import PruneResult, RoundRecord
+    from prunecomp.scores import ScoreResult
     from prunecomp.stepwise import pruner_for
 
     __version__: str
@@ -63,7 +64,8 @@ _HOMES = {
     "plan": ("RunPlan", "plan"),
     "profiling": ("profile",),
     "pruner": ("Pruner",),
-    "result": ("PruneResult", "RoundRecord", "ScoreResult"),
+    "result": ("PruneResult", "RoundRecord"),
+    "scores": ("ScoreResult",),
     "stepwise": ("pruner_for",),
 }
 _HOME = {name: f"prunecomp.{home}" for home, names in _HOMES.items() for name in names}

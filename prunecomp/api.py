@@ -27,7 +27,8 @@ from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKey
 from prunecomp.pruner import run_rounds
 from prunecomp.repair import check_repairable, demand_of
 from prunecomp.repair import repair as fit_repair
-from prunecomp.result import PruneResult, ScoreResult
+from prunecomp.result import PruneResult
+from prunecomp.scores import ScoreResult
 from prunecomp.session import Session
 from prunecomp.subject import Subject
 

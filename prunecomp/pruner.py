@@ -269,8 +269,7 @@ class Pruner:
 
         Its options are those of the pruner, with the removals as ``given``; a removal has a score if its layers had
         been scored just before. ``fold`` as in :func:`prunecomp.prune`. Raises :class:`OptionError` where nothing
-        was removed, or where the pruner was not made by :func:`prunecomp.pruner_for`.
-        """
+        was removed, or where the pruner was not made by :func:`prunecomp.pruner_for`."""
         if self._origin is None:
             raise OptionError("result: a pruner made of a bare decoder knows no model to save; use pruner_for()")
         if not self._steps:

@@ -30,7 +30,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "shard": (prunecomp.checkpoint.writer, "save_file"),
     "rename": (Path, "rename"),
     "journal-removed": (Journal, "remove"),
-    "perplexity": (prunecomp.api, "perplexity"),
+    "perplexity": (prunecomp.api, "judged"),
 }
 PHASES = ("starting", "scoring", "between rounds", "perplexity", "export", "done")
 
@@ -75,7 +75,7 @@ def tell_phases(tell: Callable[[str], None]) -> None:
     """Call ``tell`` with the phase whenever it changes."""
     for owner, name, during, afterwards in (
         (Pruner, "score", "scoring", "between rounds"),
-        (prunecomp.api, "perplexity", "perplexity", "perplexity"),
+        (prunecomp.api, "judged", "perplexity", "perplexity"),
         (PruneResult, "save", "export", "done"),
     ):
         setattr(owner, name, _telling(getattr(owner, name), tell, during, afterwards))

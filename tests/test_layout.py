@@ -24,7 +24,7 @@ ORDER = [
     {"metrics"},
     {"subject"},
     {"options"},
-    {"result", "inputs"},
+    {"result", "inputs", "scores"},
     {"pruner", "journal"},
     {"session"},
     {"judging"},

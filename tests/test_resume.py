@@ -36,8 +36,8 @@ KILLS = 30
 
 CHOSEN = (
     Harm("layer", 1), Harm("layer", 12), Harm("journal", 1), Harm("journal", 3), Harm("journal", 3, after=True),
-    Harm("journal-replaced", 2), Harm("perplexity", 2), Harm("shard", 1), Harm("shard", 2, after=True),
-    Harm("rename"), Harm("rename", after=True), Harm("journal-removed"),
+    Harm("journal-replaced", 2), Harm("perplexity"), Harm("perplexity", after=True), Harm("shard", 1),
+    Harm("shard", 2, after=True), Harm("rename"), Harm("rename", after=True), Harm("journal-removed"),
 )  # fmt: skip
 
 

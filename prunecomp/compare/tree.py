@@ -288,11 +288,6 @@ def choosing(steps: Iterable[Step]) -> list[Step]:
     return [step for step in steps if step.kind != "loss"]
 
 
-def window_losses(run: Run, *, keep: bool) -> list[torch.Tensor]:
-    """Of each part, the sum over each window, in nats."""
-    return [run.losses(part, keep=keep) for part in run.parts]
-
-
 def calibration(node: Node, leg: Leg) -> Run:
     assert node.runs is not None
     return node.runs.calibration[leg.arrangement]

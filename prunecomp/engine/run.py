@@ -233,7 +233,8 @@ class Run:
         :class:`NumericalError` naming layer and sequence where it is not finite.
         """
         parts = self.parts if over is None else [self.parts[number] for number in over]
-        return mean_loss(parts, [self.losses(part, keep=keep) for part in parts])
+        total = sum(float(self.losses(part, keep=keep).sum()) for part in parts)
+        return total / sum(part.all_windows.num_tokens - part.all_windows.count for part in parts)
 
     def losses(self, part: Part, *, keep: bool = True) -> torch.Tensor:
         """The sum over each window of a part, of all processes: [N] float64."""
@@ -359,12 +360,6 @@ class Run:
         part.states.drop_all(self.stack.alive[position + 1 :])
         part.stale_from = position if part.stale_from is None else min(part.stale_from, position)
         part.gram = None
-
-
-def mean_loss(parts: Sequence[Part], losses: Sequence[torch.Tensor]) -> float:
-    """Nats a token from the sums that :meth:`Run.losses` gave for each part."""
-    total = sum(float(sums.sum()) for sums in losses)
-    return total / sum(part.all_windows.num_tokens - part.all_windows.count for part in parts)
 
 
 def whole(forwards: float) -> float:

