@@ -70,8 +70,8 @@ def test_the_flags_are_those_that_are_declared(command: str) -> None:
 def test_the_record_has_the_names_that_journals_have() -> None:
     assert set(PruneOptions(calibration="x").record()) == {
         "layers", "samples", "seqlen", "seed", "documents", "bos", "dtype", "device", "metric", "compensation",
-        "repair", "ridge", "one_shot", "fold", "keep", "candidates", "given", "span", "lookahead", "confidence", "parity",
-        "attn", "compile", "backend",
+        "repair", "ridge", "one_shot", "fold", "keep", "candidates", "given", "span", "lookahead", "confidence",
+        "parity", "attn", "compile", "backend",
     }  # fmt: skip
 
 
