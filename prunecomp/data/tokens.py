@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from prunecomp.data.records import Chat
-from prunecomp.errors import DataError, PrunecompError
+from prunecomp.errors import CheckpointError, DataError, PrunecompError
 
 Tokenize = Callable[[str], list[int]]
 UNDESCRIBED = "the tokenizer gives a token the id {}"
 TODAY = "26 Jul 2024"
 """For chat templates that state a date: with that of the day, windows would be others tomorrow."""
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Have what a tokenizer of transformers stumbles over, which may be anything in its files, be told as an error."""
+    try:
+        yield
+    except (PrunecompError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer cannot read {what} ({type(error).__name__}: {error}): mend its files, or give token ids"
+        ) from error
 
 
 class Tokenizer:
@@ -29,7 +43,8 @@ class Tokenizer:
 
     def __call__(self, text: str) -> list[int]:
         # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
-        ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
+        with telling("a text"):
+            ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return ids
 
     def chat(self, chat: Chat) -> list[int]:
@@ -39,7 +54,8 @@ class Tokenizer:
                 "it holds conversations, and the tokenizer has no chat template to write them with: give a model that "
                 "was trained on conversations, or a field of plain text, as in FILE:FIELD"
             )
-        ids: list[int] = self._tokenizer.apply_chat_template(chat.messages, return_dict=False, date_string=TODAY)
+        with telling("a conversation"):
+            ids: list[int] = self._tokenizer.apply_chat_template(chat.messages, return_dict=False, date_string=TODAY)
         return ids
 
     @property

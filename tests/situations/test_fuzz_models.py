@@ -25,7 +25,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 import prunecomp
-from prunecomp.errors import PrunecompError
+from prunecomp.errors import CheckpointError, PrunecompError
 from prunecomp.subject import describe, open_subject
 from tests.families.test_families import build as build_family
 from tests.situations.folders import folder_of
@@ -248,3 +248,19 @@ def test_tokenizers(with_tokenizer: Path, outcome: Callable[[Path], None], data:
         value = data.draw(VALUES) if kind == "value" else changed(data, json.loads(content), extra)
         content = json.dumps(value).encode()
     spoilt(with_tokenizer, path.name, content, look)
+
+
+def test_a_tokenizer_that_loads_and_cannot_read_is_named(with_tokenizer: Path) -> None:
+    """What the soak found: a length that is a text raises a bare TypeError inside transformers."""
+    path = with_tokenizer / "tokenizer_config.json"
+    content = path.read_text()
+    try:
+        path.write_text(json.dumps({**json.loads(content), "model_max_length": "4k"}))
+        subject = open_subject(with_tokenizer, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
+        assert subject.tokenize is not None
+        with pytest.raises(
+            CheckpointError, match="the tokenizer cannot read a text"
+        ):
+            subject.tokenize("a text")
+    finally:
+        path.write_text(content)
