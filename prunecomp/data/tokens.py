@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prunecomp.data.records import Chat
-from prunecomp.errors import CheckpointError, DataError, PrunecompError
+from prunecomp.errors import DataError, PrunecompError
 
 Tokenize = Callable[[str], list[int]]
 UNDESCRIBED = "the tokenizer gives a token the id {}"
@@ -19,16 +19,15 @@ TODAY = "26 Jul 2024"
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Have what a tokenizer of transformers stumbles over, which may be anything in its files, be told as an error."""
+def telling() -> Iterator[None]:
+    """Raise :class:`DataError` for whatever a tokenizer stumbles over: they have errors of many kinds, of other
+    languages too."""
     try:
         yield
-    except (PrunecompError, MemoryError):
+    except PrunecompError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer cannot read {what} ({type(error).__name__}: {error}): mend its files, or give token ids"
-        ) from error
+        raise DataError(f"the tokenizer does not take it ({type(error).__name__}: {error})") from error
 
 
 class Tokenizer:
@@ -43,7 +42,7 @@ class Tokenizer:
 
     def __call__(self, text: str) -> list[int]:
         # One call on the whole text, as the official code makes it: a BOS token, if any, stands once at the start.
-        with telling("a text"):
+        with telling():
             ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return ids
 
@@ -54,7 +53,7 @@ class Tokenizer:
                 "it holds conversations, and the tokenizer has no chat template to write them with: give a model that "
                 "was trained on conversations, or a field of plain text, as in FILE:FIELD"
             )
-        with telling("a conversation"):
+        with telling():
             ids: list[int] = self._tokenizer.apply_chat_template(chat.messages, return_dict=False, date_string=TODAY)
         return ids
 
@@ -89,14 +88,11 @@ def token_ids(text: str | Chat, name: str, tokenize: Tokenize | None, vocab_size
         what, remedy = ("text", ", or give token ids as .npy") if isinstance(text, str) else ("conversations", "")
         raise DataError(f"{name} is {what}, and the model has no tokenizer: add one{remedy}")
     try:
-        ids = tokenize.chat(text) if isinstance(text, Chat) else tokenize(text)  # type: ignore[attr-defined]
-        tokens = np.asarray(ids, dtype=np.int64)
+        with telling():  # what is no tokenizer of transformers too
+            ids = tokenize.chat(text) if isinstance(text, Chat) else tokenize(text)  # type: ignore[attr-defined]
+            tokens = np.asarray(ids, dtype=np.int64)
     except DataError as error:
-        raise DataError(f"{name}: {error}") from None
-    except PrunecompError:
-        raise
-    except Exception as error:  # tokenizers have errors of many kinds, of other languages too
-        raise DataError(f"{name}: the tokenizer does not take it ({type(error).__name__}: {error})") from error
+        raise DataError(f"{name}: {error}") from error.__cause__
     outside = tokens[(tokens < 0) | (tokens >= vocab_size)] if vocab_size is not None else tokens[:0]
     if len(outside):
         token = int(outside[0])

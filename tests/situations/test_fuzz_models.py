@@ -25,7 +25,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 import prunecomp
-from prunecomp.errors import CheckpointError, PrunecompError
+from prunecomp.errors import DataError, PrunecompError
 from prunecomp.subject import describe, open_subject
 from tests.families.test_families import build as build_family
 from tests.situations.folders import folder_of
@@ -258,7 +258,7 @@ def test_a_tokenizer_that_loads_and_cannot_read_is_named(with_tokenizer: Path) -
         path.write_text(json.dumps({**json.loads(content), "model_max_length": "4k"}))
         subject = open_subject(with_tokenizer, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
         assert subject.tokenize is not None
-        with pytest.raises(CheckpointError, match="the tokenizer cannot read a text"):
+        with pytest.raises(DataError, match="the tokenizer does not take it"):
             subject.tokenize("a text")
     finally:
         path.write_text(content)
