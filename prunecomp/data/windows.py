@@ -110,18 +110,14 @@ class Windows:
             for name, those in zip(self.kind_names, of_kind, strict=True)
         ]
 
-    def take(self, rows: slice) -> Windows:
-        """Some of the windows, in order."""
-        return self._rows(rows)
-
-    def _rows(self, which: slice | torch.Tensor) -> Windows:
-        lengths, kinds = (None if each is None else each[which] for each in (self.lengths, self.kinds))
-        return replace(self, tokens=self.tokens[which], lengths=lengths, kinds=kinds)
+    def take(self, rows: slice | torch.Tensor) -> Windows:
+        """Some of the windows, in the order of ``rows``."""
+        lengths, kinds = (None if each is None else each[rows] for each in (self.lengths, self.kinds))
+        return replace(self, tokens=self.tokens[rows], lengths=lengths, kinds=kinds)
 
     def shuffled(self, seed: int) -> Windows:
         """The same windows in a random order."""
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(self.count))
-        return self._rows(order)
+        return self.take(torch.from_numpy(np.random.default_rng(seed).permutation(self.count)))
 
     def batches(self, size: int, packed: bool = False, kind: Callable[[int], Hashable] | None = None) -> list[Batch]:
         """Micro-batches of at most ``size`` windows, in order; where ``kind`` is given, of lengths of one kind.

@@ -115,7 +115,7 @@ def judge(
     with progress("judging", len(stretches) * len(candidates), "trials") as advance:
         for number, left_out in enumerate(stretches):
             rows = torch.cat([rows for other, rows in enumerate(stretches) if other != number])
-            seen, unseen = some(windows, rows), some(windows, left_out)
+            seen, unseen = windows.take(rows), windows.take(left_out)
             for setting in candidates:
                 stack = loop if setting.kind == "loop" else bare(loop)
                 if setting.kind not in ("none", "loop"):
@@ -150,9 +150,3 @@ def stretches_of(windows: Windows) -> list[torch.Tensor]:
     judged = min(windows.count, max(STRETCHES * world_size(), JUDGED_TOKENS * windows.count // windows.num_tokens))
     rows = torch.linspace(0, windows.count - 1, judged).round().long().unique()
     return list(rows.tensor_split(max(1, min(STRETCHES, len(rows) // world_size()))))
-
-
-def some(windows: Windows, rows: torch.Tensor) -> Windows:
-    """Those windows, in order."""
-    lengths = None if windows.lengths is None else windows.lengths[rows]
-    return replace(windows, tokens=windows.tokens[rows], lengths=lengths)
