@@ -374,9 +374,9 @@ class PruneResult:
         try:
             yield model
         finally:
+            if own and self._put_back is not None:  # another one, where the dense model was looked at meanwhile
+                put_back, self._put_back = self._put_back, None
             put_back()
-            if own:
-                self._put_back = None
 
     @contextmanager
     def _dense(self) -> Iterator[None]:

@@ -115,6 +115,21 @@ def test_a_result_is_saved_and_applied_again_after_apply(tmp_path: Path) -> None
     assert dense["config"]["num_hidden_layers"] == 6
 
 
+def test_a_result_is_saved_while_it_is_applied(tmp_path: Path) -> None:
+    model = build("llama")
+    dense = everything(model)
+    result = prunecomp.prune(model, 2, TOKENS)
+    result.save(tmp_path / "before")
+    with result.applied(model):
+        applied = everything(model)
+        result.save(tmp_path / "within")
+        assert_same(applied, everything(model))
+    assert_same(dense, everything(model))
+    assert (tmp_path / "within" / "model.safetensors").read_bytes() == (
+        tmp_path / "before" / "model.safetensors"
+    ).read_bytes()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_cut_and_pruned_config_are_the_structure_of_an_export(tmp_path: Path, case: str) -> None:
     model, tokens = build(case), TOKENS
