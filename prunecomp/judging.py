@@ -35,7 +35,8 @@ def judged(
     language = language_of(subject, placement)
     found = capabilities(
         dense, [Named("pruned", pruned, options.fold)], {} if windows is None else {"eval": windows},
-        language if isinstance(language, str) else {decoder: language}, seed=options.seed, progress=progress,
+        language if isinstance(language, str) else {decoder: language}, items=options.items,
+        seed=options.seed, progress=progress,
     )  # fmt: skip
     return [model.texts["eval"] for model in found.models if windows is not None], found
 

@@ -18,8 +18,6 @@ from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.probes import Answers, ProbeScore, answer, at_chance, beside_dense
 from prunecomp.evaluation.prompts import PROMPTS
 
-ITEMS = 50
-"""Problems of each probe."""
 MOST_TOKENS = 64
 """Of an answer to a chat prompt."""
 
@@ -70,7 +68,7 @@ def capabilities(
     texts: Mapping[str, Windows],
     languages: Mapping[Any, Language] | str,
     *,
-    items: int = ITEMS,
+    items: int,
     most: int = MOST_TOKENS,
     seed: int = 0,
     progress: Progress = silent,

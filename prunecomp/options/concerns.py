@@ -250,4 +250,4 @@ class Evaluation(Options):
     )  # fmt: skip
     profile: bool = option(False, "also what both models can do: chat prompts answered, probes", of="prune")
     base: Any = option(None, "the dense model that it was made from", anything, of="profile", metavar="MODEL")
-    items: int = option(24, "problems of each probe", partial(whole, least=10, most=10_000), of="profile")
+    items: int = option(50, "problems of each probe", partial(whole, least=10, most=10_000), of="profile")

@@ -1,6 +1,6 @@
 """Repairs of a model whose layers are chosen: fitted once, at the end, from below, and free at run time."""
 
-from prunecomp.repair.outcome import REPAIRS, Outcome, check_repairable, repair
+from prunecomp.repair.outcome import Outcome, check_repairable, repair
 from prunecomp.repair.refit import RIDGE, GapRecord, demand_of, refit
 
-__all__ = ["REPAIRS", "RIDGE", "GapRecord", "Outcome", "check_repairable", "demand_of", "refit", "repair"]
+__all__ = ["RIDGE", "GapRecord", "Outcome", "check_repairable", "demand_of", "refit", "repair"]

@@ -15,8 +15,6 @@ from prunecomp.repair.judge import judge, put, settings
 from prunecomp.repair.refit import GapRecord, bare
 from prunecomp.repair.writers import mlp_writer
 
-REPAIRS = ("none", "refit", "joint", "auto")
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -56,8 +54,8 @@ def repair(
     replaces: bool = True,
     progress: Progress = silent,
 ) -> tuple[LayerStack, Outcome]:
-    """The repaired model, and what was done: ``kind`` is one of :data:`REPAIRS` but ``none``, ``ridge`` None to have
-    it chosen; ``replaces`` off keeps ``auto`` to what puts no new weights in place."""
+    """The repaired model, and what was done: ``kind`` is a ``RepairName`` but ``none``, ``ridge`` None to have it
+    chosen; ``replaces`` off keeps ``auto`` to what puts no new weights in place."""
     started = time.perf_counter()
     verdict = judge(decoder, windows, placement, stack, settings(decoder, kind, ridge, stack, replaces), progress)
     setting, forwards, gaps = verdict.setting, verdict.layer_forwards, []
