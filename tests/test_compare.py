@@ -20,6 +20,7 @@ from prunecomp.compare.arms import PRESETS, arms_of, named_texts
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.states import StateStore
 from prunecomp.errors import JournalError, NumericalError, OptionError
+from prunecomp.inputs import MIXTURE
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import CompareOptions
 from tests.engine.test_streaming import needed
@@ -294,6 +295,13 @@ def test_another_comparison_is_not_gone_on_with(
         prunecomp.compare(model, [1], calibration, earlier=earlier, **{**options, **changed})
 
 
+def test_without_a_calibration_it_is_the_bundled_mixture_as_for_prune(reference_model: Path) -> None:
+    options: dict[str, Any] = {"samples": 2, "seqlen": 32, "eval": {"one": torch.arange(64).view(2, 32)}}
+    none, given = (prunecomp.compare(reference_model, [1], text, **options) for text in (None, MIXTURE))
+    assert none.calibration == given.calibration
+    assert none.measurements[0].perplexity == given.measurements[0].perplexity
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -303,7 +311,6 @@ def test_another_comparison_is_not_gone_on_with(
         ({"layers": [6], "metrics": ["bi", "magnitude"]}, r"magnitude, iterative: --layers 6: only 6"),
         ({"layers": None}, "--layers: say after how many"),
         ({"eval": None}, "--eval: give at least one"),
-        ({"calibration": None}, "--calibration: give a text"),
         ({"preset": "thesis"}, "--preset thesis: choose paper-table5, paper"),
         ({"arms": [Arm("bi", "none"), Arm("bi", "none", parity="official")]}, "compare them separately"),
         ({"metrics": ["given"]}, "given, iterative: --given"),
