@@ -20,13 +20,13 @@ from prunecomp.data.sources import Tokenizer, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, draw_windows
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.profile import Named, capabilities
-from prunecomp.inputs import MIXTURE
+from prunecomp.io.plain import json_text
+from prunecomp.model.source import open_source
+from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack
-from prunecomp.plain import json_text
+from prunecomp.pruning.inputs import MIXTURE
 from prunecomp.repair import RIDGE, repair
 from prunecomp.report.profile import profile_markdown
-from prunecomp.subject import open_subject
-from prunecomp.subject.language import language_of
 
 TEXTS = Path(__file__).parent.parent / "examples" / "texts"
 STOPS = (1, 2, 3, 5, 8)
@@ -74,8 +74,8 @@ def main() -> None:
     assert standing is not None
     others.sort(key=lambda one: len(one.standing.stack.removed))
     chosen = time.perf_counter() - started
-    subject = open_subject(model, dtype="auto", device="auto", tokenizer=tokenizer, allow_pickle=False)
-    language = language_of(subject, standing.placement)
+    model_source = open_source(model, dtype="auto", device="auto", tokenizer=tokenizer, allow_pickle=False)
+    language = language_of(model_source, standing.placement)
     found = capabilities(
         standing, others, {file: windows_of(read, size, TEXTS / file, drawn=False) for file in EVALUATION},
         language if isinstance(language, str) else {standing.decoder: language}, items=given.items,

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from prunecomp.compare import Arm, Comparison, compare
     from prunecomp.model.adapter import Family
     from prunecomp.model.families import families
-    from prunecomp.plan import RunPlan, plan
     from prunecomp.profiling import profile
-    from prunecomp.pruner import Pruner
-    from prunecomp.result import PruneResult, RoundRecord
+    from prunecomp.pruning.plan import RunPlan, plan
+    from prunecomp.pruning.pruner import Pruner
+    from prunecomp.pruning.result import PruneResult, RoundRecord
     from prunecomp.scores import ScoreResult
     from prunecomp.stepwise import pruner_for
 

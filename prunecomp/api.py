@@ -18,19 +18,19 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.streams import check_boundaries
 from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
-from prunecomp.journal import Journal
 from prunecomp.judging import judged, perplexities
 from prunecomp.metrics import METRICS, check_order
+from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
-from prunecomp.pruner import run_rounds
+from prunecomp.pruning.journal import Journal
+from prunecomp.pruning.pruner import run_rounds
+from prunecomp.pruning.result import PruneResult
 from prunecomp.repair import check_repairable, demand_of
 from prunecomp.repair import repair as fit_repair
-from prunecomp.result import PruneResult
 from prunecomp.scores import ScoreResult
 from prunecomp.session import Session
-from prunecomp.subject import Subject
 
 
 def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[PruneKeywords]) -> PruneResult:
@@ -56,17 +56,17 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
     asked = PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options})
     asked.check(METRICS, COMPENSATIONS)
     session = Session(model, asked)
-    subject, candidates = session.subject, session.candidates()
-    replaces = may_replace(subject, asked, candidates)
+    model_source, candidates = session.model_source, session.candidates()
+    replaces = may_replace(model_source, asked, candidates)
     check_read_once([asked.calibration, asked.eval])
     windows = session.calibration()
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
     demand = session.demand()
     if asked.repair != "none":
-        demand = demand.beside(demand_of(subject.described, subject.shape(), asked.repair != "refit"))
+        demand = demand.beside(demand_of(model_source.described, model_source.shape(), asked.repair != "refit"))
     placement = session.place(windows.count, windows.seqlen, demand)
     if asked.repair != "none":
-        check_boundaries(placement, subject.device)
+        check_boundaries(placement, model_source.device)
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
     with open_journal(session, windows, placement, compiled, candidates) as journal:
         first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
@@ -79,15 +79,15 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
         )  # fmt: skip
         stack, outcome = pruner.stack, None
         if asked.repair != "none":
-            pruner.run.forget()
+            pruner.run.release()
             stack, outcome = fit_repair(
                 pruner.decoder, windows, placement, stack, asked.repair, asked.ridge, replaces=replaces,
                 progress=asked.progress,
             )  # fmt: skip
-        quality, found = judged(subject, stack, placement, asked, eval_windows, asked.profile, asked.progress)
+        quality, found = judged(model_source, stack, placement, asked, eval_windows, asked.profile, asked.progress)
     return PruneResult(
         options=asked,
-        subject=subject,
+        model_source=model_source,
         stack=stack,
         rounds=rounds,
         repair=outcome,
@@ -104,20 +104,20 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
     )
 
 
-def may_replace(subject: Subject, options: PruneOptions, candidates: Collection[int]) -> bool:
+def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Collection[int]) -> bool:
     """Whether a repair may put new weights in place. Raises what is known before any work to have no export, or nothing
     to fit; ``auto`` then does without new weights."""
     fold = None if options.compensation == "none" and options.repair == "none" else options.fold
     asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
     if options.repair == "auto":
         try:
-            subject.check_export(candidates, fold, True)
+            model_source.check_export(candidates, fold, True)
         except FoldError:
-            subject.check_export(candidates, fold, asked)
+            model_source.check_export(candidates, fold, asked)
             return False
         return True
-    subject.check_export(candidates, fold, asked or options.repair != "none")
-    check_repairable(subject.described, options.repair)
+    model_source.check_export(candidates, fold, asked or options.repair != "none")
+    check_repairable(model_source.described, options.repair)
     return options.repair != "none"
 
 
@@ -136,7 +136,7 @@ def open_journal(
         def opened() -> Journal:
             held.enter_context(Journal.claimed(file))
             journal = Journal.open(file, identity, resume=options.resume)
-            journal.check(session.subject.num_layers, candidates, options.layers)
+            journal.check(session.model_source.num_layers, candidates, options.layers)
             return journal
 
         # Read in one place: another machine may not see the file, or not its last state.
@@ -155,7 +155,7 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
     asked = replace(asked, layers=asked.span or 1)
     asked.check(METRICS, COMPENSATIONS)
     session = Session(model, asked)
-    num_layers = session.subject.num_layers
+    num_layers = session.model_source.num_layers
     if asked.layers > num_layers:
         raise OptionError(f"--span {asked.span}: the model has {num_layers} layers")
     if METRICS[asked.metric].takes_order:

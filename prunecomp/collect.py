@@ -59,23 +59,23 @@ def collect(model: Any, calibration: Any = None, **options: Unpack[CollectKeywor
     """Cosines, angles, norms and scales of every span of layers, from one streaming pass; nothing is removed.
 
     Model, calibration and options are those of :func:`prunecomp.prune`. All boundaries of a window are held at once:
-    with little memory the windows are taken a part at a time, and a model that does not fit is streamed. Raises a
+    with little memory the windows are taken a shard at a time, and a model that does not fit is streamed. Raises a
     subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
     asked = PruneOptions.of("collect", {"calibration": calibration, **options})
     session = Session(model, asked)
     windows = session.calibration()
-    placement = session.place(windows.count, windows.seqlen, gram_demand(session.subject.shape()))
+    placement = session.place(windows.count, windows.seqlen, gram_demand(session.model_source.shape()))
     decoder = session.load(placement)
     run = Run(decoder, windows, placement, spans=True, backend=asked.backend, progress=asked.progress)
-    for part in run.parts:
-        run.bring(part, keep=False)
+    for shard in run.shards:
+        run.update(shard, keep=False)
     statistics = run.statistics
     num_layers, num_tokens = decoder.num_layers, statistics.num_tokens
     norms = [statistics.stats(layer).input_norm.sum() for layer in range(num_layers)]
     norms.append(statistics.stats(num_layers - 1).norm.sum())
     return Collected(
-        model=session.subject.name,
+        model=session.model_source.name,
         num_layers=num_layers,
         cosine=(statistics.gram.cosine.sum(dim=0) / num_tokens).numpy(),
         angular=(statistics.gram.angular.sum(dim=0) / num_tokens).numpy(),

@@ -10,14 +10,14 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress
 from prunecomp.evaluation.agreement import Standing, TextQuality, on_text
 from prunecomp.evaluation.profile import Named, Profile, capabilities
+from prunecomp.model.source import ModelSource
+from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.subject import Subject
-from prunecomp.subject.language import language_of
 
 
 def judged(
-    subject: Subject,
+    model_source: ModelSource,
     stack: LayerStack,
     placement: Placement,
     options: PruneOptions,
@@ -27,12 +27,12 @@ def judged(
 ) -> tuple[list[TextQuality], Profile | None]:
     """The dense model's and the pruned one's quality on the evaluation ``windows``, none where there are none; and, if
     asked for, their profile."""
-    decoder = subject.load(placement.group_size)
+    decoder = model_source.load(placement.group_size)
     dense = Standing(decoder, LayerStack.dense(decoder.num_layers), placement)
     pruned = replace(dense, stack=stack)
     if not profile:
         return ([] if windows is None else on_text(windows, dense, [pruned], progress)), None
-    language = language_of(subject, placement)
+    language = language_of(model_source, placement)
     found = capabilities(
         dense, [Named("pruned", pruned, options.fold)], {} if windows is None else {"eval": windows},
         language if isinstance(language, str) else {decoder: language}, items=options.items,

@@ -13,11 +13,11 @@ from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.profile import Named, Profile, capabilities
+from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import ProfileKeywords
 from prunecomp.session import Session
-from prunecomp.subject.language import language_of
 
 
 def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack[ProfileKeywords]) -> Profile:
@@ -45,7 +45,9 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
                 raise OptionError(
                     f"base: its tokenizer reads {name} in another way than the model's; give the base model"
                 )
-    none = Windows(torch.zeros(1, choose_seqlen(asked.seqlen, sessions[0].subject.config), dtype=torch.int64), "none")
+    none = Windows(
+        torch.zeros(1, choose_seqlen(asked.seqlen, sessions[0].model_source.config), dtype=torch.int64), "none"
+    )
     some = max([none, *texts.values()], key=lambda windows: windows.num_tokens)
     standings, languages = [], {}
     reason = ""
@@ -53,7 +55,7 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
         placement = session.place(some.count, some.seqlen)
         decoder = session.load(placement)
         standings.append(Standing(decoder, LayerStack.dense(decoder.num_layers), placement))
-        language = language_of(session.subject, placement)
+        language = language_of(session.model_source, placement)
         if isinstance(language, Language):
             languages[decoder] = language
         else:

@@ -13,16 +13,16 @@ from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
-from prunecomp.inputs import calibration_windows, evaluation_windows
+from prunecomp.io.values import listed
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import DTYPES, choose_attention, choose_device
+from prunecomp.model.source import ModelSource, open_source
 from prunecomp.ops.backends import choose
 from prunecomp.options import PruneOptions
-from prunecomp.pruner import Pruner, choose_candidates
-from prunecomp.result import Origin
-from prunecomp.subject import Subject, open_subject
-from prunecomp.values import listed
+from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
+from prunecomp.pruning.pruner import Pruner, choose_candidates
+from prunecomp.pruning.result import Origin
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -37,11 +37,11 @@ class Session:
 
     def __init__(self, model: Any, options: PruneOptions) -> None:
         self.options = options
-        self.subject = _opened(model, options)
+        self.model_source = _opened(model, options)
 
     def candidates(self) -> list[int]:
         """The layers that may go."""
-        return candidates_of(self.options, self.subject.num_layers)
+        return candidates_of(self.options, self.model_source.num_layers)
 
     def calibration(self, *, as_asked: Collection[str] = ("samples", "seqlen")) -> Windows:
         """The calibration windows: of one length, cut from the whole text, or documents one by one.
@@ -50,7 +50,7 @@ class Session:
         """
         options = self.options
         windows = calibration_windows(
-            self.subject, options.calibration, options.samples, options.seqlen, options.seed, options.documents,
+            self.model_source, options.calibration, options.samples, options.seqlen, options.seed, options.documents,
             options.window_bos,
         )  # fmt: skip
         self._check_taken(windows, as_asked)
@@ -59,7 +59,7 @@ class Session:
 
     def evaluation(self, source: Any, *, as_asked: Collection[str] = ()) -> Windows:
         """Consecutive windows of a text to measure perplexity on."""
-        windows = evaluation_windows(self.subject, source, self.options.seqlen, self.options.window_bos)
+        windows = evaluation_windows(self.model_source, source, self.options.seqlen, self.options.window_bos)
         self._check_taken(windows, as_asked)
         Workers.current(windows.count)
         return windows
@@ -81,29 +81,29 @@ class Session:
 
     def demand(self) -> Demand:
         """The memory that the metric takes beside the pass."""
-        return METRICS[self.options.metric]().demand(self.subject.shape(), self.options.block_size(METRICS))
+        return METRICS[self.options.metric]().demand(self.model_source.shape(), self.options.block_size(METRICS))
 
     def place(self, count: int, seqlen: int, demand: Demand | None = None) -> Placement:
         """The placement of a run over so many windows, within the limits of the options; no weights are loaded."""
-        options, subject = self.options, self.subject
+        options, model_source = self.options, self.model_source
         memory = available_memory(
-            subject.device, options.device_memory, options.host_memory, options.disk, processes=processes_here()
+            model_source.device, options.device_memory, options.host_memory, options.disk, processes=processes_here()
         )
         # Every process must come to the same placement.
         on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
         return place(
-            subject.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder), subject.device,
-            resident=subject.resident, processes=world_size(), demand=demand,
+            model_source.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder), model_source.device,
+            resident=model_source.resident, processes=world_size(), demand=demand,
         )  # fmt: skip
 
     def compiles(self, windows: Windows, placement: Placement, rounds: int = 1) -> bool:
         """Whether the layers are compiled, for a run of so many rounds."""
-        work = rounds_of_work(self.subject.shape(), placement, windows.count, windows.seqlen, rounds)
-        return should_compile(self.options.compile, work[-1].flops, self.subject.device)
+        work = rounds_of_work(self.model_source.shape(), placement, windows.count, windows.seqlen, rounds)
+        return should_compile(self.options.compile, work[-1].flops, self.model_source.device)
 
     def load(self, placement: Placement, *, compiled: bool = False) -> Decoder:
         """The decoder, its weights where the placement has them."""
-        decoder = self.subject.load(placement.group_size)
+        decoder = self.model_source.load(placement.group_size)
         if compiled:
             decoder.compile()
         return decoder
@@ -136,16 +136,18 @@ class Session:
     ) -> dict[str, Any]:
         """All that choices and numbers depend on: model, data, how they are run, and the options but those
         ``left_out``."""
-        options, subject = self.options, self.subject
+        options, model_source = self.options, self.model_source
         decisive = {name: value for name, value in options.record().items() if name not in left_out}
-        decisive["attn"] = choose_attention(options.attn, subject.config, subject.device, subject.dtype)
-        decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, options.backend).backend
+        decisive["attn"] = choose_attention(options.attn, model_source.config, model_source.device, model_source.dtype)
+        decisive["backend"] = choose(
+            "layer_stats", model_source.device.type, model_source.dtype, options.backend
+        ).backend
         return {
-            "model": subject.fingerprint(),
+            "model": model_source.fingerprint(),
             "calibration": windows.digest,
             "micro_batch": placement.micro_batch,
             "compiled": compiled,
-            "device_type": subject.device.type,
+            "device_type": model_source.device.type,
             "options": decisive,
         }
 
@@ -185,29 +187,29 @@ def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows |
     return windows.take(slice(0, windows.count - count)), windows.take(slice(windows.count - count, windows.count))
 
 
-def _opened(model: Any, options: PruneOptions) -> Subject:
-    if isinstance(model, Subject):
+def _opened(model: Any, options: PruneOptions) -> ModelSource:
+    if isinstance(model, ModelSource):
         return model
     in_memory = not isinstance(model, str | Path)
     choose_device(options.device)
     if not in_memory and options.tokenizer is not None:
         raise OptionError("tokenizer: a model folder brings its own; leave it out")
-    subject = open_subject(
+    model_source = open_source(
         model, dtype=options.compute_dtype, device=options.device, tokenizer=options.tokenizer,
         allow_pickle=options.allow_pickle, attention=options.attn,
     )  # fmt: skip
     if in_memory:
-        _check_as_it_is(subject, options)
-    return subject
+        _check_as_it_is(model_source, options)
+    return model_source
 
 
-def _check_as_it_is(subject: Subject, options: PruneOptions) -> None:
+def _check_as_it_is(model_source: ModelSource, options: PruneOptions) -> None:
     """A model in memory is used where it is and as it is."""
-    place = subject.device
+    place = model_source.device
     wanted = place if options.device == "auto" else choose_device(options.device)
-    attention = getattr(subject.config, "_attn_implementation", None)
+    attention = getattr(model_source.config, "_attn_implementation", None)
     for option, value, is_so, being in (
-        ("--dtype", options.dtype, DTYPES.get(options.dtype) == subject.dtype, subject.dtype),
+        ("--dtype", options.dtype, DTYPES.get(options.dtype) == model_source.dtype, model_source.dtype),
         ("--device", options.device, wanted.type == place.type and wanted.index in (None, place.index), place),
         ("--attn", options.attn, options.attn == attention, attention),
     ):

@@ -12,8 +12,8 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import PrunerForKeywords
-from prunecomp.pruner import Pruner
-from prunecomp.result import Origin
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.result import Origin
 from prunecomp.session import Session, candidates_of
 
 
@@ -46,7 +46,7 @@ def pruner_for(model: Any, calibration: Any = None, **options: Unpack[PrunerForK
     asked = replace(asked, span=span, layers=span, compile="off")
     asked.check(METRICS, COMPENSATIONS)
     session = Session(model, asked)
-    num_layers = session.subject.num_layers
+    num_layers = session.model_source.num_layers
     if span >= num_layers:
         raise OptionError(f"--span {span}: the model has {num_layers} layers, and one must stay")
     candidates = candidates_of(replace(asked, layers=1), num_layers)
@@ -54,5 +54,5 @@ def pruner_for(model: Any, calibration: Any = None, **options: Unpack[PrunerForK
     placement = session.place(windows.count, windows.seqlen, session.demand())
     return session.pruner(
         windows, placement, candidates=candidates, moving=[min(candidates)],
-        origin=Origin(session.subject, asked, windows),
+        origin=Origin(session.model_source, asked, windows),
     )  # fmt: skip

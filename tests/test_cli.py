@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunecomp.values import layer_set
+from prunecomp.io.values import layer_set
 from tests.command_line import invoke as run
 
 SMALL = ["--samples", "4", "--seqlen", "64"]

@@ -20,9 +20,9 @@ from prunecomp.compare.arms import PRESETS, arms_of, named_texts
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.states import StateStore
 from prunecomp.errors import JournalError, NumericalError, OptionError
-from prunecomp.inputs import MIXTURE
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import CompareOptions
+from prunecomp.pruning.inputs import MIXTURE
 from tests.engine.test_streaming import needed
 from tests.models import build, draw_tokens
 

@@ -11,7 +11,7 @@ import torch
 import prunecomp
 from prunecomp.compare import Comparison
 from prunecomp.errors import JournalError
-from prunecomp.plain import json_text, parse_json
+from prunecomp.io.plain import json_text, parse_json
 from prunecomp.report.comparison import AGREEMENT, csv_text, markdown
 from tests.models import build, draw_tokens
 from tests.tolerances import ROUNDINGS

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecomp.checkpoint.config import GENERATION_LAYERS, prune_stored
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.numbers import renumber
 from prunecomp.errors import OptionError
+from prunecomp.io.values import layer_numbers, listed
 from prunecomp.model.checks import check_in_memory
+from prunecomp.model.config import GENERATION_LAYERS, prune_stored
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
-from prunecomp.values import layer_numbers, listed
 
 ABSENT = object()
 NAME = "_name_or_path"

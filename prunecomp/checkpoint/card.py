@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import metadata_load
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
-from prunecomp.escape import code, code_block, markdown, one_line
+from prunecomp.io.escape import code, code_block, markdown, one_line
 
 CARD = "README.md"
 LICENCE_FIELDS = ("license", "license_name", "license_link")

@@ -20,9 +20,9 @@ from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
+from prunecomp.io.plain import json_text
 from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.weights import TensorSource
-from prunecomp.plain import json_text
 
 GENERATION = "generation_config.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9

@@ -4,7 +4,7 @@ import sys
 
 from prunecomp.cli import commands
 from prunecomp.cli.shell import app, call
-from prunecomp.starting import run
+from prunecomp.io.starting import run
 
 __all__ = ["app", "call", "commands", "main"]
 

@@ -18,11 +18,11 @@ from cyclopts.token import Token
 
 from prunecomp.cli.shell import EXIT_CODES, app, reporting
 from prunecomp.errors import OptionError
+from prunecomp.io.plain import read_object
+from prunecomp.io.starting import stoppable
+from prunecomp.io.values import shown
 from prunecomp.names import RECORD
 from prunecomp.options import PANELS, CompareOptions, Option, Options, PruneOptions
-from prunecomp.plain import read_object
-from prunecomp.starting import stoppable
-from prunecomp.values import shown
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,12 +8,12 @@ import prunecomp
 from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import process_group
 from prunecomp.errors import OptionError
+from prunecomp.model.source import describe
 from prunecomp.ops.backends import describe_backends
 from prunecomp.options import PruneOptions
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import backends_table, info_table, plan_tables
-from prunecomp.subject import describe
 
 
 def evaluate(model: str, options: PruneOptions, given: dict[str, Any]) -> None:

@@ -15,16 +15,16 @@ from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.errors import CheckpointError, JournalError
-from prunecomp.journal import differences, journal_path
+from prunecomp.io.plain import json_text, parse_json, read_object
+from prunecomp.model.source import stored_as
 from prunecomp.model.weights import open_checkpoint
 from prunecomp.names import RECORD
 from prunecomp.options import PruneOptions
-from prunecomp.plain import json_text, parse_json, read_object
+from prunecomp.pruning.journal import differences, journal_path
+from prunecomp.pruning.result import PruneResult
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import perplexity_table, repair_tables, rounds_table, scores_table
-from prunecomp.result import PruneResult
-from prunecomp.subject import stored_as
 
 
 def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str) -> bool:

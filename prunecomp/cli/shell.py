@@ -17,12 +17,12 @@ from rich.text import Text
 import prunecomp
 from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError, OutputError, PrunecompError, PrunecompWarning
-from prunecomp.escape import one_line
+from prunecomp.io.escape import one_line
+from prunecomp.io.plain import json_text
+from prunecomp.io.starting import Stopped, unwritten
 from prunecomp.names import COMPARISON, RECORD
-from prunecomp.plain import json_text
 from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
-from prunecomp.starting import Stopped, unwritten
 
 if TYPE_CHECKING:
     from prunecomp.engine.parallel import Job

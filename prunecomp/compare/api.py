@@ -17,9 +17,9 @@ from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
 from prunecomp.errors import JournalError, OptionError
-from prunecomp.journal import differences
 from prunecomp.options import CompareOptions
 from prunecomp.options.keywords import CompareKeywords
+from prunecomp.pruning.journal import differences
 from prunecomp.session import Session
 
 
@@ -64,20 +64,20 @@ def compare(
     common = asked.common(next((arm.parity for arm in chosen if arm.parity is not None), None))
     check_arms(common, chosen)
     session = Session(model, common)
-    subject = session.subject
-    counts = asked.layers or ([] if published is None else published.layers(subject.config))
+    model_source = session.model_source
+    counts = asked.layers or ([] if published is None else published.layers(model_source.config))
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
     check_read_once([asked.calibration, *sources.values()])
     for arm in chosen:
-        candidates_of_arm(common, arm, counts[-1], subject.num_layers)  # too few is told before any work
+        candidates_of_arm(common, arm, counts[-1], model_source.num_layers)  # too few is told before any work
     windows = session.calibration(as_asked=["samples"] if "samples" in given else [])
     plan = Plan(session, windows, {name: session.evaluation(text) for name, text in sources.items()}, chosen, counts)
     placement = plan.place()
     compiled = session.compiles(windows, placement, 1 if all(arm.one_shot for arm in chosen) else counts[-1])
     before = Comparison(
-        model=subject.name,
-        num_layers=subject.num_layers,
+        model=model_source.name,
+        num_layers=model_source.num_layers,
         layers=counts,
         calibration=Text.of("calibration", windows),
         texts=[Text.of(name, some) for name, some in plan.texts.items()],
@@ -111,7 +111,7 @@ def compare(
             dense_losses=explorer.dense_losses,
             work=[work[arm] for arm in chosen if arm in work],
             measurements=[measured[arm, n] for arm in chosen for n in counts if (arm, n) in measured],
-            window_forwards=before.window_forwards + explorer.ledger.total.window_forwards,
+            window_forwards=before.window_forwards + explorer.cache.total.window_forwards,
             seconds=before.seconds + time.perf_counter() - started,
         )
 

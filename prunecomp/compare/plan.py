@@ -1,4 +1,4 @@
-"""From what is asked for to runs and legs: which windows and which memory each arm gets."""
+"""From what is asked for to runs and routes: which windows and which memory each arm gets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.ledger import Arrangement
-from prunecomp.compare.legs import Leg, Runs
-from prunecomp.compare.room import beside_states, branching_demand, share_out
+from prunecomp.compare.memory import beside_states, branching_demand, share_out
+from prunecomp.compare.routes import Route, Runs
+from prunecomp.compare.steps import Arrangement
 from prunecomp.compare.tree import Explorer
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -72,30 +72,30 @@ class Plan:
 
     def candidates(self, arm: Arm) -> list[int]:
         """The layers that the arm may remove."""
-        return candidates_of_arm(self.common, arm, self.counts[-1], self.session.subject.num_layers)
+        return candidates_of_arm(self.common, arm, self.counts[-1], self.session.model_source.num_layers)
 
     def place(self) -> Placement:
         """The placement of the whole, its room in boundaries of the calibration windows."""
-        shape = self.session.subject.shape()
-        demands = [leg.metric.demand(shape, leg.span) for leg in self.legs(self.arms)]
+        shape = self.session.model_source.shape()
+        demands = [route.metric.demand(shape, route.span) for route in self.routes(self.arms)]
         demand = branching_demand(
             demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
-            runs=len({leg.arrangement for leg in self.legs(self.arms)}) + 1,
+            runs=len({route.arrangement for route in self.routes(self.arms)}) + 1,
         )  # fmt: skip
         return self.session.place(self.windows.count, self.windows.seqlen, demand)
 
-    def legs(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Leg]:
+    def routes(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Route]:
         """The arms at their start. ``in_turn``: those that score blocks do so in parts of the windows."""
         metrics = {arm.metric: METRICS[arm.metric]() for arm in arms}
-        legs = []
+        routes = []
         for arm in arms:
             metric = metrics[arm.metric]
             ways = [(count, [count]) for count in self.counts] if metric.one_block else [(1, self.counts)]
             holds_out = bool(getattr(COMPENSATIONS[arm.compensation], "held_out", False))
             for span, stops in ways:
                 apart = in_turn and metric.needs_gram(span, arm.parity)
-                legs.append(Leg(arm, metric, Arrangement(holds_out, apart), self.candidates(arm), span, stops))
-        return legs
+                routes.append(Route(arm, metric, Arrangement(holds_out, apart), self.candidates(arm), span, stops))
+        return routes
 
     def explorer(
         self,
@@ -105,34 +105,36 @@ class Plan:
         on_measured: Callable[[Explorer], None],
     ) -> Explorer:
         """Ready to take ``arms`` from the dense model on."""
-        rooms, legs = self._shared(placement, self.legs(arms))
+        rooms, routes = self._shared(placement, self.routes(arms))
         if not rooms[0].kept_boundaries >= decoder.num_layers - 1:
-            rooms, legs = self._shared(placement, self.legs(arms, in_turn=True))
+            rooms, routes = self._shared(placement, self.routes(arms, in_turn=True))
         return Explorer(
-            self._runs(decoder, legs, *rooms), legs, seed=self.common.seed, given=self.common.given,
+            self._runs(decoder, routes, *rooms), routes, seed=self.common.seed, given=self.common.given,
             progress=self.common.progress, on_measured=on_measured,
         )  # fmt: skip
 
-    def _shared(self, placement: Placement, legs: list[Leg]) -> tuple[tuple[Placement, Placement], list[Leg]]:
-        runs = len({leg.arrangement for leg in legs})
+    def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:
+        runs = len({route.arrangement for route in routes})
         texts = list(self.texts.values())
-        return share_out(placement, self.session.subject.num_layers, self.windows, texts, runs, world_size()), legs
+        return share_out(
+            placement, self.session.model_source.num_layers, self.windows, texts, runs, world_size()
+        ), routes
 
-    def _runs(self, decoder: Decoder, legs: Sequence[Leg], placement: Placement, of_texts: Placement) -> Runs:
+    def _runs(self, decoder: Decoder, routes: Sequence[Route], placement: Placement, of_texts: Placement) -> Runs:
         """The dense model over all windows."""
         progress = self.common.progress
-        candidates = sorted({layer for leg in legs for layer in leg.candidates})
+        candidates = sorted({layer for route in routes for layer in route.candidates})
         runs = Runs({}, None, {})
-        for arrangement in dict.fromkeys(leg.arrangement for leg in legs):
-            sharing = [leg for leg in legs if leg.arrangement == arrangement]
+        for arrangement in dict.fromkeys(route.arrangement for route in routes):
+            sharing = [route for route in routes if route.arrangement == arrangement]
             seen, held_out = arrange(self.windows, options_of(self.common, sharing[0].arm, self.counts[-1]))
             # Metrics that read states keep some of their own.
-            own = any(leg.metric.reads_states for leg in sharing)
+            own = any(route.metric.reads_states for route in sharing)
             room = beside_states(placement, decoder.num_layers) if own else placement
             runs.calibration[arrangement] = Run(
-                decoder, seen, room, candidates=candidates, spans=any(leg.needs_gram for leg in sharing),
-                along_tokens=any(leg.metric.needs_cosines_along_tokens(leg.arm.parity) for leg in sharing),
-                backward=any(leg.metric.backward for leg in sharing), backend=self.common.backend, progress=progress,
+                decoder, seen, room, candidates=candidates, spans=any(route.needs_gram for route in sharing),
+                along_tokens=any(route.metric.needs_cosines_along_tokens(route.arm.parity) for route in sharing),
+                backward=any(route.metric.backward for route in sharing), backend=self.common.backend, progress=progress,
             )  # fmt: skip
             if held_out is not None:
                 runs.held_out = Run(
@@ -146,5 +148,5 @@ class Plan:
         """All that the numbers depend on beside the arms and how many layers they remove."""
         of_arms = ("layers", "metric", "compensation", "one_shot", "parity")
         identity = self.session.identity(self.windows, placement, compiled, left_out=(*of_arms, "fold", "device"))
-        identity["options"]["dtype"] = str(self.session.subject.dtype).removeprefix("torch.")
+        identity["options"]["dtype"] = str(self.session.model_source.dtype).removeprefix("torch.")
         return {**identity, "texts": {name: windows.digest for name, windows in self.texts.items()}}

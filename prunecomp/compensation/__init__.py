@@ -1,10 +1,10 @@
 """Compensations by name: each gives the seam that takes the place of what is removed."""
 
-from prunecomp.compensation.base import Cut, Estimate, Seam, put_in_place, wants
+from prunecomp.compensation.base import Estimate, Removal, Seam, put_in_place, wants
 from prunecomp.compensation.choice import searched_scale
 from prunecomp.compensation.none import no_compensation
 from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, norm_ratio
-from prunecomp.registry import Registry
+from prunecomp.io.registry import Registry
 
 COMPENSATIONS: Registry[Estimate] = Registry(
     "--compensation",
@@ -20,8 +20,8 @@ COMPENSATIONS: Registry[Estimate] = Registry(
 
 __all__ = [
     "COMPENSATIONS",
-    "Cut",
     "Estimate",
+    "Removal",
     "Seam",
     "least_squares_scale",
     "magnitude_scale",

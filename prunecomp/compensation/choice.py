@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from prunecomp.compensation.base import Cut, Seam, put_in_place, wants
+from prunecomp.compensation.base import Removal, Seam, put_in_place, wants
 from prunecomp.compensation.scale import magnitude_scale
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError
@@ -21,20 +21,20 @@ NARROWEST = 0.02
 
 
 @wants(states=True)
-def searched_scale(cut: Cut) -> Seam:
+def searched_scale(removal: Removal) -> Seam:
     """The scalar of least next-token loss on the calibration windows.
 
     A search by parabolas in the logarithm of the scale, from no compensation and the paper's scale on: at most
     :data:`SEARCH_RUNS` losses, each of which runs only what lies above the cut. So on the calibration text it is never
     worse than those two.
     """
-    run = cut.run
-    parts = [number for number, part in enumerate(run.parts) if part.stale_from is None] or None
+    run = removal.run
+    shards = [number for number, shard in enumerate(run.shards) if shard.stale_from is None] or None
 
     def loss(position: float) -> float:
-        return loss_with(run, cut.block, Seam(math.exp(position)), parts)
+        return loss_with(run, removal.block, Seam(math.exp(position)), shards)
 
-    step = math.log(magnitude_scale(cut).scale)
+    step = math.log(magnitude_scale(removal).scale)
     if abs(step) < NARROWEST:
         step = NARROWEST
     tried = minimise(loss, 0.0, step, SEARCH_RUNS, max(math.log(LARGEST), abs(step)))
@@ -76,7 +76,7 @@ def vertex(points: list[tuple[float, float]]) -> float:
     return b - ((b - a) * right - (b - c) * left) / (2 * (right - left))
 
 
-def loss_with(run: Run, block: tuple[int, ...], seam: Seam, parts: list[int] | None = None) -> float:
+def loss_with(run: Run, block: tuple[int, ...], seam: Seam, shards: list[int] | None = None) -> float:
     """Nats a token once ``block`` is gone and ``seam`` in its place, infinite where values overflow.
 
     ``run`` stays as it is.
@@ -84,6 +84,6 @@ def loss_with(run: Run, block: tuple[int, ...], seam: Seam, parts: list[int] | N
     trial = run.trial()
     put_in_place(trial, block, seam)
     try:
-        return trial.loss(keep=False, over=parts)
+        return trial.loss(keep=False, over=shards)
     except NumericalError:
         return math.inf

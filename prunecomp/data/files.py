@@ -22,7 +22,7 @@ import numpy as np
 
 from prunecomp.data.records import KNOWN, Content, Document, documents_of, expected, gathered, is_conversation, shown
 from prunecomp.errors import DataError
-from prunecomp.plain import parse_json
+from prunecomp.io.plain import parse_json
 
 STDIN = "-"
 LARGEST = 2**31

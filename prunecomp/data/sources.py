@@ -27,7 +27,7 @@ from prunecomp.data.protocols import (
 from prunecomp.data.records import Chat, Content
 from prunecomp.data.tokens import Tokenize, Tokenizer, check_tokens, token_ids
 from prunecomp.errors import DataError, OptionError
-from prunecomp.values import LONGEST_NAME
+from prunecomp.io.values import LONGEST_NAME
 
 __all__ = [
     "PROTOCOLS",

@@ -15,7 +15,7 @@ import torch
 
 from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
-from prunecomp.values import whole
+from prunecomp.io.values import whole
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class _Seen:
     packed: torch.Tensor
 
 
-class PairStatistics:
+class LayerSink:
     """For every surviving layer: statistics of its input against its output, sequence by sequence.
 
     Everything comes from :func:`prunecomp.ops.layer_stats`: each state is read once as an output and once as the next
@@ -199,8 +199,8 @@ class PairStatistics:
             return self._windows.lengths
         return torch.full((self._windows.count,), self._windows.seqlen)
 
-    def fork(self) -> PairStatistics:
+    def fork(self) -> LayerSink:
         """The same, to go its own way: records are shared, and never written to once complete."""
-        twin = PairStatistics(self._windows, self._workers, self._backend, first=self._first, channels=self.channels)
+        twin = LayerSink(self._windows, self._workers, self._backend, first=self._first, channels=self.channels)
         twin._layers = dict(self._layers)
         return twin

@@ -1,4 +1,4 @@
-"""What was counted, read together: over the parts of a calibration set, and across one layer or several."""
+"""What was counted, read together: over the shards of a calibration set, and across one layer or several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from prunecomp.engine.sinks import LayerRecord, PairStatistics, mean_ratio
+from prunecomp.engine.sinks import LayerRecord, LayerSink, mean_ratio
 from prunecomp.ops import LayerStats
 
 
@@ -49,27 +49,27 @@ class Gram:
 
 
 class Statistics:
-    """The statistics of one or more parts of a calibration set, each complete for the same model.
+    """The statistics of one or more shards of a calibration set, each complete for the same model.
 
     ``alive`` and ``seams`` are that model's; ``grams`` are there if somebody asked for them.
     """
 
     def __init__(
         self,
-        parts: Sequence[PairStatistics],
+        shards: Sequence[LayerSink],
         alive: Sequence[int],
         seams: Sequence[float],
         grams: Sequence[Gram | None] = (),
     ) -> None:
-        self._parts = list(parts)
+        self._parts = list(shards)
         self._alive, self._seams = list(alive), list(seams)
         self._grams = [gram for gram in grams if gram is not None]
-        self.tokens = torch.cat([part.tokens for part in self._parts]) if self._parts else torch.zeros(0)
+        self.tokens = torch.cat([shard.tokens for shard in self._parts]) if self._parts else torch.zeros(0)
         """[N] int64: tokens of each sequence."""
 
     def as_they_are(self) -> Statistics:
         """The same, untouched by what the run that took them goes on to see."""
-        return Statistics([part.fork() for part in self._parts], self._alive, self._seams, self._grams)
+        return Statistics([shard.fork() for shard in self._parts], self._alive, self._seams, self._grams)
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +79,7 @@ class Statistics:
         """What is known of a layer, over all sequences."""
         if len(self._parts) == 1:
             return self._parts[0].record(layer)
-        records = [vars(part.record(layer)) for part in self._parts]
+        records = [vars(shard.record(layer)) for shard in self._parts]
         return LayerRecord(**{name: torch.cat([record[name] for record in records]) for name in records[0]})
 
     def stats(self, layer: int) -> LayerStats:

@@ -8,7 +8,7 @@ import torch
 
 from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.parallel import Workers
-from prunecomp.engine.placement import Placement, micro_batch, more_room
+from prunecomp.engine.placement import Placement, memory_advice, micro_batch
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.states import StateStore, Tier
 from prunecomp.engine.sweep import Finish, Sweeper
@@ -25,7 +25,7 @@ def check_boundaries(placement: Placement, device: torch.device) -> None:
     if placement.kept_boundaries < BOUNDARIES:
         raise OptionError(
             f"--repair needs room for {BOUNDARIES} boundaries of all windows at once, and memory is left for "
-            f"{placement.kept_boundaries}: {more_room(placement.disk_folder, device)}; or use --repair none"
+            f"{placement.kept_boundaries}: {memory_advice(placement.disk_folder, device)}; or use --repair none"
         )
 
 

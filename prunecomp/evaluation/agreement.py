@@ -20,7 +20,7 @@ from prunecomp.engine.losses import finite, rows_at_once
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.engine.run import Part, Run
+from prunecomp.engine.run import CalibrationShard, Run
 from prunecomp.engine.states import CARRY, StateStore, Tier
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.estimate import Estimate, token_mean
@@ -91,21 +91,21 @@ def on_text(
     room = dense.placement.group_size is None or dense.placement.kept_boundaries > 0
     runs = _runs(windows, [dense, *others])
     with progress("evaluating", (1 + len(others)) * windows.count, "windows") as advance:
-        for number in range(len(runs[0].parts)):
+        for number in range(len(runs[0].shards)):
             kept = LastStates(runs[0], dense.placement)
             for row, (one, run) in enumerate(zip([dense, *others], runs, strict=True)):
                 if run.stack is not one.stack:
                     run.turn_to(one.stack)
-                part = run.parts[number]
+                shard = run.shards[number]
                 look = (kept.compare if row else kept.hold) if room else kept.alone
-                found[row].append(run.outcomes(part, partial(look, part, run.decoder), 3))
-                advance(part.all_windows.count)
+                found[row].append(run.outcomes(shard, partial(look, shard, run.decoder), 3))
+                advance(shard.all_windows.count)
     return [quality_of(windows, torch.cat(some), room and row > 0) for row, some in enumerate(found)]
 
 
 def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
     """A run for each model, one and the same where the weights are. Where there is no room for the last states of all
-    windows, and weights need not be brought anew for each part, the parts are as small as can be."""
+    windows, and weights need not be brought anew for each shard, the shards are as small as can be."""
     runs: dict[Decoder, Run] = {}
     for one in models:
         if one.decoder in runs:
@@ -118,7 +118,7 @@ def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
         runs[one.decoder] = Run(
             one.decoder, windows, replace(_with_room(one.placement), micro_batch=size), stack=sharing[0],
             candidates=candidates, measured=False,
-            parts=1 if whole else max(1, windows.count // (size * world_size())),
+            shards=1 if whole else max(1, windows.count // (size * world_size())),
         )  # fmt: skip
     return [runs[one.decoder] for one in models]
 
@@ -138,26 +138,26 @@ class LastStates:
 
     def __init__(self, run: Run, placement: Placement) -> None:
         self._decoder, self._placement = run.decoder, placement
-        self._stores: dict[int, StateStore] = {}  # by where a part begins
+        self._stores: dict[int, StateStore] = {}  # by where a shard begins
 
-    def hold(self, part: Part, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
+    def hold(self, shard: CalibrationShard, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
         """Keep the dense model's state of a micro-batch, and return :func:`beside` of it with itself."""
-        store = self._stores.get(part.first)
+        store = self._stores.get(shard.first)
         if store is None:
-            store = self._stores[part.first] = StateStore(
-                part.sweeper.state_shape, decoder.device, {}, carry=_tier_of(self._placement),
+            store = self._stores[shard.first] = StateStore(
+                shard.sweeper.state_shape, decoder.device, {}, carry=_tier_of(self._placement),
                 disk=self._placement.disk_folder,
             )  # fmt: skip
         store.put(CARRY, batch, stream)
-        return self.alone(part, decoder, batch, stream)
+        return self.alone(shard, decoder, batch, stream)
 
-    def alone(self, part: Part, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
+    def alone(self, shard: CalibrationShard, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
         """:func:`beside` of a state with nothing."""
         return beside(decoder, None, batch, stream)
 
-    def compare(self, part: Part, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
+    def compare(self, shard: CalibrationShard, decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
         """:func:`beside` of another model's state with what was kept."""
-        return beside(decoder, self._decoder, batch, stream, self._stores[part.first].get(CARRY, batch))
+        return beside(decoder, self._decoder, batch, stream, self._stores[shard.first].get(CARRY, batch))
 
 
 def beside(

@@ -57,7 +57,7 @@ class Certainty:
     margin_interval: Interval | None
 
     def fields(self) -> dict[str, Any]:
-        """As a :class:`prunecomp.result.RoundRecord` holds it."""
+        """As a :class:`prunecomp.pruning.result.RoundRecord` holds it."""
         low_high = [] if self.margin_interval is None else [self.margin_interval.low, self.margin_interval.high]
         return {**vars(self), "margin_interval": low_high}
 

@@ -7,7 +7,7 @@ import torch
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.placement import Demand, ModelShape
 from prunecomp.engine.statistics import Statistics
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.metrics.base import Candidates, Metric
 
 
 class _Turn(Metric):
@@ -22,11 +22,11 @@ class _Turn(Metric):
     def demand(self, shape: ModelShape, span: int) -> Demand:
         return gram_demand(shape) if span > 1 else Demand()
 
-    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
-        starts, statistics = evidence.starts(), evidence.statistics
-        return starts, torch.stack([self.turned(statistics, evidence, first) for first in starts], dim=1)
+    def sequence_scores(self, candidates: Candidates) -> tuple[list[int], torch.Tensor]:
+        starts, statistics = candidates.starts(), candidates.statistics
+        return starts, torch.stack([self.turned(statistics, candidates, first) for first in starts], dim=1)
 
-    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
+    def turned(self, statistics: Statistics, candidates: Candidates, first: int) -> torch.Tensor:
         """[N] float64, over the tokens of each sequence: the less, the sooner the block may go."""
         raise NotImplementedError
 
@@ -40,38 +40,38 @@ class BlockInfluence(_Turn):
 
     heeds_parity = True
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        statistics = evidence.statistics
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        statistics = candidates.statistics
         counted = slice(None)
-        if evidence.parity == "official":
+        if candidates.parity == "official":
             counted = slice(max(1, len(statistics.tokens) // 2))
         tokens = int(statistics.tokens[counted].sum())
         return {
-            first: 1.0 + float(self.turned(statistics, evidence, first)[counted].sum() / tokens)
-            for first in evidence.starts()
+            first: 1.0 + float(self.turned(statistics, candidates, first)[counted].sum() / tokens)
+            for first in candidates.starts()
         }
 
-    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
-        n = evidence.span
+    def turned(self, statistics: Statistics, candidates: Candidates, first: int) -> torch.Tensor:
+        n = candidates.span
         if n == 1:
             return -statistics.stats(first).cosine
-        p = evidence.stack.position(first)
+        p = candidates.stack.position(first)
         return -statistics.gram.cosine[:, p, p + n]
 
 
 class AngularDistance(_Turn):
     """Mean over tokens of ``acos(cos(x_i, x_{i+n})) / pi`` (Gromov et al., arXiv 2403.17887, eq. 7)."""
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        statistics = evidence.statistics
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        statistics = candidates.statistics
         return {
-            first: float(self.turned(statistics, evidence, first).sum() / statistics.num_tokens)
-            for first in evidence.starts()
+            first: float(self.turned(statistics, candidates, first).sum() / statistics.num_tokens)
+            for first in candidates.starts()
         }
 
-    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
-        n = evidence.span
+    def turned(self, statistics: Statistics, candidates: Candidates, first: int) -> torch.Tensor:
+        n = candidates.span
         if n == 1:
             return statistics.stats(first).angular
-        p = evidence.stack.position(first)
+        p = candidates.stack.position(first)
         return statistics.gram.angular[:, p, p + n]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunecomp.evaluation.bootstrap import Certainty, Interval, choice_certainty, score_intervals
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.metrics.base import Candidates, Metric
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class SequenceScores:
     seed: int
 
     @classmethod
-    def of(cls, metric: Metric, evidence: Evidence) -> SequenceScores | None:
+    def of(cls, metric: Metric, candidates: Candidates) -> SequenceScores | None:
         """None where scores are no means over sequences, or not over those that are here, or nothing has one: too few
         neighbours are left for a block."""
-        if not metric.ends_early or evidence.parity is not None or not evidence.starts():
+        if not metric.ends_early or candidates.parity is not None or not candidates.starts():
             return None
-        layers, sums = metric.sequence_scores(evidence)
-        tokens = metric.sequence_tokens(evidence)
-        blocks = {layer: evidence.block(layer) for layer in layers}
-        return cls(layers, sums.double().numpy(), tokens.double().numpy(), blocks, evidence.seed)
+        layers, sums = metric.sequence_scores(candidates)
+        tokens = metric.sequence_tokens(candidates)
+        blocks = {layer: candidates.block(layer) for layer in layers}
+        return cls(layers, sums.double().numpy(), tokens.double().numpy(), blocks, candidates.seed)
 
     def certainty(self, block: tuple[int, ...], free: Collection[int]) -> Certainty | None:
         """Of the choice of ``block`` among those all of whose layers are ``free``; None where that was no choice of

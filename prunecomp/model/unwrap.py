@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from prunecomp.errors import CheckpointError
-from prunecomp.plain import read_object
+from prunecomp.io.plain import read_object
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor")
 """Names of classes that leave each process with a part of the weights."""

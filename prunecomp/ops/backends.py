@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from prunecomp.errors import BackendError
+from prunecomp.io.values import requested_backend
 from prunecomp.names import BACKENDS
 from prunecomp.ops import cuda, native, reference, triton
-from prunecomp.values import requested_backend
 
 OPERATIONS = ("layer_stats", "layer_gram", "weight_norms", "weight_salience", "linear_gram")
 

@@ -13,20 +13,7 @@ from typing import Any
 
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
-from prunecomp.names import (
-    Attention,
-    Backend,
-    Bos,
-    CompensationName,
-    Compile,
-    Dtype,
-    Form,
-    MetricName,
-    Parity,
-    RepairName,
-)
-from prunecomp.options.declare import Options, option
-from prunecomp.values import (
+from prunecomp.io.values import (
     device_name,
     dtype_name,
     function,
@@ -40,6 +27,19 @@ from prunecomp.values import (
     text,
     whole,
 )
+from prunecomp.names import (
+    Attention,
+    Backend,
+    Bos,
+    CompensationName,
+    Compile,
+    Dtype,
+    Form,
+    MetricName,
+    Parity,
+    RepairName,
+)
+from prunecomp.options.declare import Options, option
 
 LARGEST_SEED = 2**64 - 1
 

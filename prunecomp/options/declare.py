@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from prunecomp.errors import OptionError
-from prunecomp.values import flag, folder_path, function, one_of, text
+from prunecomp.io.values import flag, folder_path, function, one_of, text
 
 O = TypeVar("O", bound="Options")  # noqa: E741
 Reader = Callable[[str, Any], Any]

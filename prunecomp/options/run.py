@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunecomp.errors import OptionError
+from prunecomp.io.values import flag, function, layer_set, several
 from prunecomp.names import FORMS, PresetName
 from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
 from prunecomp.options.declare import option
-from prunecomp.values import flag, function, layer_set, several
 
 if TYPE_CHECKING:
     from prunecomp.metrics import Metric

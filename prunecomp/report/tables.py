@@ -8,9 +8,9 @@ from rich.filesize import decimal as _decimal
 
 from prunecomp.engine.states import Tier
 from prunecomp.evaluation.bootstrap import LEVEL
-from prunecomp.plan import RunPlan
+from prunecomp.pruning.plan import RunPlan
+from prunecomp.pruning.result import SEAMS, PruneResult
 from prunecomp.report.console import Table
-from prunecomp.result import SEAMS, PruneResult
 from prunecomp.scores import ScoreResult
 
 

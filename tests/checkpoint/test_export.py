@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.checkpoint.config import follow_layers, prune_config
 from prunecomp.errors import FoldError, OptionError, PrunecompWarning
+from prunecomp.model.config import follow_layers, prune_config
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
@@ -141,7 +141,7 @@ def test_a_wrong_adapter_is_caught_by_the_proof(generator: torch.Generator, tmp_
     model = build("llama-tied-biased")
     result = prunecomp.prune(model, 1, draw_tokens(model, generator))
     prune_by_hand(result, {2: 1.5})
-    decoder = result.subject.load()
+    decoder = result.model_source.load()
     decoder.family = dataclasses.replace(decoder.family, writers=("mlp.down_proj",))
     with pytest.raises(FoldError, match="layer 3 cannot take a stream scaled by"):
         result.save(tmp_path / "out")

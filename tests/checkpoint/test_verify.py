@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import prunecomp
 import prunecomp.checkpoint.writer as writer
-import prunecomp.result
+import prunecomp.pruning.result
 from prunecomp.checkpoint.verify import _has_experts, tensor_digest
 from prunecomp.errors import OutputError
 from prunecomp.model.decoder import Decoder
@@ -41,7 +41,7 @@ def test_the_record_says_what_was_verified(generator: torch.Generator, tmp_path:
 def test_without_verify_nothing_is_read_back(
     generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prunecomp.result, "verify_export", lambda *_: pytest.fail("verified"))
+    monkeypatch.setattr(prunecomp.pruning.result, "verify_export", lambda *_: pytest.fail("verified"))
     out = pruned(generator).save(tmp_path / "out", verify=False)
     assert json.loads((out / "prunecomp.json").read_text())["verified"] is None
 
@@ -98,8 +98,8 @@ def test_a_config_that_does_not_fit_the_weights_is_told(
     message: str,
 ) -> None:
     result = pruned(generator)
-    right = prunecomp.result.prune_stored
-    monkeypatch.setattr(prunecomp.result, "prune_stored", lambda *some: {**right(*some), **change})
+    right = prunecomp.pruning.result.prune_stored
+    monkeypatch.setattr(prunecomp.pruning.result, "prune_stored", lambda *some: {**right(*some), **change})
     with pytest.raises(OutputError, match=message):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())

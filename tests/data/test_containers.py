@@ -17,8 +17,8 @@ from prunecomp.data.in_memory import CHARACTERS
 from prunecomp.data.sources import read, read_source
 from prunecomp.data.windows import Windows, consecutive_windows, draw_windows
 from prunecomp.errors import DataError, PrunecompWarning
-from prunecomp.inputs import calibration_windows
-from prunecomp.subject import ModelSubject
+from prunecomp.model.source import InMemorySource
+from prunecomp.pruning.inputs import calibration_windows
 from tests.situations.data import model
 
 N, S, PAD = 6, 12, 7
@@ -145,11 +145,11 @@ def test_a_generator_is_asked_for_no_more_than_is_needed() -> None:
             asked.append(1)
             yield {"input_ids": torch.tensor(ROWS[:4])}
 
-    subject = ModelSubject(model(), None)
-    assert calibration_windows(subject, endless(), 7, None, 0).count == 7
+    model_source = InMemorySource(model(), None)
+    assert calibration_windows(model_source, endless(), 7, None, 0).count == 7
     assert len(asked) == 2
     with pytest.warns(PrunecompWarning, match="the first 4 of its 6 samples are taken; .* as in samples=6"):
-        assert calibration_windows(subject, DataLoader(torch.tensor(ROWS), batch_size=3), 4, None, 0).count == 4
+        assert calibration_windows(model_source, DataLoader(torch.tensor(ROWS), batch_size=3), 4, None, 0).count == 4
     texts = (asked.append(2) or "some words" for _ in iter(int, 1))  # type: ignore[func-returns-value]
     read(texts, 3, 10)
     assert asked.count(2) == -(-10 * CHARACTERS // len("some words"))
@@ -165,7 +165,7 @@ def test_too_little_text_is_said_with_how_often_it_is_used() -> None:
     with pytest.warns(
         PrunecompWarning, match=r"gives 72 tokens, and --samples 10 of --seqlen 12 take 120: .*1\.7 times"
     ):
-        calibration_windows(ModelSubject(model(), None), ROWS.flatten(), 10, 12, 0)
+        calibration_windows(InMemorySource(model(), None), ROWS.flatten(), 10, 12, 0)
 
 
 @pytest.mark.parametrize(

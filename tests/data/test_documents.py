@@ -21,8 +21,8 @@ from prunecomp.data.mixture import allotted, parts_of
 from prunecomp.data.sources import read, read_documents, read_source
 from prunecomp.data.windows import consecutive_windows
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
-from prunecomp.inputs import calibration_windows, evaluation_windows
-from prunecomp.subject import ModelSubject
+from prunecomp.model.source import InMemorySource
+from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from tests.conftest import REFERENCE_MODEL
 from tests.data.test_containers import hugging
 from tests.situations.data import command, model, save
@@ -155,7 +155,7 @@ CONVERSATIONS: dict[str, Callable[[], Any]] = {
 def chatting() -> Any:
     tokenizer = AutoTokenizer.from_pretrained(REFERENCE_MODEL)
     tokenizer.chat_template = TEMPLATE
-    return ModelSubject(model(), tokenizer)
+    return InMemorySource(model(), tokenizer)
 
 
 @pytest.mark.parametrize("container", CONVERSATIONS)

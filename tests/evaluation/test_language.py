@@ -20,8 +20,8 @@ from prunecomp.evaluation.language import Language, common_prefix
 from prunecomp.evaluation.profile import Named, in_use
 from prunecomp.evaluation.prompts import PROMPTS
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack, Overlay
-from prunecomp.subject.language import language_of
 from tests.models import CASES, build
 from tests.seeds import seed
 from tests.tolerances import ROUNDINGS
@@ -158,9 +158,9 @@ def test_generation_is_that_of_transformers_on_the_export(reference_model: Path,
     result = prunecomp.prune(tmp_path / "base", 3, text, samples=4, seqlen=64, repair="joint")
     result.save(tmp_path / "out", verify=False)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    language = language_of(result.subject, result.placement)
+    language = language_of(result.model_source, result.placement)
     assert isinstance(language, Language)
-    with in_use(Named("pruned", Standing(result.subject.load(), result.stack, result.placement))):
+    with in_use(Named("pruned", Standing(result.model_source.load(), result.stack, result.placement))):
         written = write(language, PROMPTS[:4], 24)
     for one in written:
         ids = torch.tensor([tokenizer(f"Question: {one.prompt}\nAnswer:")["input_ids"]])

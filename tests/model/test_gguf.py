@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import prunecomp
 from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.gguf import dequantise, gguf_types
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.command_line import invoke
 from tests.models import build
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 import prunecomp
 from prunecomp.errors import OptionError
-from prunecomp.journal import Journal, journal_path
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.pruning.journal import Journal, journal_path
 from prunecomp.repair import demand_of
 from tests.engine.test_streaming import needed, shape_of
 from tests.models import build, draw_tokens

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.checkpoint import companions
-from prunecomp.checkpoint.companions import find_companions
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.model.source import companions
+from prunecomp.model.source.companions import find_companions
 from tests.situations.folders import TOKENS, edit_json, folder_of
 
 KEPT = (

@@ -46,7 +46,7 @@ def test_the_former_stays_where_the_new_one_fails(
     before = files(out)
     for place in ("write_tensors", "model_card"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"prunecomp.result.{place}", lambda *_, **__: 1 / 0)
+            patched.setattr(f"prunecomp.pruning.result.{place}", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 result.save(out, overwrite=True)
         assert files(out) == before
@@ -58,9 +58,9 @@ def test_the_former_stays_where_the_new_one_fails(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    monkeypatch.setattr("prunecomp.result.model_card", lambda card: "x")
-    write = prunecomp.result.write_text
-    monkeypatch.setattr("prunecomp.result.write_text", lambda path, text: write(path.with_name("fresh"), text))
+    monkeypatch.setattr("prunecomp.pruning.result.model_card", lambda card: "x")
+    write = prunecomp.pruning.result.write_text
+    monkeypatch.setattr("prunecomp.pruning.result.write_text", lambda path, text: write(path.with_name("fresh"), text))
     with pytest.raises(OutputError, match="could not be written"):
         result.save(out, overwrite=True)
     assert files(out) == before

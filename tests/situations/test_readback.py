@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import prunecomp
-import prunecomp.checkpoint.reference as reference
-import prunecomp.result
-import prunecomp.subject.folder
+import prunecomp.model.source.folder
+import prunecomp.model.source.reference as reference
+import prunecomp.pruning.result
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
 from prunecomp.model.decoder import Decoder
@@ -55,9 +55,11 @@ def one_forgotten(plan: FoldPlan) -> FoldPlan:
 def test_wrong_weights_are_refused_in_16_bits(
     wrong: Wrong, dtype: torch.dtype, generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = prunecomp.result.write_tensors
+    right = prunecomp.pruning.result.write_tensors
     monkeypatch.setattr(
-        prunecomp.result, "write_tensors", lambda f, s, layers, plan, *rest: right(f, s, layers, wrong(plan), *rest)
+        prunecomp.pruning.result,
+        "write_tensors",
+        lambda f, s, layers, plan, *rest: right(f, s, layers, wrong(plan), *rest),
     )
     with pytest.raises(OutputError, match=r"of the base model|is missing"):
         pruned(generator, dtype).save(tmp_path / "out")
@@ -93,8 +95,8 @@ def test_a_config_that_says_another_function_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every one of them moves logits by less than 16-bit activations do, or not by much more."""
-    right = prunecomp.result.prune_stored
-    monkeypatch.setattr(prunecomp.result, "prune_stored", lambda *some: {**right(*some), **change})
+    right = prunecomp.pruning.result.prune_stored
+    monkeypatch.setattr(prunecomp.pruning.result, "prune_stored", lambda *some: {**right(*some), **change})
     with pytest.raises(OutputError, match="the export does not compute what was measured"):
         pruned(generator, dtype).save(tmp_path / "out")
 
@@ -120,14 +122,14 @@ def test_a_head_that_is_tied_only_here_is_refused(
 ) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    right = prunecomp.subject.folder.load_decoder
+    right = prunecomp.model.source.folder.load_decoder
 
     def tying(*some: Any, **options: Any) -> Decoder:
         decoder = right(*some, **options)
         decoder.head.weight = decoder.embedding.weight
         return decoder
 
-    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", tying)
+    monkeypatch.setattr(prunecomp.model.source.folder, "load_decoder", tying)
     with pytest.raises(CheckpointError, match="transformers does not tie the head"):
         prunecomp.evaluate(tmp_path / "base", draw_tokens(model, generator))
 
@@ -137,14 +139,14 @@ def test_a_tensor_that_is_another_only_here_is_refused(
 ) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    right = prunecomp.subject.folder.load_decoder
+    right = prunecomp.model.source.folder.load_decoder
 
     def other(*some: Any, **options: Any) -> Decoder:
         decoder = right(*some, **options)
         decoder.final_norm.weight.data = decoder.final_norm.weight.data * 1.001
         return decoder
 
-    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", other)
+    monkeypatch.setattr(prunecomp.model.source.folder, "load_decoder", other)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is not what transformers reads there"):
         prunecomp.score(tmp_path / "base", draw_tokens(model, generator))
 
@@ -154,8 +156,8 @@ def test_perplexity_is_of_what_was_written(in_memory: bool, generator: torch.Gen
     model = build("llama").to(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
     tokens = draw_tokens(model, generator)
-    subject = model if in_memory else tmp_path / "base"
-    result = prunecomp.prune(subject, 2, tokens, metric="given", given=[1, 3], eval=tokens)
+    model_source = model if in_memory else tmp_path / "base"
+    result = prunecomp.prune(model_source, 2, tokens, metric="given", given=[1, 3], eval=tokens)
     assert result.perplexity is not None
     before = result.record()["perplexity"]
     assert before["measured_on"].startswith("the model with its seams")

@@ -1,4 +1,4 @@
-"""A model object as a subject."""
+"""A model object as a model source."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.companions import copy_tokenizer
 from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
+from prunecomp.model.source.base import ModelSource
+from prunecomp.model.source.companions import copy_tokenizer
 from prunecomp.model.weights import ModuleTensors, TensorSource
-from prunecomp.subject.base import Subject
 
 
-class ModelSubject(Subject):
+class InMemorySource(ModelSource):
     """A model that the caller holds; it is used where it is and as it is."""
 
     resident = True

@@ -10,22 +10,22 @@ from prunecomp.data.sources import Tokenizer
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.evaluation.language import Language
-from prunecomp.subject.base import Subject
+from prunecomp.model.source.base import ModelSource
 
 TOKENS = "generation_config.json"
 
 
-def language_of(subject: Subject, placement: Placement) -> Language | str:
+def language_of(model_source: ModelSource, placement: Placement) -> Language | str:
     """The model of a subject, once it is loaded, as one that generates; or why it cannot."""
     if placement.group_size is not None:
         return "the model is streamed, and generation needs one that fits in memory: give more --device-memory"
     if world_size() > 1:
         return "several processes share the windows: run the profile in one"
-    if not isinstance(subject.tokenize, Tokenizer):
+    if not isinstance(model_source.tokenize, Tokenizer):
         return "the model has no tokenizer: give one"
-    tokenizer, model = subject.tokenize.of_transformers, subject.load().model
+    tokenizer, model = model_source.tokenize.of_transformers, model_source.load().model
     stated = [getattr(model, "generation_config", None)]
-    folder = Path(subject.name) if subject.base is None else Path(subject.base)
+    folder = Path(model_source.name) if model_source.base is None else Path(model_source.base)
     if (folder / TOKENS).is_file():
         stated.append(GenerationConfig.from_pretrained(folder))
     ends: dict[int, None] = {}

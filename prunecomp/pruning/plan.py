@@ -13,18 +13,18 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.placement import ModelShape, Placement, model_shape, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.work import Work, rounds, seconds
-from prunecomp.inputs import window_length
 from prunecomp.metrics import METRICS
 from prunecomp.model.families import families
 from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
 from prunecomp.model.quantised import dequantised
+from prunecomp.model.source import ModelSource
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import PlanKeywords
+from prunecomp.pruning.inputs import window_length
 from prunecomp.session import Session
-from prunecomp.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RunPlan:
         return {**record, "bound": self.bound}
 
 
-class Outline(Subject):
+class Outline(ModelSource):
     """A model of which no more than the config need be there."""
 
     resident = False

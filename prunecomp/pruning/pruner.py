@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
+from prunecomp.compensation import COMPENSATIONS, Removal, Seam, put_in_place
 from prunecomp.data.windows import Windows, check_context, context_of, loose_windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, model_shape, place
@@ -15,14 +15,14 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run, Snapshot
 from prunecomp.engine.statistics import Statistics
 from prunecomp.errors import OptionError
-from prunecomp.metrics import METRICS, Evidence
+from prunecomp.io.values import layer_numbers, listed, one_of, whole
+from prunecomp.metrics import METRICS, Candidates
 from prunecomp.metrics.certainty import SequenceScores
 from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.names import FORMS
-from prunecomp.result import Origin, PruneResult, RoundRecord
-from prunecomp.values import layer_numbers, listed, one_of, whole
+from prunecomp.pruning.result import Origin, PruneResult, RoundRecord
 
 NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or let other layers go"
 
@@ -105,7 +105,7 @@ class Pruner:
             decoder, windows, placement, candidates=self._candidates, cache=cache,
             spans=self.metric.needs_gram(span, parity),
             along_tokens=self.metric.needs_cosines_along_tokens(parity), backward=self.metric.backward,
-            parts=1 if confidence is None else max(1, min(LOOKS, windows.count // world_size())),
+            shards=1 if confidence is None else max(1, min(LOOKS, windows.count // world_size())),
             backend=backend, progress=progress,
         )  # fmt: skip
         self.statistics = self.run.statistics
@@ -135,11 +135,11 @@ class Pruner:
         """Original indices of the layers that :meth:`remove` took out, in the order of their removal."""
         return [layer for step in self._steps for layer in step.record.block]
 
-    def evidence(self, most: int | None = None) -> Evidence:
+    def candidates(self, most: int | None = None) -> Candidates:
         """What the metric looks at; ``most`` layers may still go."""
-        return Evidence(
+        return Candidates(
             run=self.run,
-            candidates=[layer for layer in self._candidates if layer in self.stack.alive],
+            layers=[layer for layer in self._candidates if layer in self.stack.alive],
             span=self._span if most is None else min(self._span, most),
             seed=self._seed,
             given=self._given,
@@ -152,30 +152,30 @@ class Pruner:
 
         ``keep`` off promises that no score will follow; ``most`` is how many layers may still go.
         """
-        evidence = self.evidence(None if most is None else whole("most", most, 1))
-        for part in self.run.parts:
-            self.run.bring(part, keep=keep or self._reads_states)
-            self.metric.observe(evidence, part)
-            if self._confidence is not None and self._decided(evidence):
+        candidates = self.candidates(None if most is None else whole("most", most, 1))
+        for shard in self.run.shards:
+            self.run.update(shard, keep=keep or self._reads_states)
+            self.metric.observe(candidates, shard)
+            if self._confidence is not None and self._decided(candidates):
                 break
         self.statistics = self.run.statistics
         self.sequences = len(self.statistics.tokens)
-        self.run.scores = self.metric.score(evidence)
-        self.blocks = {first: evidence.block(first) for first in self.run.scores}
+        self.run.scores = self.metric.score(candidates)
+        self.blocks = {first: candidates.block(first) for first in self.run.scores}
         self._scored = self.stack
-        self.sequence_scores = SequenceScores.of(self.metric, evidence)
+        self.sequence_scores = SequenceScores.of(self.metric, candidates)
         return self.run.scores
 
-    def _decided(self, evidence: Evidence) -> bool:
+    def _decided(self, candidates: Candidates) -> bool:
         assert self._confidence is not None
-        layers, sums = self.metric.sequence_scores(evidence)
-        columns = [i for i, layer in enumerate(layers) if set(evidence.block(layer)) <= set(evidence.candidates)]
+        layers, sums = self.metric.sequence_scores(candidates)
+        columns = [i for i, layer in enumerate(layers) if set(candidates.block(layer)) <= set(candidates.layers)]
         return separated(sums[:, columns], self.run.windows.count, self._confidence)
 
     def _estimate(self, block: tuple[int, ...], statistics: Statistics) -> Seam:
-        return self._compensate(Cut(self.run, block, statistics, self.held_out))
+        return self._compensate(Removal(self.run, block, statistics, self.held_out))
 
-    def cut(self, *block: int) -> Seam:
+    def removal(self, *block: int) -> Seam:
         """Remove a surviving layer, or neighbours from below, and put the compensation, estimated from the last
         scores' statistics, in their place: of the dense model in a one-shot run. There is no way back."""
         seam = self._estimate(block, self.statistics)
@@ -214,8 +214,8 @@ class Pruner:
                 + (f"make the pruner with span={len(block)}, or " if self.metric.spans else "")
                 + "remove them one by one"
             )
-        for part in self.run.parts:
-            self.run.bring(part)
+        for shard in self.run.shards:
+            self.run.update(shard)
         self.statistics = self.run.statistics
         self.sequences = len(self.statistics.tokens)
         before = self.run.snapshot()
@@ -223,7 +223,7 @@ class Pruner:
         fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
         scores = dict(self.run.scores) if fresh else {}
         scored, free = self._scored, set(self._candidates) & set(self.stack.alive)
-        seam = self.cut(*block)
+        seam = self.removal(*block)
         record = self.record(block, seam, scores, spent, started, free)
         self._steps.append(_Step(before, held_out_before, self.blocks, scored, record, self.sequence_scores))
         return seam
@@ -280,7 +280,7 @@ class Pruner:
         options.check(METRICS, COMPENSATIONS)
         options = replace(options, layers=len(self.removed), given=self.removed)
         return PruneResult(
-            options=options, subject=self._origin.subject, stack=self.stack, rounds=rounds,
+            options=options, model_source=self._origin.model_source, stack=self.stack, rounds=rounds,
             calibration=self._origin.calibration, evaluation=None, placement=self.placement, compiled=False,
             layer_forwards=self.layer_forwards, perplexity=None, seconds=sum(r.seconds for r in rounds),
         )  # fmt: skip
@@ -392,7 +392,7 @@ def run_rounds(
         gone |= set(block)
         scores = pruner.run.scores
         shown = {index: scores[index] for index in (block[0], *pruner.stack.alive) if index in scores}
-        seam = pruner.cut(*block)
+        seam = pruner.removal(*block)
         rounds.append(pruner.record(block, seam, dict(sorted(shown.items())), spent, started, free))
         spent = pruner.layer_forwards
         if on_round is not None:

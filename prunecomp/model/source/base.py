@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from prunecomp.checkpoint.card import Licence
-from prunecomp.checkpoint.config import prune_stored
-from prunecomp.checkpoint.reference import whole_by_transformers
 from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.data.sources import Tokenize
 from prunecomp.engine.placement import ModelShape
 from prunecomp.errors import FoldError, PrunecompWarning
+from prunecomp.model.config import prune_stored
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.quantised import Dequantised
+from prunecomp.model.source.reference import whole_by_transformers
 from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource
 
 
-class Subject:
+class ModelSource:
     """Config, tokenizer, weights to run and weights to export of one model."""
 
     name: str

@@ -16,7 +16,6 @@ from torch import nn
 from prunecomp.checkpoint.apply import apply_plan
 from prunecomp.checkpoint.card import CARD, Card, model_card
 from prunecomp.checkpoint.claim import claimed
-from prunecomp.checkpoint.config import prune_generation, prune_stored, without_code
 from prunecomp.checkpoint.fold import FoldPlan, plan_fold
 from prunecomp.checkpoint.numbers import check_built_alike
 from prunecomp.checkpoint.proof import LayerProof, prove_fold
@@ -40,16 +39,17 @@ from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
 from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.evaluation.profile import Profile
+from prunecomp.io.plain import read_object
+from prunecomp.io.values import flag, function, whole
+from prunecomp.model.config import prune_generation, prune_stored, without_code
 from prunecomp.model.files import STATED
 from prunecomp.model.loader import load_decoder
+from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
 from prunecomp.names import ATTENTIONS, RECORD
 from prunecomp.options import PruneOptions
-from prunecomp.plain import read_object
 from prunecomp.repair import Outcome
-from prunecomp.subject import Subject
-from prunecomp.values import flag, function, whole
 
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
@@ -58,7 +58,7 @@ SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 class Origin:
     """Where a pruner's model and windows come from, for a :class:`PruneResult`."""
 
-    subject: Subject
+    model_source: ModelSource
     options: PruneOptions
     calibration: Windows
 
@@ -101,7 +101,7 @@ class PruneResult:
     """The outcome of :func:`prunecomp.prune`, over weights that are still as they were."""
 
     options: PruneOptions
-    subject: Subject
+    model_source: ModelSource
     stack: LayerStack
     rounds: list[RoundRecord]
     calibration: Windows
@@ -144,7 +144,7 @@ class PruneResult:
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "transformers", "safetensors")},
             },
-            "model": self.subject.name,
+            "model": self.model_source.name,
             "num_layers": self.stack.num_layers,
             "options": self.options.record(),
             "run": self.options.beside(),
@@ -194,13 +194,13 @@ class PruneResult:
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
-        decoder = self.subject.load()
+        decoder = self.model_source.load()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
             check_built_alike(decoder, self.stack.alive)
         plan = plan_fold(decoder, self.stack, self.options.fold)
         if plan.factors:
-            self.subject.check_fold(plan.form)
+            self.model_source.check_fold(plan.form)
         return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
 
     def save(
@@ -231,7 +231,7 @@ class PruneResult:
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         self.options = replace(self.options, max_shard_size=shard_bytes / 1e9, verify=verify, recipe=recipe)
         with claimed(out), self._dense():
-            check_output(out, overwrite, self.subject.base)
+            check_output(out, overwrite, self.model_source.base)
             with atomic_folder(out, overwrite) as folder:
                 self._write(folder, shard_bytes, verify, recipe, command, progress)
         if self.on_saved is not None:
@@ -242,15 +242,19 @@ class PruneResult:
         self, folder: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
     ) -> None:
         plan, proofs = self.prove()
-        subject = self.subject
-        decoder = subject.load()
-        merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
+        model_source = self.model_source
+        decoder = model_source.load()
+        merge = (
+            merge_recipe(decoder, plan, model_source.base, model_source.layers, model_source.quantised)
+            if recipe
+            else None
+        )
         config = self._config(plan)
-        as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
+        as_stored = plan_as_stored(plan, decoder, model_source.plain_tensors(), model_source.stored)
         digests: dict[str, str] | None = {} if verify else None
-        write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
+        write_tensors(folder, model_source.tensors(), model_source.layers, as_stored, shard_bytes, progress, digests)
         write_json(folder / "config.json", config)
-        self.subject.write_companions(folder)
+        self.model_source.write_companions(folder)
         self._prune_generation(folder / GENERATION)
         self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
         del decoder
@@ -265,24 +269,24 @@ class PruneResult:
         some = self.calibration.take(slice(0, WINDOWS))
         shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
         tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-        measured = Measured(self.subject.load(), self.subject.as_loaded(), self.stack, plan, proofs)
-        return verify_export(folder, digests, measured, tokens, self.subject.load_export)
+        measured = Measured(self.model_source.load(), self.model_source.as_loaded(), self.stack, plan, proofs)
+        return verify_export(folder, digests, measured, tokens, self.model_source.load_export)
 
     def _measure(self, folder: Path, progress: Progress) -> None:
         """Perplexity of what was written, in the place of that of the seam model: a fold rounds. Left as it is, and
         called what it is, where the other processes of a job do not take part, or memory holds no second model."""
         if self.perplexity is None or self.evaluation is None or world_size() > 1:
             return
-        placement, device = self.placement, self.subject.device
-        dtype = str(self.subject.dtype).removeprefix("torch.")
-        attention = str(self.subject.load().config._attn_implementation)
-        if self.subject.resident:
-            shape, windows = self.subject.shape(), self.evaluation
+        placement, device = self.placement, self.model_source.device
+        dtype = str(self.model_source.dtype).removeprefix("torch.")
+        attention = str(self.model_source.load().config._attn_implementation)
+        if self.model_source.resident:
+            shape, windows = self.model_source.shape(), self.evaluation
             try:
                 placement = place(shape, windows.count, windows.seqlen, available_memory(device), device)
             except OptionError:
                 return
-        self.subject.release()
+        self.model_source.release()
         export = load_decoder(
             folder, dtype=dtype, device=str(device), group_size=placement.group_size,
             attention=attention if attention in ATTENTIONS else "auto",
@@ -293,13 +297,13 @@ class PruneResult:
 
     def _config(self, plan: FoldPlan) -> dict[str, Any]:
         """The exported configuration."""
-        subject, stack = self.subject, self.stack
-        family = subject.load().family
-        config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
+        model_source, stack = self.model_source, self.stack
+        family = model_source.load().family
+        config = prune_stored(model_source.raw_config(), model_source.config, family, stack.num_layers, stack.alive)
         config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
         stated = config.get("quantization_config")
         if stated is not None:
-            config["quantization_config"] = subject.renumber_rules(stated, plan.renumber)
+            config["quantization_config"] = model_source.renumber_rules(stated, plan.renumber)
         return config
 
     def _prune_generation(self, path: Path) -> None:
@@ -312,11 +316,11 @@ class PruneResult:
             write_json(path, pruned)
 
     def _card(self, command: str | None) -> Card:
-        base = Path(self.subject.name)
+        base = Path(self.model_source.name)
         record, windows, verified = self.record(), self.calibration, self.verified
         return Card(
-            base=base.resolve().name if base.is_dir() else self.subject.name.partition("@")[0],
-            licence=self.subject.licence(),
+            base=base.resolve().name if base.is_dir() else self.model_source.name.partition("@")[0],
+            licence=self.model_source.licence(),
             num_layers=self.stack.num_layers,
             removals=[(r.block, r.score, r.scale) for r in self.rounds],
             metric=self.options.metric,
@@ -329,7 +333,7 @@ class PruneResult:
             digest=windows.digest,
             versions={"prunecomp": record["prunecomp"], **record["versions"]},
             perplexity=record["perplexity"],
-            quantised=self.subject.quantised,
+            quantised=self.model_source.quantised,
             verified="no"
             if verified is None
             else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",
@@ -340,7 +344,7 @@ class PruneResult:
         usual = {each.name: each.default for each in PruneOptions.options()}
         given = {n: value for n, value in self.options.record().items() if n != "layers" and value != usual[n]}
         arguments = [f"{name}={value!r}" for name, value in given.items() if value != []]
-        parts = [repr(self.subject.name), str(self.options.layers), repr(self.calibration.source), *arguments]
+        parts = [repr(self.model_source.name), str(self.options.layers), repr(self.calibration.source), *arguments]
         return f"prunecomp.prune({', '.join(parts)})"
 
     def apply(self, model: nn.Module) -> None:
@@ -351,7 +355,7 @@ class PruneResult:
         """
         with self._dense():
             plan, _ = self.prove()
-        own = unwrapped(model) is self.subject.load().model
+        own = unwrapped(model) is self.model_source.load().model
         if own and self._put_back is not None:
             raise OptionError("apply: the model has been pruned in place already; give another copy of the dense one")
         put_back = apply_plan(model, self.stack, plan)
@@ -368,7 +372,7 @@ class PruneResult:
         with self._dense():
             plan, _ = self.prove()
         put_back = apply_plan(model, self.stack, plan)
-        own = unwrapped(model) is self.subject.load().model
+        own = unwrapped(model) is self.model_source.load().model
         if own:
             self._put_back = put_back
         try:
@@ -389,5 +393,5 @@ class PruneResult:
         try:
             yield
         finally:
-            plan = plan_fold(self.subject.load(), self.stack, self.options.fold)
-            self._put_back = apply_plan(self.subject.load().model, self.stack, plan)
+            plan = plan_fold(self.model_source.load(), self.stack, self.options.fold)
+            self._put_back = apply_plan(self.model_source.load().model, self.stack, plan)

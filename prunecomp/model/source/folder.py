@@ -1,4 +1,4 @@
-"""A checkpoint folder as a subject."""
+"""A checkpoint folder as a model source."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from transformers import AutoTokenizer
 
 from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.companions import TOKENIZERS, Companions, find_companions
-from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
 from prunecomp.checkpoint.scales import check_repair
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError
+from prunecomp.io.plain import read_object
 from prunecomp.model.checks import check_named, warn_of_surprises
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
@@ -31,13 +30,14 @@ from prunecomp.model.loader import (
     text_decoder_of,
 )
 from prunecomp.model.quantised import dequantised, quantisation
+from prunecomp.model.source.base import ModelSource
+from prunecomp.model.source.companions import TOKENIZERS, Companions, find_companions
+from prunecomp.model.source.reference import check_read_alike, whole_by_transformers
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import TensorSource, fingerprint, open_checkpoint
-from prunecomp.plain import read_object
-from prunecomp.subject.base import Subject
 
 
-class FolderSubject(Subject):
+class FolderSource(ModelSource):
     """A checkpoint folder, local or in the hub's cache."""
 
     resident = False
