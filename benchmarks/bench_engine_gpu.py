@@ -25,7 +25,7 @@ from benchmarks.gpu_timing import machine, matmul_rate, require_gpu
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.placement import Memory, Placement, model_shape, place
-from prunecomp.engine.sinks import PairStatistics
+from prunecomp.engine.sinks import LayerSink
 from prunecomp.engine.states import StateStore, Tier
 from prunecomp.engine.sweep import Sweeper
 from prunecomp.model.decoder import Decoder
@@ -115,7 +115,7 @@ class HostTensors:
 def one_pass(decoder: Decoder, windows: Windows, placement: Placement) -> float:
     sweeper = Sweeper(decoder, windows, placement)
     states = StateStore(sweeper.state_shape, DEVICE, {}, carry=placement.carry)
-    sinks = [PairStatistics(windows, Workers(windows.count))]
+    sinks = [LayerSink(windows, Workers(windows.count))]
     stack = LayerStack.dense(decoder.num_layers)
     with decoder.evaluating():
         return timed(lambda: sweeper.sweep(stack, 0, states, sinks))[0]

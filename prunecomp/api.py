@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.export import check_export
 from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
@@ -128,7 +129,7 @@ def prune(
     chosen = candidates_of(options, subject.num_layers)
     layers, samples, seqlen, seed = options.layers, options.samples, options.seqlen, options.seed
     replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
-    subject.check_export(chosen, None if compensation == "none" else options.fold, replaces)
+    check_export(subject, chosen, None if compensation == "none" else options.fold, replaces)
     check_read_once([calibration, eval])
     windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)

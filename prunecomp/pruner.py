@@ -295,7 +295,7 @@ class Pruner:
 
     def zero_rows(self, layer: int) -> int:
         """Calibration tokens at which the layer's input or output is the zero vector."""
-        return self.statistics.zero_rows(layer)
+        return int(self.statistics.of(layer).zero_rows.sum())
 
 
 def choose_candidates(

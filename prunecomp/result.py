@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -13,40 +12,21 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
-from prunecomp.checkpoint.card import CARD, Card, model_card
-from prunecomp.checkpoint.claim import claimed
-from prunecomp.checkpoint.config import prune_generation, prune_stored, without_code
-from prunecomp.checkpoint.fold import FoldPlan, plan_fold
-from prunecomp.checkpoint.numbers import check_built_alike
-from prunecomp.checkpoint.proof import LayerProof, prove_fold
-from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
-from prunecomp.checkpoint.scales import plan_as_stored
-from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_export
-from prunecomp.checkpoint.writer import (
-    DEFAULT_SHARD_BYTES,
-    GENERATION,
-    atomic_folder,
-    check_output,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from prunecomp.checkpoint.export import export, proved_fold
+from prunecomp.checkpoint.fold import FoldPlan
+from prunecomp.checkpoint.proof import LayerProof
+from prunecomp.checkpoint.verify import Verification
+from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES
 from prunecomp.data.windows import Windows
-from prunecomp.engine.parallel import world_size
-from prunecomp.engine.placement import Placement, available_memory, place
+from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
-from prunecomp.evaluation.perplexity import perplexity
-from prunecomp.model.files import STATED
-from prunecomp.model.loader import ATTENTIONS, load_decoder
+from prunecomp.errors import OptionError
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.plain import read_object
 from prunecomp.subject import Subject
 from prunecomp.values import flag, function, whole
 
-RECORD = "prunecomp.json"
-SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
+SEAMS = "the model with its seams, before they are folded"
 
 
 @dataclass(frozen=True)
@@ -178,16 +158,8 @@ class PruneResult:
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
-        if self._changed_in_place:
-            raise OptionError("the model was changed in place by apply(); save the model itself instead")
-        decoder = self.subject.load()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
-            check_built_alike(decoder, self.stack.alive)
-        plan = plan_fold(decoder, self.stack, self.options.fold)
-        if plan.factors:
-            self.subject.check_fold(plan.form)
-        return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
+        self._check_unchanged()
+        return proved_fold(self.subject, self.stack, self.options.fold, self.calibration.tokens[0])
 
     def save(
         self,
@@ -213,109 +185,16 @@ class PruneResult:
         verify, recipe = flag("verify", verify), flag("recipe", recipe)
         function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
-        with claimed(out):
-            check_output(out)
-            self._write(out, shard_bytes, verify, recipe, command, progress)
+        self._check_unchanged()
+        export(
+            self, out, fold=self.options.fold, command=command or self._call(), shard_bytes=shard_bytes, verify=verify,
+            recipe=recipe, progress=progress,
+        )  # fmt: skip
         return out
 
-    def _write(
-        self, out: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
-    ) -> None:
-        plan, proofs = self.prove()
-        subject = self.subject
-        decoder = subject.load()
-        merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
-        config = self._config(plan)
-        as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
-        with atomic_folder(out) as folder:
-            digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
-            write_json(folder / "config.json", config)
-            self.subject.write_companions(folder)
-            self._prune_generation(folder / GENERATION)
-            self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
-            del decoder
-            self._measure(folder, progress)
-            record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
-            write_json(folder / RECORD, record)
-            write_text(folder / CARD, model_card(self._card(command)))
-            if merge is not None:
-                write_text(folder / RECIPE, merge)
-        if self.on_saved is not None:
-            self.on_saved()
-
-    def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
-        some = self.calibration.take(slice(0, WINDOWS))
-        shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
-        tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-        measured = Measured(self.subject.load(), self.subject.as_loaded(), self.stack, plan, proofs)
-        return verify_export(folder, digests, measured, tokens, self.subject.load_export)
-
-    def _measure(self, folder: Path, progress: Progress) -> None:
-        """Perplexity of what was written, in the place of that of the seam model: a fold rounds. Left as it is, and
-        called what it is, where the other processes of a job do not take part, or memory holds no second model."""
-        if self.perplexity is None or self.evaluation is None or world_size() > 1:
-            return
-        placement, device = self.placement, self.subject.device
-        dtype = str(self.subject.dtype).removeprefix("torch.")
-        attention = str(self.subject.load().config._attn_implementation)
-        if self.subject.resident:
-            shape, windows = self.subject.shape(), self.evaluation
-            try:
-                placement = place(shape, windows.count, windows.seqlen, available_memory(device), device)
-            except OptionError:
-                return
-        self.subject.release()
-        export = load_decoder(
-            folder, dtype=dtype, device=str(device), group_size=placement.group_size,
-            attention=attention if attention in ATTENTIONS else "auto",
-        )  # fmt: skip
-        dense = LayerStack.dense(export.num_layers)
-        measured = perplexity(export, dense, self.evaluation, placement, progress)
-        self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
-
-    def _config(self, plan: FoldPlan) -> dict[str, Any]:
-        """The exported configuration."""
-        subject, stack = self.subject, self.stack
-        family = subject.load().family
-        config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
-        config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
-        stated = config.get("quantization_config")
-        if stated is not None:
-            config["quantization_config"] = subject.renumber_rules(stated, plan.renumber)
-        return config
-
-    def _prune_generation(self, path: Path) -> None:
-        """Leave out what names layers; a file that has nothing of the kind stays as it is."""
-        if not path.is_file():
-            return
-        stored = read_object(path, CheckpointError)
-        pruned = prune_generation(stored)
-        if pruned != stored:
-            write_json(path, pruned)
-
-    def _card(self, command: str | None) -> Card:
-        base = Path(self.subject.name)
-        record, windows, verified = self.record(), self.calibration, self.verified
-        return Card(
-            base=base.resolve().name if base.is_dir() else self.subject.name,
-            licence=self.subject.licence(),
-            num_layers=self.stack.num_layers,
-            removals=[(r.block, r.score, r.scale) for r in self.rounds],
-            metric=self.options.metric,
-            compensation=self.options.compensation,
-            fold=self.options.fold,
-            command=command or self._call(),
-            calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens"
-            + (", each from BOS on" if windows.bos == "each" else ""),
-            digest=windows.digest,
-            versions={"prunecomp": record["prunecomp"], **record["versions"]},
-            perplexity=record["perplexity"],
-            quantised=self.subject.quantised,
-            verified="no"
-            if verified is None
-            else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",
-        )
+    def _check_unchanged(self) -> None:
+        if self._changed_in_place:
+            raise OptionError("the model was changed in place by apply(); save the model itself instead")
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from prunecomp.checkpoint.config import prune_stored
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.checkpoint.numbers import renumber
 from prunecomp.errors import OptionError
 from prunecomp.model.checks import check_in_memory
+from prunecomp.model.config import prune_stored
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecomp.checkpoint.config import prune_stored
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.model.config import prune_stored
 from prunecomp.model.decoder import Decoder, call_layer
 from prunecomp.model.loader import build_skeleton
 

@@ -12,6 +12,7 @@ import typer
 
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
+from prunecomp.checkpoint.export import RECORD
 from prunecomp.checkpoint.recipe import RECIPE, check_recipe
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES, check_output
 from prunecomp.cli.options import (
@@ -56,7 +57,7 @@ from prunecomp.model.weights import open_checkpoint
 from prunecomp.plain import json_text, parse_json, read_object
 from prunecomp.report.console import Console
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
-from prunecomp.result import RECORD, PruneResult
+from prunecomp.result import PruneResult
 from prunecomp.subject import stored_as
 
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import typer
 from rich.text import Text
 
+from prunecomp.checkpoint.export import RECORD
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
 from prunecomp.errors import OutputError, PrunecompError, PrunecompWarning
@@ -22,7 +23,6 @@ from prunecomp.plain import json_text
 from prunecomp.report.comparison import RECORD as MEASURED
 from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
-from prunecomp.result import RECORD
 from prunecomp.starting import Stopped, stoppable, unwritten
 
 app = typer.Typer(

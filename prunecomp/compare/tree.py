@@ -165,7 +165,7 @@ class Explorer:
         leg.steps.add(Step("bring", node.model, leg.arrangement))
         ranking = self._once(node, leg, step, lambda: self._scored(node, leg, span))
         if leg.arm.one_shot:
-            leg.ranking, leg.statistics = ranking, calibration(node, leg).statistics.as_they_are()
+            leg.ranking, leg.statistics = ranking, calibration(node, leg).statistics
         return ranking
 
     def _scored(self, node: Node, leg: Leg, span: int) -> Ranking:

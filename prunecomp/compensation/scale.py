@@ -15,8 +15,8 @@ def magnitude_scale(cut: Cut) -> Seam:
     below the layers is zero are left out of the mean over c, and counted. Raises :class:`NumericalError` when nothing
     is left to average.
     """
-    crossing = cut.statistics.crossing(cut.block)
-    return _seam(cut, float(crossing.ratio.mean()), dead_channels=int(crossing.dead_channels.sum()))
+    record = cut.statistics.of(*cut.block)
+    return _seam(cut, float(record.ratio.mean()), dead_channels=int(record.dead_channels.sum()))
 
 
 def norm_ratio(cut: Cut) -> Seam:
@@ -24,8 +24,8 @@ def norm_ratio(cut: Cut) -> Seam:
 
     Raises :class:`NumericalError` when a sequence is all zeros below the layers.
     """
-    crossing = cut.statistics.crossing(cut.block)
-    return _seam(cut, float((crossing.norm / crossing.input_norm).mean()))
+    record = cut.statistics.of(*cut.block)
+    return _seam(cut, float((record.norm / record.input_norm).mean()))
 
 
 def least_squares_scale(cut: Cut) -> Seam:
@@ -33,8 +33,8 @@ def least_squares_scale(cut: Cut) -> Seam:
 
     Raises :class:`NumericalError` where the layers turn the stream around, so that a would not be positive.
     """
-    crossing = cut.statistics.crossing(cut.block)
-    return _seam(cut, float(crossing.dot.sum() / crossing.input_square.sum()))
+    record = cut.statistics.of(*cut.block)
+    return _seam(cut, float(record.dot.sum() / record.input_square.sum()))
 
 
 def _seam(cut: Cut, scale: float, dead_channels: int = 0) -> Seam:

@@ -74,8 +74,13 @@ class Windows:
         return self.tokens.shape[1]
 
     @property
+    def tokens_each(self) -> torch.Tensor:
+        """[N] int64: tokens of each window."""
+        return torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths
+
+    @property
     def num_tokens(self) -> int:
-        return self.tokens.numel() if self.lengths is None else int(self.lengths.sum())
+        return int(self.tokens_each.sum())
 
     @property
     def digest(self) -> str:

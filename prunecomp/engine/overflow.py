@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.placement import Placement
-from prunecomp.engine.sinks import PairStatistics, remedy
+from prunecomp.engine.sinks import LayerSink, remedy
 from prunecomp.engine.states import StateStore
 from prunecomp.engine.sweep import Sweeper
 from prunecomp.errors import NumericalError
@@ -21,7 +21,7 @@ def overflow(
     alone = windows.take(slice(sequence, sequence + 1))
     sweeper = Sweeper(decoder, alone, placement)
     states = StateStore(sweeper.state_shape, decoder.device, {}, carry=placement.carry, disk=placement.disk_folder)
-    measured = PairStatistics(alone, Workers(1), first=first + sequence)
+    measured = LayerSink(alone, Workers(1), first=first + sequence)
     try:
         with decoder.evaluating():
             sweeper.sweep(stack, 0, states, [measured])

@@ -10,16 +10,16 @@ from itertools import pairwise
 import torch
 
 from prunecomp.data.windows import Batch, Windows
-from prunecomp.engine.gram import GramTaker
+from prunecomp.engine.gram import gram_sums
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.overflow import overflow
 from prunecomp.engine.parallel import Workers, world_size
 from prunecomp.engine.placement import Placement, largest_share, micro_batch, more_room
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
-from prunecomp.engine.sinks import PairStatistics
+from prunecomp.engine.sinks import LayerSink
 from prunecomp.engine.states import StateStore, Tier
-from prunecomp.engine.statistics import Gram, Statistics
+from prunecomp.engine.statistics import Statistics
 from prunecomp.engine.sweep import Finish, Sweeper, Tally
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
@@ -37,11 +37,7 @@ class Part:
         windows: Windows,
         first: int,
         placement: Placement,
-        *,
         capacity: Mapping[Tier, int],
-        measured: bool,
-        channels: bool,
-        backend: str | None,
     ) -> None:
         self.all_windows = windows
         self.first = first
@@ -56,10 +52,10 @@ class Part:
             carry=placement.carry,
             disk=placement.disk_folder,
         )
-        self.statistics = (
-            PairStatistics(windows, self.workers, backend, first=first, channels=channels) if measured else None
-        )
-        self.gram: Gram | None = None
+        self.table: dict[int, torch.Tensor] = {}
+        """What is known of each layer, if anything is measured: see :class:`LayerSink`. No value is ever written to."""
+        self.gram: torch.Tensor | None = None
+        """[N, 3 or 4, M, M] float64, of all processes: see :func:`gram_sums`."""
         self.stale_from: int | None = 0
         """The lowest position whose statistics are out of date."""
 
@@ -69,14 +65,14 @@ class Part:
         twin.sweeper = copy.copy(self.sweeper)
         twin.sweeper.tally = Tally()
         twin.states = self.states.fork()
-        twin.statistics = None if self.statistics is None else self.statistics.fork()
+        twin.table = dict(self.table)
         return twin
 
 
 @dataclass(frozen=True)
 class _PartSnapshot:
-    statistics: PairStatistics | None
-    gram: Gram | None
+    table: Mapping[int, torch.Tensor]
+    gram: torch.Tensor | None
     stale_from: int | None
 
 
@@ -137,7 +133,7 @@ class Run:
         self.backend = backend
         self.caches = cache
         """Whether anything is kept from one time to the next."""
-        self._spans, self._along_tokens, self._backward = spans, along_tokens, backward
+        self._measured, self._spans, self._along_tokens, self._backward = measured, spans, along_tokens, backward
         turns, capacity = (
             take_turns(len(self.stack.alive) - 1, windows, placement, decoder.device)
             if spans
@@ -149,12 +145,8 @@ class Run:
         parts = max(parts, turns)
         bounds = [windows.count * i // parts for i in range(parts + 1)]
         self.parts = [
-            Part(
-                decoder, windows.take(slice(low, high)), low, placement,
-                capacity=capacity, measured=measured, channels=spans, backend=backend,
-            )
-            for low, high in pairwise(bounds)
-        ]  # fmt: skip
+            Part(decoder, windows.take(slice(low, high)), low, placement, capacity) for low, high in pairwise(bounds)
+        ]
 
     def fork(self) -> Run:
         """The same run at this moment, to go its own way; states and statistics are shared, and counted forwards begin
@@ -168,9 +160,6 @@ class Run:
         """Have less be asked of it from here on: no Gram matrices, or no gradients. What is known stays known."""
         self._spans = self._spans and (spans or self._in_turn)
         self._backward = self._backward and backward
-        for part in self.parts:
-            if part.statistics is not None:
-                part.statistics.channels = self._spans
 
     def rest(self) -> None:
         """Another run goes first: where weights are streamed, give back what holds the boundary between two groups."""
@@ -205,8 +194,12 @@ class Run:
     def statistics(self) -> Statistics:
         """Of the parts that are up to date."""
         parts = self.current
-        measured = [part.statistics for part in parts if part.statistics is not None]
-        return Statistics(measured, self.stack.alive, self.stack.seams, [part.gram for part in parts])
+        return Statistics(
+            self.stack,
+            [part.table for part in parts],
+            [part.all_windows.tokens_each for part in parts],
+            [part.gram for part in parts],
+        )
 
     def bring(self, part: Part, *, keep: bool = True) -> None:
         """Bring a part's statistics up to date. ``keep`` off promises that no state of it will be wanted again."""
@@ -215,12 +208,19 @@ class Run:
                 self._sweep(part, part.stale_from, keep, None, scoring=True)
         elif part.gram is None:
             top = len(self.stack.alive) - 1
-            taker = GramTaker(
-                self.decoder, self.stack, part.states, part.workers, self.backend, along_tokens=self._along_tokens
-            )
+            mine: list[torch.Tensor] = []
+
+            def finish(batch: Batch, stream: torch.Tensor) -> None:
+                mine.append(
+                    gram_sums(
+                        self.decoder, self.stack, part.states, batch, stream,
+                        with_along_tokens=self._along_tokens, backend=self.backend,
+                    )
+                )  # fmt: skip
+
             position = top if part.stale_from is None else min(part.stale_from, top)
-            self._sweep(part, position, keep, taker.finish, scoring=True)
-            part.gram = taker.result()
+            self._sweep(part, position, keep, finish, scoring=True)
+            part.gram = part.workers.gather(torch.cat(mine))
             if self._in_turn:
                 part.states.clear()
         part.stale_from = None
@@ -263,12 +263,15 @@ class Run:
             self._hold_states(part, start)
         else:
             self._choose_states(part, start, keep and self.caches)
-        sinks = [] if part.statistics is None else [part.statistics]
+        measured = LayerSink(part.all_windows, part.workers, self.backend, first=part.first, channels=self._spans)
         with self.decoder.evaluating():
             with self.progress(
                 "scoring" if scoring else "loss", (len(alive) - start) * part.windows.count, WORK_UNIT
             ) as advance:
-                part.sweeper.sweep(self.stack, start, part.states, sinks, advance, finish)
+                part.sweeper.sweep(
+                    self.stack, start, part.states, [measured] if self._measured else [], advance, finish
+                )
+        part.table |= measured.table
 
     def nearest_state(self, part: Part, position: int) -> int:
         """The highest position up to ``position`` whose state is kept; 0, the embedding, always is."""
@@ -315,10 +318,7 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         """This moment, to come back to."""
-        parts = [
-            _PartSnapshot(None if part.statistics is None else part.statistics.fork(), part.gram, part.stale_from)
-            for part in self.parts
-        ]
+        parts = [_PartSnapshot(dict(part.table), part.gram, part.stale_from) for part in self.parts]
         return Snapshot(self.stack, dict(self.scores), parts)
 
     def restore(self, snapshot: Snapshot, *, states: bool = False) -> None:
@@ -334,8 +334,7 @@ class Run:
             part.states.drop_all(before.alive[same + 1 :])
             if entering[0] is not None and entering[0] != entering[1]:  # what enters there is the same, under its name
                 part.states.move(entering[0], entering[1])
-            part.statistics = None if then.statistics is None else then.statistics.fork()
-            part.gram, part.stale_from = then.gram, then.stale_from
+            part.table, part.gram, part.stale_from = dict(then.table), then.gram, then.stale_from
             if states:
                 part.gram = None
                 part.stale_from = same if then.stale_from is None else min(same, then.stale_from)

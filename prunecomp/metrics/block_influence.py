@@ -6,7 +6,7 @@ import torch
 
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.placement import Demand, ModelShape
-from prunecomp.engine.statistics import Statistics
+from prunecomp.engine.statistics import LayerRecord
 from prunecomp.metrics.base import Evidence, Metric
 
 
@@ -24,9 +24,9 @@ class _Turn(Metric):
 
     def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
         starts, statistics = evidence.starts(), evidence.statistics
-        return starts, torch.stack([self.turned(statistics, evidence, first) for first in starts], dim=1)
+        return starts, torch.stack([self.turned(statistics.of(*evidence.block(first))) for first in starts], dim=1)
 
-    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
+    def turned(self, record: LayerRecord) -> torch.Tensor:
         """[N] float64, over the tokens of each sequence: the less, the sooner the block may go."""
         raise NotImplementedError
 
@@ -47,16 +47,12 @@ class BlockInfluence(_Turn):
             counted = slice(max(1, len(statistics.tokens) // 2))
         tokens = int(statistics.tokens[counted].sum())
         return {
-            first: 1.0 + float(self.turned(statistics, evidence, first)[counted].sum() / tokens)
+            first: 1.0 + float(self.turned(statistics.of(*evidence.block(first)))[counted].sum() / tokens)
             for first in evidence.starts()
         }
 
-    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
-        n = evidence.span
-        if n == 1:
-            return -statistics.stats(first).cosine
-        p = evidence.stack.position(first)
-        return -statistics.gram.cosine[:, p, p + n]
+    def turned(self, record: LayerRecord) -> torch.Tensor:
+        return -record.cosine
 
 
 class AngularDistance(_Turn):
@@ -65,13 +61,9 @@ class AngularDistance(_Turn):
     def score(self, evidence: Evidence) -> dict[int, float]:
         statistics = evidence.statistics
         return {
-            first: float(self.turned(statistics, evidence, first).sum() / statistics.num_tokens)
+            first: float(self.turned(statistics.of(*evidence.block(first))).sum() / statistics.num_tokens)
             for first in evidence.starts()
         }
 
-    def turned(self, statistics: Statistics, evidence: Evidence, first: int) -> torch.Tensor:
-        n = evidence.span
-        if n == 1:
-            return statistics.stats(first).angular
-        p = evidence.stack.position(first)
-        return statistics.gram.angular[:, p, p + n]
+    def turned(self, record: LayerRecord) -> torch.Tensor:
+        return record.angular

@@ -31,8 +31,6 @@ class SpanCosine(BlockInfluence):
     def score(self, evidence: Evidence) -> dict[int, float]:
         if evidence.parity != "official":
             return super().score(evidence)
-        cosines = evidence.statistics.gram.along_tokens
-        assert cosines is not None  # they were asked for
-        mean = cosines.mean(dim=0)
+        mean = evidence.statistics.mean_cosine_along_tokens()
         p, n = evidence.stack.position, evidence.span
         return {first: 1.0 - float(mean[p(first), p(first) + n]) for first in evidence.starts()[1:-1]}

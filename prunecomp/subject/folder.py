@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,6 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.companions import Companions, find_companions
-from prunecomp.checkpoint.reference import check_read_alike, whole_by_transformers
-from prunecomp.checkpoint.scales import check_repair
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError
@@ -30,11 +25,14 @@ from prunecomp.model.loader import (
     reason_of,
     text_decoder_of,
 )
-from prunecomp.model.quantised import dequantised, quantisation
+from prunecomp.model.quantised import dequantised
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import TensorSource, fingerprint, open_checkpoint
 from prunecomp.plain import read_object
 from prunecomp.subject.base import Subject
+from prunecomp.subject.companions import Companions, find_companions
+from prunecomp.subject.licence import Licence, read_licence
+from prunecomp.subject.reference import check_read_alike, whole_by_transformers
 
 TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.spm")
 """Files of which one at least is there where a tokenizer is."""
@@ -61,8 +59,7 @@ class FolderSubject(Subject):
         check_named(self._tensors.unnamed, folder)
         if self.part_of is None:  # else the other parts of the model are there too
             warn_of_surprises(skeleton, self._view)
-        self.described = Decoder(skeleton)
-        """The decoder without its weights."""
+        self._described = Decoder(skeleton)
         self._decoder: Decoder | None = None
         self._group_size: int | None = None
 
@@ -73,6 +70,10 @@ class FolderSubject(Subject):
     @property
     def dtype(self) -> torch.dtype:
         return choose_dtype(self._dtype, self.config)
+
+    @property
+    def described(self) -> Decoder:
+        return self._described
 
     def shape(self) -> ModelShape:
         return model_shape(self.described.model, families.find(self.config.model_type), self.dtype)
@@ -110,17 +111,8 @@ class FolderSubject(Subject):
     def layers(self) -> str:
         return layers_path(self._plain, families.find(self.config.model_type))
 
-    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
-        super().check_export(candidates, fold, replaces)
+    def check_written(self, *, folded: bool) -> None:
         _ = self._companions
-        stated = quantisation(self.config)
-        if stated is None:
-            return
-        if fold is not None:
-            check_repair(self.described, self.plain_tensors(), self.stored, replaces)
-        lowest = min(candidates)  # every number above it changes
-        alive = [layer for layer in range(self.num_layers) if layer != lowest]
-        self.renumber_rules(stated, {layer: number for number, layer in enumerate(alive)})
 
     def raw_config(self) -> dict[str, Any]:
         return read_object(self.folder / "config.json", CheckpointError)

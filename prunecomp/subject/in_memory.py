@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
-from prunecomp.model.weights import ModuleTensors, TensorSource
+from prunecomp.model.weights import ModuleTensors, TensorSource, tensor_digest
 from prunecomp.subject.base import Subject
+from prunecomp.subject.licence import Licence, read_licence
 
 
 class ModelSubject(Subject):
@@ -50,10 +48,9 @@ class ModelSubject(Subject):
         self._decoder.check_plain("a checkpoint of it")
         return ModuleTensors(self._decoder.model)
 
-    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
-        super().check_export(candidates, fold, replaces)
+    def check_written(self, *, folded: bool) -> None:
         check_as_built(self._decoder)
-        if fold is not None:
+        if folded:
             self._decoder.check_plain("a fold")
 
     def raw_config(self) -> dict[str, Any]:

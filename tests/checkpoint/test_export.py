@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.checkpoint.config import follow_layers, prune_config
 from prunecomp.errors import FoldError, OptionError, PrunecompWarning
+from prunecomp.model.config import follow_layers, prune_config
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 import prunecomp
 import prunecomp.checkpoint.writer as writer
 import prunecomp.result
-from prunecomp.checkpoint.verify import _has_experts, tensor_digest
+from prunecomp.checkpoint.verify import _has_experts
 from prunecomp.errors import OutputError
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.weights import tensor_digest
 from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
 

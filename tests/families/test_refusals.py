@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunecomp.checkpoint.config import prune_config, prune_generation, written_out
 from prunecomp.errors import CheckpointError, FoldError, OutputError, PrunecompWarning
+from prunecomp.model.config import prune_config, prune_generation, written_out
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import TABLE, families
 from prunecomp.model.families.document import families_page

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig
 
 import prunecomp
-from prunecomp.checkpoint.config import prune_stored
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.model.config import prune_stored
 from prunecomp.model.families import families
 from prunecomp.model.loader import read_config
 from prunecomp.subject import describe, stored_as

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 from safetensors.numpy import save_file
 
-from prunecomp.checkpoint.card import Card, Licence, model_card
+from prunecomp.checkpoint.card import Card, model_card
 from prunecomp.cli import inspecting
 from prunecomp.compare import Arm, Comparison
 from prunecomp.compare.results import ArmWork, Measurement, Text
@@ -28,6 +28,7 @@ from prunecomp.report.comparison import INSTALLED, comparison_tables, csv_text, 
 from prunecomp.report.comparison import markdown as comparison_markdown
 from prunecomp.report.console import Console
 from prunecomp.report.tables import info_table
+from prunecomp.subject.licence import Licence
 from tests.situations.folders import edit_json
 from tests.situations.small import Small, invoke, said, small
 

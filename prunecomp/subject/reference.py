@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from prunecomp.checkpoint.config import prune_stored
 from prunecomp.engine.placement import MARGIN, free_host_memory
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.model.config import prune_stored
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import read_config
 from prunecomp.model.weights import StoredTensors
