@@ -14,12 +14,13 @@ from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
+from prunecomp.escape import one_line
 from prunecomp.inputs import calibration_windows
 from prunecomp.options import PruneOptions, check_taken, open_model
 from prunecomp.values import function
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Collected:
     """Statistics of a model with L layers over N sequences. Boundary i is what enters layer i; boundary L is what
     leaves the last layer, before the final norm. A span (i, j), i < j, is the layers i to j - 1."""
@@ -52,6 +53,9 @@ class Collected:
     """Whether the weights came to the device a layer at a time."""
     layer_forwards: float
     """Passes of all windows through one layer that this took: L."""
+
+    def __repr__(self) -> str:
+        return f"Collected({one_line(self.model)}: {self.num_layers} layers, {self.tokens:,} tokens)"
 
     def record(self) -> dict[str, Any]:
         """The same as plain data that JSON can hold: lists for arrays, None for NaN."""

@@ -13,6 +13,7 @@ from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
+from prunecomp.escape import one_line
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.families import families
 from prunecomp.model.files import INDEX, SINGLE
@@ -54,7 +55,7 @@ class Work:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunPlan:
     """Everything ``prunecomp plan`` prints."""
 
@@ -86,7 +87,12 @@ class RunPlan:
         """The resource that takes longest."""
         return max(self.seconds, key=lambda resource: self.seconds[resource])
 
+    def __repr__(self) -> str:
+        took = max(self.seconds.values())
+        return f"RunPlan({one_line(self.model)}: {self.layers} layers off, about {took:.3g} s, bound by {self.bound})"
+
     def record(self) -> dict[str, Any]:
+        """The plan as plain data that JSON can hold."""
         record = asdict(self)
         record["placement"]["disk_folder"] = (
             None if self.placement.disk_folder is None else str(self.placement.disk_folder)

@@ -21,10 +21,11 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
+from prunecomp.escape import html_table, one_line
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.subject import Subject
-from prunecomp.values import flag, function, whole
+from prunecomp.values import flag, function, listed, whole
 
 SEAMS = "the model with its seams, before they are folded"
 
@@ -62,7 +63,7 @@ class RoundRecord:
     """What it compared: nats a token on windows that no statistic saw."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreResult:
     """One round without a removal."""
 
@@ -76,11 +77,22 @@ class ScoreResult:
     """Mean cosine over all tokens of every pair of the L + 1 states of a token, from what enters the first layer to
     what leaves the last; there if blocks of layers were scored."""
 
+    def __repr__(self) -> str:
+        ranked = sorted(self.scores, key=lambda layer: (self.scores[layer], layer))
+        return f"ScoreResult({self.metric}: of {len(ranked)} the first to go are {listed(ranked, 3)})"
+
+    def _repr_html_(self) -> str:
+        """The layers, the one to remove first on top, for a notebook."""
+        ranked = sorted(self.scores, key=lambda layer: (self.scores[layer], layer))
+        rows = [(layer, f"{self.scores[layer]:.5g}", f"{self.scales[layer]:.5g}") for layer in ranked]
+        return html_table("The one to remove first on top", ("layer", self.metric, "scale"), rows)
+
     def record(self) -> dict[str, Any]:
+        """The scores as plain data that JSON can hold."""
         return asdict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class PruneResult:
     """The outcome of :func:`prunecomp.prune`, over weights that are still as they were."""
 
@@ -102,6 +114,25 @@ class PruneResult:
     verified: Verification | None = None
     """What :meth:`save` read back of the checkpoint that it wrote last; None before, and where it was told not to."""
     _changed_in_place: bool = False
+
+    def __repr__(self) -> str:
+        return f"PruneResult({self._summary()}, scales {listed([f'{scale:.4g}' for scale in self.scales])})"
+
+    def _summary(self) -> str:
+        """Model, layers gone, perplexities."""
+        gone = f"layers {listed(self.removed)} of {self.stack.num_layers} gone"
+        if self.perplexity is None:
+            return f"{one_line(self.subject.name)}: {gone}"
+        dense, pruned = (f"{self.perplexity[name]:.4g}" for name in ("dense", "pruned"))
+        return f"{one_line(self.subject.name)}: {gone}, perplexity {dense} -> {pruned}"
+
+    def _repr_html_(self) -> str:
+        """The rounds, for a notebook."""
+        rows = [
+            (number, listed(r.block), "" if r.score is None else f"{r.score:.5g}", f"{r.scale:.5g}")
+            for number, r in enumerate(self.rounds, start=1)
+        ]
+        return html_table(self._summary(), ("round", "layers", self.options.metric, "scale"), rows)
 
     @property
     def removed(self) -> list[int]:

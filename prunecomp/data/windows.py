@@ -15,6 +15,7 @@ import torch
 
 from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
+from prunecomp.escape import one_line
 from prunecomp.values import whole
 
 
@@ -54,7 +55,7 @@ class Batch:
         return list(stream.split(self.each_length, dim=1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Windows:
     """Token windows: ``tokens`` is int64 [N, S]. With ``lengths`` [N], only the first so many of a row are real."""
 
@@ -63,6 +64,9 @@ class Windows:
     lengths: torch.Tensor | None = None
     bos: str = "start"
     """``each`` where every window begins with the model's BOS, else ``start``."""
+
+    def __repr__(self) -> str:
+        return f"Windows({self.count} of {self.seqlen} tokens from {one_line(self.source)})"
 
     @property
     def count(self) -> int:

@@ -55,7 +55,7 @@ def test_nothing_is_carried_once_a_pass_is_over(generator: torch.Generator) -> N
     placement = replace(Pruner(Decoder(model), windows).placement, group_size=1, capacity={})
     pruner = Pruner(Decoder(model), windows, placement=placement)
     pruner.score()
-    assert all(CARRY not in part.states._stored for part in pruner.run.parts)
+    assert all(CARRY not in part.states._stored for part in pruner._run.parts)
 
 
 def test_rates_are_those_of_a_machine(tmp_path: Path) -> None:
