@@ -49,16 +49,16 @@ class LeaveOneOut(Metric):
         return Demand(lambda tokens: shape.num_layers * tokens * shape.hidden_size * shape.itemsize, shape.num_layers)
 
     def observe(self, evidence: Evidence, part: Part) -> None:
-        run, candidates = evidence.run, tuple(evidence.candidates)
+        run, layers = evidence.run, tuple(evidence.candidates)
         known = self._losses.get(part)
-        if known is not None and known.stack is run.stack and known.candidates == candidates:
+        if known is not None and known.stack is run.stack and known.candidates == layers:
             return
         scale = evidence.lookahead or (lambda block: 1.0)
-        without = {layer: run.stack.remove(layer, scale((layer,))) for layer in candidates}
+        without = {layer: run.stack.remove(layer, scale((layer,))) for layer in layers}
         if run.caches and part not in self._streams:
             self._streams[part] = KeptStreams.beside(part, run)
         sums = leave_one_out(run, part, without, self._streams.get(part))
-        self._losses[part] = _Losses(run.stack, candidates, sums)
+        self._losses[part] = _Losses(run.stack, layers, sums)
 
     def score(self, evidence: Evidence) -> dict[int, float]:
         counted = self._counted(evidence)

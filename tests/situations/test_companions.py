@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
-from prunecomp.checkpoint import companions
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.subject import companions
 from prunecomp.subject.companions import find_companions
 from tests.situations.folders import TOKENS, edit_json, folder_of
 
