@@ -29,7 +29,7 @@ from prunecomp.engine.sweep import Sweeper
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.ops import describe_backends
-from prunecomp.pruner import Pruner
+from prunecomp.pruning.pruner import Pruner
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 
@@ -158,7 +158,7 @@ def main() -> None:
     scored = prunecomp.prune(
         MODEL, 1, MODEL / "calibration.txt", samples=options.samples, dtype=options.dtype
     )  # for its windows and its loaded model
-    decoder, windows = scored.subject.load(), scored.calibration
+    decoder, windows = scored.model_source.load(), scored.calibration
     result: dict[str, Any] = {
         "machine": processor(),
         "threads": torch.get_num_threads(),

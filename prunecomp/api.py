@@ -19,20 +19,20 @@ from prunecomp.engine.placement import Demand, Memory, Placement, available_memo
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
-from prunecomp.inputs import calibration_windows, evaluation_windows
-from prunecomp.journal import Journal
+from prunecomp.io.values import flag, folder_path, function
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import choose_attention
+from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.ops.backends import choose
 from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.plan import candidates_of
-from prunecomp.plan import rounds as rounds_of_work
-from prunecomp.pruner import Pruner, run_rounds
-from prunecomp.result import Origin, PruneResult, ScoreResult
-from prunecomp.subject import Subject
-from prunecomp.values import flag, folder_path, function
+from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
+from prunecomp.pruning.journal import Journal
+from prunecomp.pruning.plan import candidates_of
+from prunecomp.pruning.plan import rounds as rounds_of_work
+from prunecomp.pruning.pruner import Pruner, run_rounds
+from prunecomp.pruning.result import Origin, PruneResult, ScoreResult
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -125,22 +125,22 @@ def prune(
     if flag("resume", resume) and journal is None:
         raise OptionError("resume: there is nothing to go on with without a journal; give one, or leave it out")
     function("progress", progress)
-    subject = open_model(model, options, tokenizer, allow_pickle)
-    chosen = candidates_of(options, subject.num_layers)
+    model_source = open_model(model, options, tokenizer, allow_pickle)
+    chosen = candidates_of(options, model_source.num_layers)
     layers, samples, seqlen, seed = options.layers, options.samples, options.seqlen, options.seed
     replaces = getattr(COMPENSATIONS[compensation], "replaces_weights", False)
-    check_export(subject, chosen, None if compensation == "none" else options.fold, replaces)
+    check_export(model_source, chosen, None if compensation == "none" else options.fold, replaces)
     check_read_once([calibration, eval])
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
+    windows = calibration_windows(model_source, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
-    eval_windows = None if eval is None else evaluation_windows(subject, eval, seqlen, options.window_bos)
+    eval_windows = None if eval is None else evaluation_windows(model_source, eval, seqlen, options.window_bos)
     for some in (windows, *([] if eval_windows is None else [eval_windows])):
         Workers.current(some.count)  # too few for the processes is told before any work
-    demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
-    placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
-    compiled = compiles(compile, subject, windows, placement, 1 if one_shot else layers)
-    with open_journal(journal, resume, subject, options, windows, placement, compiled, chosen) as log:
-        decoder = load(subject, placement, compiled)
+    demand = METRICS[metric]().demand(model_source.shape(), options.block_size(METRICS))
+    placement = place_run(model_source, windows, device_memory, host_memory, disk, demand)
+    compiled = compiles(compile, model_source, windows, placement, 1 if one_shot else layers)
+    with open_journal(journal, resume, model_source, options, windows, placement, compiled, chosen) as log:
+        decoder = load(model_source, placement, compiled)
         check_layers_move(decoder, options.given[:layers] if metric == "given" else [min(chosen)], windows.tokens[0])
         pruner = pruner_of(
             decoder, windows, placement, options, candidates=chosen, cache=cache, backend=backend, progress=progress
@@ -159,7 +159,7 @@ def prune(
             }
     return PruneResult(
         options=options,
-        subject=subject,
+        model_source=model_source,
         stack=pruner.stack,
         rounds=rounds,
         calibration=windows,
@@ -216,7 +216,7 @@ def pruner_of(
 def open_journal(
     path: str | Path | None,
     resume: bool,
-    subject: Subject,
+    model_source: ModelSource,
     options: PruneOptions,
     windows: Windows,
     placement: Placement,
@@ -228,13 +228,13 @@ def open_journal(
         yield None
         return
     file = folder_path("journal", path)
-    identity = identity_of(subject, options, windows, placement, compiled, left_out=("fold", "device"))
+    identity = identity_of(model_source, options, windows, placement, compiled, left_out=("fold", "device"))
     with ExitStack() as held:
 
         def opened() -> Journal:
             held.enter_context(Journal.claimed(file))
             journal = Journal.open(file, identity, resume=resume)
-            journal.check(subject.num_layers, candidates, options.layers)
+            journal.check(model_source.num_layers, candidates, options.layers)
             return journal
 
         # Read in one place: another machine may not see the file, or not its last state.
@@ -243,7 +243,7 @@ def open_journal(
 
 
 def identity_of(
-    subject: Subject,
+    model_source: ModelSource,
     options: PruneOptions,
     windows: Windows,
     placement: Placement,
@@ -252,14 +252,14 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that choices and numbers depend on: model, data, how they are run, and the options but those ``left_out``."""
     decisive = {name: value for name, value in asdict(options).items() if name not in left_out}
-    decisive["attn"] = choose_attention(options.attn, subject.config, subject.device, subject.dtype)
-    decisive["backend"] = choose("layer_stats", subject.device.type, subject.dtype, options.backend).backend
+    decisive["attn"] = choose_attention(options.attn, model_source.config, model_source.device, model_source.dtype)
+    decisive["backend"] = choose("layer_stats", model_source.device.type, model_source.dtype, options.backend).backend
     return {
-        "model": subject.fingerprint(),
+        "model": model_source.fingerprint(),
         "calibration": windows.digest,
         "micro_batch": placement.micro_batch,
         "compiled": compiled,
-        "device_type": subject.device.type,
+        "device_type": model_source.device.type,
         "options": decisive,
     }
 
@@ -304,17 +304,17 @@ def score(
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
     function("progress", progress)
-    subject = open_model(model, options, tokenizer, allow_pickle)
-    if options.layers > subject.num_layers:
-        raise OptionError(f"--span {span}: the model has {subject.num_layers} layers")
+    model_source = open_model(model, options, tokenizer, allow_pickle)
+    if options.layers > model_source.num_layers:
+        raise OptionError(f"--span {span}: the model has {model_source.num_layers} layers")
     if METRICS[metric].takes_order:
-        check_order(options.given, subject.num_layers)  # before any work, not after the pass
+        check_order(options.given, model_source.num_layers)  # before any work, not after the pass
     samples, seqlen, seed = options.samples, options.seqlen, options.seed
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
+    windows = calibration_windows(model_source, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
-    demand = METRICS[metric]().demand(subject.shape(), options.block_size(METRICS))
-    placement = place_run(subject, windows, device_memory, host_memory, disk, demand)
-    decoder = load(subject, placement, compiles(compile, subject, windows, placement, 1))
+    demand = METRICS[metric]().demand(model_source.shape(), options.block_size(METRICS))
+    placement = place_run(model_source, windows, device_memory, host_memory, disk, demand)
+    decoder = load(model_source, placement, compiles(compile, model_source, windows, placement, 1))
     pruner = pruner_of(decoder, windows, placement, options, backend=backend, progress=progress)
     scores = pruner.score(keep=False)
     scales = {layer: pruner.scale_of(*pruner.blocks[layer]) for layer in scores}
@@ -343,29 +343,29 @@ def evaluate(
     """Perplexity over the non-overlapping windows of a text, each standing alone."""
     options = PruneOptions.of(layers=1, seqlen=seqlen, bos=bos, dtype=dtype, device=device, attn=attn)
     function("progress", progress)
-    subject = open_model(model, options, tokenizer, allow_pickle)
-    windows = evaluation_windows(subject, eval, options.seqlen, options.bos)
+    model_source = open_model(model, options, tokenizer, allow_pickle)
+    windows = evaluation_windows(model_source, eval, options.seqlen, options.bos)
     check_taken(windows, PruneOptions.samples, options.seqlen)
-    placement = place_run(subject, windows, device_memory, host_memory, disk)
-    decoder = subject.load(placement.group_size)
+    placement = place_run(model_source, windows, device_memory, host_memory, disk)
+    decoder = model_source.load(placement.group_size)
     return perplexity(decoder, LayerStack.dense(decoder.num_layers), windows, placement, progress)
 
 
-def compiles(option: str, subject: Subject, windows: Windows, placement: Placement, layers: int) -> bool:
+def compiles(option: str, model_source: ModelSource, windows: Windows, placement: Placement, layers: int) -> bool:
     """Whether the layers are compiled for a run of so many rounds."""
-    work = rounds_of_work(subject.shape(), placement, windows.count, windows.seqlen, layers)
-    return should_compile(option, work[-1].flops, subject.device)
+    work = rounds_of_work(model_source.shape(), placement, windows.count, windows.seqlen, layers)
+    return should_compile(option, work[-1].flops, model_source.device)
 
 
-def load(subject: Subject, placement: Placement, compiled: bool) -> Decoder:
-    decoder = subject.load(placement.group_size)
+def load(model_source: ModelSource, placement: Placement, compiled: bool) -> Decoder:
+    decoder = model_source.load(placement.group_size)
     if compiled:
         decoder.compile()
     return decoder
 
 
 def place_run(
-    subject: Subject,
+    model_source: ModelSource,
     windows: Windows,
     device_memory: int | None,
     host_memory: int | None,
@@ -374,17 +374,17 @@ def place_run(
 ) -> Placement:
     """The placement of a run over ``windows`` within limits in bytes; no weights are loaded."""
     folder = None if disk is None else folder_path("--disk", disk)
-    memory = available_memory(subject.device, device_memory, host_memory, folder, processes=processes_here())
+    memory = available_memory(model_source.device, device_memory, host_memory, folder, processes=processes_here())
     # Every process must come to the same placement.
     on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
     memory = Memory(on_device, on_host, on_disk, memory.disk_folder)
     return place(
-        subject.shape(),
+        model_source.shape(),
         windows.count,
         windows.seqlen,
         memory,
-        subject.device,
-        resident=subject.resident,
+        model_source.device,
+        resident=model_source.resident,
         processes=world_size(),
         demand=demand,
     )

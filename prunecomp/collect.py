@@ -14,10 +14,10 @@ from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
-from prunecomp.escape import one_line
-from prunecomp.inputs import calibration_windows
+from prunecomp.io.escape import one_line
+from prunecomp.io.values import function
 from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.values import function
+from prunecomp.pruning.inputs import calibration_windows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +85,7 @@ def collect(
     """Cosines, angles, norms and scales of every span of layers, from one streaming pass; nothing is removed.
 
     Model, calibration and options are those of :func:`prunecomp.prune`. All boundaries of a window are held at once:
-    with little memory the windows are taken a part at a time, and a model that does not fit is streamed. Raises a
+    with little memory the windows are taken a shard at a time, and a model that does not fit is streamed. Raises a
     subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
     """
     options = PruneOptions.of(
@@ -94,22 +94,22 @@ def collect(
         backend=backend,
     )  # fmt: skip
     function("progress", progress)
-    subject = open_model(model, options, tokenizer, allow_pickle)
+    model_source = open_model(model, options, tokenizer, allow_pickle)
     samples, seqlen, seed = options.samples, options.seqlen, options.seed
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
+    windows = calibration_windows(model_source, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
     Workers.current(windows.count)  # too few for the processes is told before any work
-    placement = place_run(subject, windows, device_memory, host_memory, disk, gram_demand(subject.shape()))
-    decoder = load(subject, placement, compiled=False)
+    placement = place_run(model_source, windows, device_memory, host_memory, disk, gram_demand(model_source.shape()))
+    decoder = load(model_source, placement, compiled=False)
     run = Run(decoder, windows, placement, spans=True, backend=backend, progress=progress)
-    for part in run.parts:
-        run.bring(part, keep=False)
+    for shard in run.shards:
+        run.update(shard, keep=False)
     statistics = run.statistics
     num_layers, num_tokens = decoder.num_layers, statistics.num_tokens
     records = [statistics.of(layer) for layer in range(num_layers)]
     norms = [*(record.input_norm.sum() for record in records), records[-1].norm.sum()]
     return Collected(
-        model=subject.name,
+        model=model_source.name,
         num_layers=num_layers,
         cosine=statistics.mean("cosine").numpy(),
         angular=statistics.mean("angular").numpy(),

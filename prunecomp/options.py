@@ -15,11 +15,11 @@ from prunecomp.data.sources import BOS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import COMPILES
 from prunecomp.errors import OptionError
+from prunecomp.io.values import flag, layer_numbers, one_of, shown, text, whole
 from prunecomp.metrics import Metric
 from prunecomp.model.loader import ATTENTIONS, DTYPES, choose_device
+from prunecomp.model.source import ModelSource, open_source
 from prunecomp.ops import requested
-from prunecomp.subject import Subject, open_subject
-from prunecomp.values import flag, layer_numbers, one_of, shown, text, whole
 
 PARITIES = ("official",)
 LARGEST_SEED = 2**64 - 1
@@ -192,31 +192,31 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_pickle: bool = False) -> Subject:
-    """The subject of a run, with everything checked but no weights loaded. Raises :class:`OptionError` for what is no
-    model, and for options of loading that ask of a model in memory what it is not."""
+def open_model(model: Any, options: PruneOptions, tokenizer: Any = None, allow_pickle: bool = False) -> ModelSource:
+    """The model source of a run, with everything checked but no weights loaded. Raises :class:`OptionError` for what
+    is no model, and for options of loading that ask of a model in memory what it is not."""
     flag("--allow-pickle", allow_pickle)
     in_memory = not isinstance(model, str | Path)
     if not in_memory and tokenizer is not None:
         raise OptionError("tokenizer: a model folder brings its own; leave it out")
     if tokenizer is not None and not callable(tokenizer):
         raise OptionError(f"tokenizer: give one of transformers, not {type(tokenizer).__name__}")
-    subject = open_subject(
+    model_source = open_source(
         model, dtype=options.compute_dtype, device=options.device, tokenizer=tokenizer, allow_pickle=allow_pickle,
         attention=options.attn,
     )  # fmt: skip
     if in_memory:
-        _check_as_it_is(model, subject, options)
-    return subject
+        _check_as_it_is(model, model_source, options)
+    return model_source
 
 
-def _check_as_it_is(model: Any, subject: Subject, options: PruneOptions) -> None:
+def _check_as_it_is(model: Any, model_source: ModelSource, options: PruneOptions) -> None:
     """A model in memory is used where it is and as it is."""
-    place = subject.device
+    place = model_source.device
     wanted = place if options.device == "auto" else choose_device(options.device)
     attention = getattr(model.config, "_attn_implementation", None)
     for option, value, is_so, being in (
-        ("--dtype", options.dtype, DTYPES.get(options.dtype) == subject.dtype, subject.dtype),
+        ("--dtype", options.dtype, DTYPES.get(options.dtype) == model_source.dtype, model_source.dtype),
         ("--device", options.device, wanted.type == place.type and wanted.index in (None, place.index), place),
         ("--attn", options.attn, options.attn == attention, attention),
     ):

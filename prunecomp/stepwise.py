@@ -13,13 +13,13 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
-from prunecomp.inputs import calibration_windows
+from prunecomp.io.values import function
 from prunecomp.metrics import METRICS
 from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.plan import candidates_of
-from prunecomp.pruner import Pruner
-from prunecomp.result import Origin
-from prunecomp.values import function
+from prunecomp.pruning.inputs import calibration_windows
+from prunecomp.pruning.plan import candidates_of
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.result import Origin
 
 
 def pruner_for(
@@ -77,20 +77,20 @@ def pruner_for(
     )  # fmt: skip
     options.check(METRICS, COMPENSATIONS)
     function("progress", progress)
-    subject = open_model(model, options, tokenizer, allow_pickle)
+    model_source = open_model(model, options, tokenizer, allow_pickle)
     samples, seqlen, seed, span = options.samples, options.seqlen, options.seed, options.layers
-    if span >= subject.num_layers:
-        raise OptionError(f"--span {span}: the model has {subject.num_layers} layers, and one must stay")
-    chosen = candidates_of(replace(options, layers=1), subject.num_layers)
-    windows = calibration_windows(subject, calibration, samples, seqlen, seed, documents, options.window_bos)
+    if span >= model_source.num_layers:
+        raise OptionError(f"--span {span}: the model has {model_source.num_layers} layers, and one must stay")
+    chosen = candidates_of(replace(options, layers=1), model_source.num_layers)
+    windows = calibration_windows(model_source, calibration, samples, seqlen, seed, documents, options.window_bos)
     check_taken(windows, samples, seqlen, documents)
     Workers.current(windows.count)  # too few for the processes is told before any work
     placement = place_run(
-        subject, windows, device_memory, host_memory, disk, METRICS[metric]().demand(subject.shape(), span)
+        model_source, windows, device_memory, host_memory, disk, METRICS[metric]().demand(model_source.shape(), span)
     )
-    decoder = load(subject, placement, compiled=False)
+    decoder = load(model_source, placement, compiled=False)
     check_layers_move(decoder, [min(chosen)], windows.tokens[0])
     return pruner_of(
         decoder, windows, placement, options, candidates=chosen, backend=backend,
-        progress=progress, origin=Origin(subject, options, windows),
+        progress=progress, origin=Origin(model_source, options, windows),
     )  # fmt: skip

@@ -17,11 +17,11 @@ from typing import Any
 import prunecomp.api
 import prunecomp.checkpoint.writer
 import prunecomp.cli
-import prunecomp.pruner
-from prunecomp.journal import Journal
+import prunecomp.pruning.pruner
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner
-from prunecomp.result import PruneResult
+from prunecomp.pruning.journal import Journal
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.result import PruneResult
 
 POINTS: dict[str, tuple[Any, str]] = {
     "layer": (Decoder, "call"),

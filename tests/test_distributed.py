@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from prunecomp.engine.parallel import Workers
 from prunecomp.errors import DistributedError
-from prunecomp.journal import journal_path
+from prunecomp.pruning.journal import journal_path
 from tests.engine.test_streaming import needed
 from tests.forks import ROOT, Forks, free_port
 from tests.killing import Harm

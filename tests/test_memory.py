@@ -37,7 +37,7 @@ class Peak:
 import numpy as np
 import prunecomp
 from prunecomp.model.loader import load_decoder
-from prunecomp.result import PruneResult
+from prunecomp.pruning.result import PruneResult
 
 base, out, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 load_decoder(base.parent / "warm")  # imports and first-use caches do not count

@@ -13,7 +13,7 @@ import prunecomp
 from prunecomp.data.windows import Windows
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner, choose_candidates, lowest
+from prunecomp.pruning.pruner import Pruner, choose_candidates, lowest
 from tests.models import build, draw_tokens
 from tests.oracles import iterative
 from tests.tolerances import SCALE
@@ -42,7 +42,7 @@ def test_choices_and_scales_agree_with_the_oracle_on_the_bundled_model(
     result = prunecomp.prune(
         reference_model, layers, reference_model / "calibration.txt", samples=6, seqlen=seqlen, dtype="float32"
     )
-    model = result.subject.load().model
+    model = result.model_source.load().model
     removed, scales, _ = iterative.prune(model, result.calibration.tokens, layers)
     assert result.removed == removed
     np.testing.assert_allclose(result.scales, scales, rtol=SCALE)

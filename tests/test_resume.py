@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import prunecomp
 from prunecomp.errors import JournalError
-from prunecomp.journal import Journal, journal_path
-from prunecomp.result import RoundRecord
+from prunecomp.pruning.journal import Journal, journal_path
+from prunecomp.pruning.result import RoundRecord
 from tests.forks import Ended, Forks
 from tests.killing import Harm
 from tests.models import build, draw_tokens

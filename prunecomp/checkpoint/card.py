@@ -9,8 +9,8 @@ from typing import Any
 
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
-from prunecomp.escape import code, code_block, markdown, one_line
-from prunecomp.subject.licence import Licence
+from prunecomp.io.escape import code, code_block, markdown, one_line
+from prunecomp.model.source.licence import Licence
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress
 from prunecomp.errors import CheckpointError, FoldError, OptionError, PrunecompWarning
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.io.plain import read_object, write_json
 from prunecomp.model.config import prune_generation, prune_stored, without_code
 from prunecomp.model.families import families
 from prunecomp.model.files import CARD, GENERATION, STATED
 from prunecomp.model.loader import ATTENTIONS, load_decoder
 from prunecomp.model.quantised import quantisation
+from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
-from prunecomp.plain import read_object, write_json
-from prunecomp.subject import Subject
 
 RECORD = "prunecomp.json"
 EXPORT = "the export"
@@ -42,7 +42,7 @@ EXPORT = "the export"
 class Pruned(Protocol):
     """What of a :class:`prunecomp.PruneResult` goes into a checkpoint, and what is learnt of it on the way."""
 
-    subject: Subject
+    model_source: ModelSource
     stack: LayerStack
     calibration: Windows
     evaluation: Windows | None
@@ -70,26 +70,26 @@ def export(
 
     Raises :class:`FoldError` before anything is written, :class:`prunecomp.errors.OutputError` after.
     """
-    subject, stack = result.subject, result.stack
+    source, stack = result.model_source, result.stack
     with claimed(out):
         check_output(out)
-        plan, proofs = proved_fold(subject, stack, fold, result.calibration.tokens[0])
-        decoder = subject.load()
-        merge = merge_recipe(decoder, plan, subject.base, subject.layers, subject.quantised) if recipe else None
-        config = pruned_config(subject, stack, plan)
-        as_stored = plan_as_stored(plan, decoder, subject.plain_tensors(), subject.stored)
+        plan, proofs = proved_fold(source, stack, fold, result.calibration.tokens[0])
+        decoder = source.load()
+        merge = merge_recipe(decoder, plan, source.base, source.layers, source.quantised) if recipe else None
+        config = pruned_config(source, stack, plan)
+        as_stored = plan_as_stored(plan, decoder, source.plain_tensors(), source.stored)
         with atomic_folder(out) as folder:
             digests: dict[str, str] | None = {} if verify else None
-            write_tensors(folder, subject.tensors(), subject.layers, as_stored, shard_bytes, progress, digests)
+            write_tensors(folder, source.tensors(), source.layers, as_stored, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
-            subject.write_companions(folder)
+            source.write_companions(folder)
             _prune_generation(folder / GENERATION)
             result.verified = None if digests is None else _read_back(result, folder, digests, plan, proofs)
             del decoder
             _measure(result, folder, progress)
             record = {**result.record(), "fold_proofs": [asdict(proof) for proof in proofs]}
             write_json(folder / RECORD, record)
-            card = Card.of(record, subject.licence(), subject.quantised, command)
+            card = Card.of(record, source.licence(), source.quantised, command)
             (folder / CARD).write_text(model_card(card), encoding="utf-8")
             if merge is not None:
                 (folder / RECIPE).write_text(merge, encoding="utf-8")
@@ -98,67 +98,67 @@ def export(
 
 
 def proved_fold(
-    subject: Subject, stack: LayerStack, form: str, tokens: torch.Tensor
+    source: ModelSource, stack: LayerStack, form: str, tokens: torch.Tensor
 ) -> tuple[FoldPlan, list[LayerProof]]:
     """The fold, proved on every layer it changes, on random rows and on those of a window of ``tokens`` [S].
 
     Raises :class:`FoldError`.
     """
-    decoder = subject.load()
+    decoder = source.load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
         check_built_alike(decoder, stack.alive)
     plan = plan_fold(decoder, stack, form)
     if plan.factors:
-        check_form(subject, plan.form)
+        check_form(source, plan.form)
     return plan, prove_fold(decoder, stack, plan, tokens)
 
 
-def check_form(subject: Subject, form: str) -> None:
+def check_form(source: ModelSource, form: str) -> None:
     """Raise :class:`FoldError` where a fold cannot take this form."""
-    if form == "down" and subject.part_of is not None:
+    if form == "down" and source.part_of is not None:
         raise FoldError(
-            f"--fold down scales the embedding, and in {subject.part_of} images enter the stream beside it, unscaled: "
+            f"--fold down scales the embedding, and in {source.part_of} images enter the stream beside it, unscaled: "
             "use --fold up"
         )
 
 
-def check_export(subject: Subject, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
+def check_export(source: ModelSource, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
     """Raise for what is known before any work to have no export: of a compensation that is put in by a ``fold`` of
     this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
     if fold is not None:
-        check_form(subject, fold)
-    family = families.find(subject.config.model_type)
+        check_form(source, fold)
+    family = families.find(source.config.model_type)
     lowest = min(candidates)  # every number above it changes
-    alive = tuple(layer for layer in range(subject.num_layers) if layer != lowest)
+    alive = tuple(layer for layer in range(source.num_layers) if layer != lowest)
     with warnings.catch_warnings():  # what follows the layers is told of when it is written
         warnings.simplefilter("ignore", PrunecompWarning)
-        prune_stored(subject.raw_config(), subject.config, family, subject.num_layers, alive)
-    subject.check_written(folded=fold is not None)
-    stated = quantisation(subject.config)
-    if stated is None or subject.described is None:
+        prune_stored(source.raw_config(), source.config, family, source.num_layers, alive)
+    source.check_written(folded=fold is not None)
+    stated = quantisation(source.config)
+    if stated is None or source.described is None:
         return
     if fold is not None:
-        check_repair(subject.described, subject.plain_tensors(), subject.stored, replaces)
-    _renumbered(subject, stated, {layer: number for number, layer in enumerate(alive)})
+        check_repair(source.described, source.plain_tensors(), source.stored, replaces)
+    _renumbered(source, stated, {layer: number for number, layer in enumerate(alive)})
 
 
-def pruned_config(subject: Subject, stack: LayerStack, plan: FoldPlan) -> dict[str, Any]:
+def pruned_config(source: ModelSource, stack: LayerStack, plan: FoldPlan) -> dict[str, Any]:
     """The ``config.json`` of the export."""
-    family = families.find(subject.config.model_type)
-    config = prune_stored(subject.raw_config(), subject.config, family, stack.num_layers, stack.alive)
+    family = families.find(source.config.model_type)
+    config = prune_stored(source.raw_config(), source.config, family, stack.num_layers, stack.alive)
     config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
     stated = config.get("quantization_config")
     if stated is not None:
-        config["quantization_config"] = _renumbered(subject, stated, plan.renumber)
+        config["quantization_config"] = _renumbered(source, stated, plan.renumber)
     return config
 
 
-def _renumbered(subject: Subject, stated: Any, renumber: Mapping[int, int]) -> Any:
+def _renumbered(source: ModelSource, stated: Any, renumber: Mapping[int, int]) -> Any:
     """``stated``, the ``quantization_config``, once layers have the numbers of ``renumber``. Raises
     :class:`CheckpointError` for a rule that cannot follow them."""
-    modules = {name.rpartition(".")[0] for name in subject.tensors().names()}
-    return renumber_rules(stated, families.find(subject.config.model_type), subject.layers, renumber, modules)
+    modules = {name.rpartition(".")[0] for name in source.tensors().names()}
+    return renumber_rules(stated, families.find(source.config.model_type), source.layers, renumber, modules)
 
 
 def _prune_generation(path: Path) -> None:
@@ -173,10 +173,10 @@ def _prune_generation(path: Path) -> None:
 def _read_back(
     result: Pruned, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]
 ) -> Verification:
-    subject, some = result.subject, result.calibration.take(slice(0, WINDOWS))
+    source, some = result.model_source, result.calibration.take(slice(0, WINDOWS))
     tokens = some.tokens[:, : int(some.tokens_each.min())]  # padding would be no part of a window
-    measured = Measured(subject.load(), subject.as_loaded(), result.stack, plan, proofs)
-    return verify_export(folder, digests, measured, tokens, subject.load_export)
+    measured = Measured(source.load(), source.as_loaded(), result.stack, plan, proofs)
+    return verify_export(folder, digests, measured, tokens, source.load_export)
 
 
 def _measure(result: Pruned, folder: Path, progress: Progress) -> None:
@@ -184,18 +184,18 @@ def _measure(result: Pruned, folder: Path, progress: Progress) -> None:
     called what it is, where the other processes of a job do not take part, or memory holds no second model."""
     if result.perplexity is None or result.evaluation is None or world_size() > 1:
         return
-    subject, placement, windows = result.subject, result.placement, result.evaluation
-    dtype = str(subject.dtype).removeprefix("torch.")
-    attention = str(subject.load().config._attn_implementation)
-    if subject.resident:
-        memory = available_memory(subject.device)
+    source, placement, windows = result.model_source, result.placement, result.evaluation
+    dtype = str(source.dtype).removeprefix("torch.")
+    attention = str(source.load().config._attn_implementation)
+    if source.resident:
+        memory = available_memory(source.device)
         try:
-            placement = place(subject.shape(), windows.count, windows.seqlen, memory, subject.device)
+            placement = place(source.shape(), windows.count, windows.seqlen, memory, source.device)
         except OptionError:
             return
-    subject.release()
+    source.release()
     exported = load_decoder(
-        folder, dtype=dtype, device=str(subject.device), group_size=placement.group_size,
+        folder, dtype=dtype, device=str(source.device), group_size=placement.group_size,
         attention=attention if attention in ATTENTIONS else "auto",
     )  # fmt: skip
     measured = perplexity(exported, LayerStack.dense(exported.num_layers), windows, placement, progress)

@@ -83,7 +83,7 @@ def logits_in_float32(
         if module._non_persistent_buffers_set:
             with _parameters_aside(module):
                 outer._init_weights(module)
-    RotaryEmbeddings(outer).forget()
+    RotaryEmbeddings(outer).release()
     try:
         with decoder.evaluating():
             outer.eval()

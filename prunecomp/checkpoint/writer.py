@@ -18,9 +18,9 @@ from prunecomp.checkpoint.claim import check_place, claimed, locked, placed, syn
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
+from prunecomp.io.plain import write_json
 from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.weights import TensorSource, tensor_digest
-from prunecomp.plain import write_json
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 

@@ -3,7 +3,7 @@
 from prunecomp.cli import pruning, comparing, inspecting  # noqa: I001  (the order in which --help lists their commands)
 from prunecomp.cli.options import parse_layers
 from prunecomp.cli.shell import app
-from prunecomp.starting import run
+from prunecomp.io.starting import run
 
 __all__ = ["app", "comparing", "inspecting", "main", "parse_layers", "pruning"]
 

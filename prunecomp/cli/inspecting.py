@@ -30,10 +30,10 @@ from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
 from prunecomp.engine.parallel import process_group
 from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError
+from prunecomp.model.source import describe
 from prunecomp.ops.backends import describe_backends
 from prunecomp.report.console import Console
 from prunecomp.report.tables import backends_table, info_table, plan_tables
-from prunecomp.subject import describe
 
 
 @app.command(name="eval", epilog="Example: prunecomp eval pruned --eval evaluation.txt. " + EXIT_CODES)

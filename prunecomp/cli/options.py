@@ -10,11 +10,11 @@ import typer
 
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.errors import OptionError
+from prunecomp.io.values import MOST_LAYERS, shown
 from prunecomp.metrics import METRICS
 from prunecomp.model.loader import ATTENTIONS
 from prunecomp.ops.backends import BACKENDS
 from prunecomp.options import LARGEST_SEED
-from prunecomp.values import MOST_LAYERS, shown
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 options, 3 model, 4 data, 5 non-finite values, 6 fold refused, 7 output, "

@@ -52,13 +52,13 @@ from prunecomp.cli.shell import app, print_json, progress_on_stderr, reporting
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.engine.progress import silent
 from prunecomp.errors import CheckpointError, JournalError
-from prunecomp.journal import differences, journal_path
+from prunecomp.io.plain import json_text, parse_json, read_object
+from prunecomp.model.source import stored_as
 from prunecomp.model.weights import open_checkpoint
-from prunecomp.plain import json_text, parse_json, read_object
+from prunecomp.pruning.journal import differences, journal_path
+from prunecomp.pruning.result import PruneResult
 from prunecomp.report.console import Console
 from prunecomp.report.tables import perplexity_table, rounds_table, scores_table
-from prunecomp.result import PruneResult
-from prunecomp.subject import stored_as
 
 
 def occupy(held: ExitStack, out: Path, resume: bool) -> bool:

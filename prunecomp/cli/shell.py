@@ -18,12 +18,12 @@ from prunecomp.checkpoint.export import RECORD
 from prunecomp.cli.options import EXIT_CODES
 from prunecomp.engine.progress import Progress
 from prunecomp.errors import OutputError, PrunecompError, PrunecompWarning
-from prunecomp.escape import one_line
-from prunecomp.plain import json_text
+from prunecomp.io.escape import one_line
+from prunecomp.io.plain import json_text
+from prunecomp.io.starting import Stopped, stoppable, unwritten
 from prunecomp.report.comparison import RECORD as MEASURED
 from prunecomp.report.console import Console
 from prunecomp.report.progress import RichProgress
-from prunecomp.starting import Stopped, stoppable, unwritten
 
 app = typer.Typer(
     help="Prune layers from large language models and compensate for them without training (Prune&Comp).",

@@ -19,10 +19,10 @@ from prunecomp.data.sources import check_read_once
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import JournalError, OptionError
-from prunecomp.inputs import calibration_windows, evaluation_windows
-from prunecomp.journal import differences
+from prunecomp.io.values import function, layer_numbers
 from prunecomp.options import PruneOptions, check_taken, open_model
-from prunecomp.values import function, layer_numbers
+from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
+from prunecomp.pruning.journal import differences
 
 
 def compare(
@@ -107,27 +107,29 @@ def compare(
     counts = [] if layers is None else sorted(set(layer_numbers("--layers", layers)))
     check_arms(common, chosen)
     function("progress", progress)
-    subject = open_model(model, common, tokenizer, allow_pickle)
+    model_source = open_model(model, common, tokenizer, allow_pickle)
     if layers is None and published is not None:
-        counts = published.layers(subject.num_layers)
+        counts = published.layers(model_source.num_layers)
     if not counts:
         raise OptionError("--layers: say after how many removals to measure, as in 2,4,6, or give a --preset")
     check_read_once([calibration, *sources.values()])
     for arm in chosen:
-        candidates_of_arm(common, arm, counts[-1], subject.num_layers)  # too few is told before any work
-    windows = calibration_windows(subject, calibration, common.samples, seqlen, seed, documents, common.window_bos)
+        candidates_of_arm(common, arm, counts[-1], model_source.num_layers)  # too few is told before any work
+    windows = calibration_windows(model_source, calibration, common.samples, seqlen, seed, documents, common.window_bos)
     if samples is not None:
         check_taken(windows, common.samples, None)
-    texts = {name: evaluation_windows(subject, source, seqlen, common.window_bos) for name, source in sources.items()}
+    texts = {
+        name: evaluation_windows(model_source, source, seqlen, common.window_bos) for name, source in sources.items()
+    }
     for some in (windows, *texts.values()):
         Workers.current(some.count)  # too few for the processes is told before any work
-    plan = Plan(subject, common, windows, texts, chosen, counts)
+    plan = Plan(model_source, common, windows, texts, chosen, counts)
     placement = plan.place(device_memory, host_memory, disk)
     rounds = 1 if all(arm.one_shot for arm in chosen) else counts[-1]
-    compiled = compiles(compile, subject, windows, placement, rounds)
+    compiled = compiles(compile, model_source, windows, placement, rounds)
     before = Comparison(
-        model=subject.name,
-        num_layers=subject.num_layers,
+        model=model_source.name,
+        num_layers=model_source.num_layers,
         layers=counts,
         calibration=Text.of("calibration", windows),
         texts=[Text.of(name, some) for name, some in texts.items()],
@@ -156,7 +158,7 @@ def compare(
             dense=explorer.dense,
             work=[work[arm] for arm in chosen if arm in work],
             measurements=[measured[arm, n] for arm in chosen for n in counts if (arm, n) in measured],
-            window_forwards=before.window_forwards + explorer.ledger.total.window_forwards,
+            window_forwards=before.window_forwards + explorer.cache.total.window_forwards,
             seconds=before.seconds + time.perf_counter() - started,
         )
 
@@ -164,7 +166,7 @@ def compare(
         if on_measured is not None:
             on_measured(so_far(explorer))
 
-    explorer = plan.explorer(left, load(subject, placement, compiled), placement, progress, tell)
+    explorer = plan.explorer(left, load(model_source, placement, compiled), placement, progress, tell)
     explorer.explore()
     return so_far(explorer)
 

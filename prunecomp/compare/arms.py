@@ -11,10 +11,10 @@ from typing import Any
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import PROTOCOLS
 from prunecomp.errors import OptionError
+from prunecomp.io.values import flag, one_of, shown
+from prunecomp.io.values import text as name_of
 from prunecomp.metrics import METRICS
 from prunecomp.options import PARITIES, PruneOptions
-from prunecomp.values import flag, one_of, shown
-from prunecomp.values import text as name_of
 
 
 @dataclass(frozen=True)

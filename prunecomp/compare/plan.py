@@ -1,4 +1,4 @@
-"""From what is asked for to runs and legs: which windows and which memory each arm gets."""
+"""From what is asked for to runs and routes: which windows and which memory each arm gets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from prunecomp.api import arrange, identity_of, place_run
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.ledger import Arrangement
-from prunecomp.compare.legs import Leg, Runs
-from prunecomp.compare.room import beside_states, branching_demand, share_out
+from prunecomp.compare.memory import beside_states, branching_demand, share_out
+from prunecomp.compare.routes import Route, Runs
+from prunecomp.compare.steps import Arrangement
 from prunecomp.compare.tree import Explorer
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -23,9 +23,9 @@ from prunecomp.engine.run import Run
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.source import ModelSource
 from prunecomp.options import PruneOptions
-from prunecomp.plan import candidates_of
-from prunecomp.subject import Subject
+from prunecomp.pruning.plan import candidates_of
 
 
 def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
@@ -65,7 +65,7 @@ def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
 class Plan:
     """What is compared, on what. ``counts`` is after how many removals arms are measured, ascending."""
 
-    subject: Subject
+    model_source: ModelSource
     common: PruneOptions
     windows: Windows
     texts: dict[str, Windows]
@@ -74,30 +74,30 @@ class Plan:
 
     def candidates(self, arm: Arm) -> list[int]:
         """The layers that the arm may remove."""
-        return candidates_of_arm(self.common, arm, self.counts[-1], self.subject.num_layers)
+        return candidates_of_arm(self.common, arm, self.counts[-1], self.model_source.num_layers)
 
     def place(self, device_memory: int | None, host_memory: int | None, disk: str | Path | None) -> Placement:
         """The placement of the whole, its room in boundaries of the calibration windows."""
-        shape = self.subject.shape()
-        demands = [leg.metric.demand(shape, leg.span) for leg in self.legs(self.arms)]
+        shape = self.model_source.shape()
+        demands = [route.metric.demand(shape, route.span) for route in self.routes(self.arms)]
         demand = branching_demand(
             demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
-            runs=len({leg.arrangement for leg in self.legs(self.arms)}) + 1,
+            runs=len({route.arrangement for route in self.routes(self.arms)}) + 1,
         )  # fmt: skip
-        return place_run(self.subject, self.windows, device_memory, host_memory, disk, demand)
+        return place_run(self.model_source, self.windows, device_memory, host_memory, disk, demand)
 
-    def legs(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Leg]:
-        """The arms at their start. ``in_turn``: those that score blocks do so in parts of the windows."""
+    def routes(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Route]:
+        """The arms at their start. ``in_turn``: those that score blocks do so in shards of the windows."""
         metrics = {arm.metric: METRICS[arm.metric]() for arm in arms}
-        legs = []
+        routes = []
         for arm in arms:
             metric = metrics[arm.metric]
             ways = [(count, [count]) for count in self.counts] if metric.one_block else [(1, self.counts)]
             holds_out = bool(getattr(COMPENSATIONS[arm.compensation], "held_out", False))
             for span, stops in ways:
                 apart = in_turn and metric.needs_gram(span, arm.parity)
-                legs.append(Leg(arm, metric, Arrangement(holds_out, apart), self.candidates(arm), span, stops))
-        return legs
+                routes.append(Route(arm, metric, Arrangement(holds_out, apart), self.candidates(arm), span, stops))
+        return routes
 
     def explorer(
         self,
@@ -108,35 +108,36 @@ class Plan:
         on_measured: Callable[[Explorer], None],
     ) -> Explorer:
         """Ready to take ``arms`` from the dense model on."""
-        rooms, legs = self._shared(placement, self.legs(arms))
+        rooms, routes = self._shared(placement, self.routes(arms))
         if not rooms[0].kept_boundaries >= decoder.num_layers - 1:
-            rooms, legs = self._shared(placement, self.legs(arms, in_turn=True))
+            rooms, routes = self._shared(placement, self.routes(arms, in_turn=True))
         return Explorer(
-            self._runs(decoder, legs, *rooms, progress), legs, seed=self.common.seed, given=self.common.given,
+            self._runs(decoder, routes, *rooms, progress), routes, seed=self.common.seed, given=self.common.given,
             progress=progress, on_measured=on_measured,
         )  # fmt: skip
 
-    def _shared(self, placement: Placement, legs: list[Leg]) -> tuple[tuple[Placement, Placement], list[Leg]]:
-        runs = len({leg.arrangement for leg in legs})
+    def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:
+        runs = len({route.arrangement for route in routes})
         texts = list(self.texts.values())
-        return share_out(placement, self.subject.num_layers, self.windows, texts, runs, world_size()), legs
+        return share_out(placement, self.model_source.num_layers, self.windows, texts, runs, world_size()), routes
 
     def _runs(
-        self, decoder: Decoder, legs: Sequence[Leg], placement: Placement, of_texts: Placement, progress: Progress
+        self, decoder: Decoder, routes: Sequence[Route], placement: Placement, of_texts: Placement, progress: Progress
     ) -> Runs:
         """The dense model over all windows."""
-        candidates = sorted({layer for leg in legs for layer in leg.candidates})
+        candidates = sorted({layer for route in routes for layer in route.candidates})
         runs = Runs({}, None, {})
-        for arrangement in dict.fromkeys(leg.arrangement for leg in legs):
-            sharing = [leg for leg in legs if leg.arrangement == arrangement]
+        for arrangement in dict.fromkeys(route.arrangement for route in routes):
+            sharing = [route for route in routes if route.arrangement == arrangement]
             seen, held_out = arrange(self.windows, options_of(self.common, sharing[0].arm, self.counts[-1]))
             # Metrics that read states keep some of their own.
-            own = any(leg.metric.reads_states for leg in sharing)
+            own = any(route.metric.reads_states for route in sharing)
             room = beside_states(placement, decoder.num_layers) if own else placement
             runs.calibration[arrangement] = Run(
-                decoder, seen, room, candidates=candidates, spans=any(leg.needs_gram for leg in sharing),
-                along_tokens=any(leg.metric.needs_cosines_along_tokens(leg.arm.parity) for leg in sharing),
-                backward=any(leg.metric.backward for leg in sharing), backend=self.common.backend, progress=progress,
+                decoder, seen, room, candidates=candidates, spans=any(route.needs_gram for route in sharing),
+                along_tokens=any(route.metric.needs_cosines_along_tokens(route.arm.parity) for route in sharing),
+                backward=any(route.metric.backward for route in sharing), backend=self.common.backend,
+                progress=progress,
             )  # fmt: skip
             if held_out is not None:
                 runs.held_out = Run(
@@ -150,7 +151,7 @@ class Plan:
         """All that the numbers depend on beside the arms and how many layers they remove."""
         of_arms = ("layers", "metric", "compensation", "one_shot", "parity")
         identity = identity_of(
-            self.subject, self.common, self.windows, placement, compiled, left_out=(*of_arms, "fold", "device")
+            self.model_source, self.common, self.windows, placement, compiled, left_out=(*of_arms, "fold", "device")
         )
-        identity["options"]["dtype"] = str(self.subject.dtype).removeprefix("torch.")
+        identity["options"]["dtype"] = str(self.model_source.dtype).removeprefix("torch.")
         return {**identity, "texts": {name: windows.digest for name, windows in self.texts.items()}}

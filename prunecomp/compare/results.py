@@ -8,8 +8,8 @@ from typing import Any
 
 from prunecomp.compare.arms import Arm
 from prunecomp.data.windows import Windows
-from prunecomp.escape import html_table, one_line
-from prunecomp.values import listed
+from prunecomp.io.escape import html_table, one_line
+from prunecomp.io.values import listed
 
 
 @dataclass(frozen=True)

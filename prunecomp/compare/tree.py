@@ -14,17 +14,17 @@ from functools import partial
 from typing import TypeVar
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.ledger import Ledger, Model, Step
-from prunecomp.compare.legs import Block, Leg, Ranking, Runs
 from prunecomp.compare.results import ArmWork, Measurement
-from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
+from prunecomp.compare.routes import Block, Ranking, Route, Runs
+from prunecomp.compare.steps import Model, Step, StepCache
+from prunecomp.compensation import COMPENSATIONS, Removal, Seam, put_in_place
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.perplexity import to_perplexity
-from prunecomp.metrics import Evidence
+from prunecomp.metrics import Candidates
 from prunecomp.model.stack import LayerStack
-from prunecomp.pruner import NO_BLOCK, choose_block
+from prunecomp.pruning.pruner import NO_BLOCK, choose_block
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Node:
 class Move:
     """What an arm removes next."""
 
-    leg: Leg
+    route: Route
     ranking: Ranking
     block: Block
     seam: Seam
@@ -53,7 +53,7 @@ class Move:
 
 
 class Explorer:
-    """Takes all legs from the dense model to their ends.
+    """Takes all routes from the dense model to their ends.
 
     ``on_measured`` is called whenever a model's perplexities are in.
     """
@@ -61,14 +61,14 @@ class Explorer:
     def __init__(
         self,
         runs: Runs,
-        legs: Sequence[Leg],
+        routes: Sequence[Route],
         *,
         seed: int,
         given: Sequence[int],
         progress: Progress,
         on_measured: Callable[[Explorer], None],
     ) -> None:
-        self._legs = list(legs)
+        self._routes = list(routes)
         self._seed, self._given = seed, given
         self._progress, self._on_measured = progress, on_measured
         self._advance: Advance = lambda steps: None
@@ -76,39 +76,39 @@ class Explorer:
         self._path: list[Node] = []
         stack = next(iter(runs.texts.values())).stack
         self._root = Node(Model(stack.alive, stack.seams), stack, runs)
-        self.ledger = Ledger()
+        self.cache = StepCache()
         self.measurements: list[Measurement] = []
         self.dense: dict[str, float] = {}
 
     def explore(self) -> None:
-        with self._progress("comparing", sum(leg.stops[-1] for leg in self._legs), "layers") as self._advance:
-            self._visit(self._root, self._legs)
+        with self._progress("comparing", sum(route.stops[-1] for route in self._routes), "layers") as self._advance:
+            self._visit(self._root, self._routes)
 
     def work(self) -> list[ArmWork]:
         """What each arm has needed so far."""
         steps: dict[Arm, set[Step]] = {}
-        for leg in self._legs:
-            steps.setdefault(leg.arm, set()).update(leg.steps)
+        for route in self._routes:
+            steps.setdefault(route.arm, set()).update(route.steps)
         work = []
         for arm, some in steps.items():
-            chosen = self.ledger.cost(choosing(some))
-            work.append(ArmWork(arm, chosen.layer_forwards, chosen.seconds, self.ledger.cost(some).window_forwards))
+            chosen = self.cache.cost(choosing(some))
+            work.append(ArmWork(arm, chosen.layer_forwards, chosen.seconds, self.cache.cost(some).window_forwards))
         return work
 
-    def _visit(self, node: Node, legs: Sequence[Leg]) -> None:
+    def _visit(self, node: Node, routes: Sequence[Route]) -> None:
         self._path.append(node)
-        going = [leg for leg in legs if leg.going]
-        here = [leg for leg in legs if len(leg.removed) in leg.stops]
-        costs = [self.ledger.cost(choosing(leg.steps)) for leg in here]
+        going = [route for route in routes if route.going]
+        here = [route for route in routes if len(route.removed) in route.stops]
+        costs = [self.cache.cost(choosing(route.steps)) for route in here]
         # Gradients take the place of kept states, so who asks for them comes last.
-        moves = [self._next(node, leg) for leg in sorted(going, key=lambda leg: leg.metric.backward)]
+        moves = [self._next(node, route) for route in sorted(going, key=lambda route: route.metric.backward)]
         self._expect(node, moves)
         if here or node is self._root:
-            values = self._measure(node, legs if node is self._root else here, keep=bool(moves))
-            for leg, cost in zip(here, costs, strict=True):
+            values = self._measure(node, routes if node is self._root else here, keep=bool(moves))
+            for route, cost in zip(here, costs, strict=True):
                 self.measurements.append(
                     Measurement(
-                        leg.arm, len(leg.removed), list(leg.removed), list(leg.scales), values,
+                        route.arm, len(route.removed), list(route.removed), list(route.scales), values,
                         cost.layer_forwards, cost.seconds,
                     )
                 )  # fmt: skip
@@ -116,124 +116,126 @@ class Explorer:
                 self.dense = values
             self._on_measured(self)
         branches: dict[Model, list[Move]] = {}
-        for move in sorted(moves, key=lambda move: self._legs.index(move.leg)):
+        for move in sorted(moves, key=lambda move: self._routes.index(move.route)):
             branches.setdefault(self._successor(node, move)[0], []).append(move)
         # The last branch goes on with the node's own runs, and with what metrics keep beside them.
-        order = sorted(branches.values(), key=lambda together: any(move.leg.keeps_own for move in together))
+        order = sorted(branches.values(), key=lambda together: any(move.route.keeps_own for move in together))
         for number, together in enumerate(order, start=1):
             self._visit(*self._branch(node, together, last=number == len(order)))
-        self.ledger.forget(node.replaced)
+        self.cache.release(node.replaced)
         self._path.pop()
 
-    def _branch(self, node: Node, moves: Sequence[Move], *, last: bool) -> tuple[Node, list[Leg]]:
+    def _branch(self, node: Node, moves: Sequence[Move], *, last: bool) -> tuple[Node, list[Route]]:
         """The model after a removal, and the arms that go on from there."""
-        first, legs = moves[0], [move.leg for move in moves]
+        first, routes = moves[0], [move.route for move in moves]
         for move in moves:
-            move.leg.removed.extend(move.block)
-            move.leg.scales.append(move.seam.scale)
+            move.route.removed.extend(move.block)
+            move.route.scales.append(move.seam.scale)
             self._advance(len(move.block))
         assert node.runs is not None
         runs = node.runs if last else node.runs.fork()
         if last:
             node.runs = None
-        elif any(leg.keeps_own for leg in legs):
-            node.runs = node.runs.fork()  # what a metric keeps beside a part goes with it: there is room for one only
-        runs.narrow(legs)
+        elif any(route.keeps_own for route in routes):
+            node.runs = node.runs.fork()  # what a metric keeps beside a shard goes with it: there is room for one only
+        runs.restrict(routes)
         for run in runs.all():
             put_in_place(run, first.block, first.seam)
-        return Node(*self._successor(node, first), runs), legs
+        return Node(*self._successor(node, first), runs), routes
 
-    def _next(self, node: Node, leg: Leg) -> Move:
-        """What the arm removes from here, as :func:`prunecomp.pruner.run_rounds` decides it."""
+    def _next(self, node: Node, route: Route) -> Move:
+        """What the arm removes from here, as :func:`prunecomp.pruning.pruner.run_rounds` decides it."""
         try:
-            most, block = leg.stops[-1] - len(leg.removed), None
-            free = set(leg.candidates) & set(node.stack.alive)
+            most, block = route.stops[-1] - len(route.removed), None
+            free = set(route.candidates) & set(node.stack.alive)
             while block is None:  # where the layers that are left lie apart, shorter blocks are tried
-                ranking = leg.ranking or self._rank(node, leg, min(leg.span, most))
+                ranking = route.ranking or self._rank(node, route, min(route.span, most))
                 block = choose_block(ranking.scores, ranking.blocks, free)
                 most -= 1
-                if block is None and (leg.arm.one_shot or most == 0):
+                if block is None and (route.arm.one_shot or most == 0):
                     raise OptionError(NO_BLOCK)
-            return self._move(node, leg, ranking, block)
+            return self._move(node, route, ranking, block)
         except (NumericalError, OptionError) as error:
-            raise type(error)(f"{leg.arm.name}: {error}") from error
+            raise type(error)(f"{route.arm.name}: {error}") from error
 
-    def _rank(self, node: Node, leg: Leg, span: int) -> Ranking:
-        step = Step("score", node.model, leg.arrangement, (leg.arm.metric, leg.arm.parity, span))
-        if step not in self.ledger or leg.arm.one_shot:
-            self._bring(node, leg)
-        leg.steps.add(Step("bring", node.model, leg.arrangement))
-        ranking = self._once(node, leg, step, lambda: self._scored(node, leg, span))
-        if leg.arm.one_shot:
-            leg.ranking, leg.statistics = ranking, calibration(node, leg).statistics
+    def _rank(self, node: Node, route: Route, span: int) -> Ranking:
+        step = Step("score", node.model, route.arrangement, (route.arm.metric, route.arm.parity, span))
+        if step not in self.cache or route.arm.one_shot:
+            self._update(node, route)
+        route.steps.add(Step("update", node.model, route.arrangement))
+        ranking = self._once(node, route, step, lambda: self._scored(node, route, span))
+        if route.arm.one_shot:
+            route.ranking, route.statistics = ranking, calibration(node, route).statistics
         return ranking
 
-    def _scored(self, node: Node, leg: Leg, span: int) -> Ranking:
-        evidence = Evidence(
-            run=self._spared(node, leg), candidates=[i for i in leg.candidates if i in node.stack.alive], span=span,
-            seed=self._seed, given=self._given, parity=leg.arm.parity,
+    def _scored(self, node: Node, route: Route, span: int) -> Ranking:
+        candidates = Candidates(
+            run=self._spared(node, route), layers=[i for i in route.candidates if i in node.stack.alive], span=span,
+            seed=self._seed, given=self._given, parity=route.arm.parity,
         )  # fmt: skip
-        for part in evidence.run.parts:
-            leg.metric.observe(evidence, part)
-        scores = leg.metric.score(evidence)
-        return Ranking(scores, {first: evidence.block(first) for first in scores})
+        for shard in candidates.run.shards:
+            route.metric.observe(candidates, shard)
+        scores = route.metric.score(candidates)
+        return Ranking(scores, {first: candidates.block(first) for first in scores})
 
-    def _spared(self, node: Node, leg: Leg) -> Run:
+    def _spared(self, node: Node, route: Route) -> Run:
         """The run to score on. Where gradients are asked for it gives up states, so it is a fork if that has room for
         what it needs, and else the run itself, once the models below it have given up theirs."""
-        run = calibration(node, leg)
-        if not leg.metric.backward:
+        run = calibration(node, route)
+        if not route.metric.backward:
             return run
         alive = node.stack.alive
-        lowest = min((p for p, layer in enumerate(alive) if layer in leg.candidates), default=0)
+        lowest = min((p for p, layer in enumerate(alive) if layer in route.candidates), default=0)
         wanted = set(alive[max(lowest, 1) :])
-        if all(part.states.room and wanted <= part.states.kept for part in run.parts):
+        if all(shard.states.room and wanted <= shard.states.kept for shard in run.shards):
             return run.trial()
         for earlier in self._path[:-1]:
-            if earlier.runs is not None and leg.arrangement in earlier.runs.calibration:
-                earlier.runs.calibration[leg.arrangement].forget()
+            if earlier.runs is not None and route.arrangement in earlier.runs.calibration:
+                earlier.runs.calibration[route.arrangement].release()
         return run
 
-    def _move(self, node: Node, leg: Leg, ranking: Ranking, block: Block) -> Move:
-        source = self._root.model if leg.arm.one_shot else node.model
-        step = Step("seam", node.model, leg.arrangement, (block, leg.arm.compensation, source))
-        if step not in self.ledger and not leg.arm.one_shot:
-            self._bring(node, leg)
+    def _move(self, node: Node, route: Route, ranking: Ranking, block: Block) -> Move:
+        source = self._root.model if route.arm.one_shot else node.model
+        step = Step("seam", node.model, route.arrangement, (block, route.arm.compensation, source))
+        if step not in self.cache and not route.arm.one_shot:
+            self._update(node, route)
 
         def estimated() -> Seam:
             assert node.runs is not None
-            run = calibration(node, leg)
-            held_out = node.runs.held_out if leg.arrangement.holds_out else None
-            statistics = leg.statistics if leg.statistics is not None else run.statistics
-            seam = COMPENSATIONS[leg.arm.compensation](Cut(run, block, statistics, held_out))
+            run = calibration(node, route)
+            held_out = node.runs.held_out if route.arrangement.holds_out else None
+            statistics = route.statistics if route.statistics is not None else run.statistics
+            seam = COMPENSATIONS[route.arm.compensation](Removal(run, block, statistics, held_out))
             if seam.overlays:
                 node.replaced.append(step)
             return seam
 
-        return Move(leg, ranking, block, self._once(node, leg, step, estimated), step)
+        return Move(route, ranking, block, self._once(node, route, step, estimated), step)
 
-    def _bring(self, node: Node, leg: Leg) -> None:
+    def _update(self, node: Node, route: Route) -> None:
         """Have the model's statistics up to date."""
         assert node.runs is not None
-        run = calibration(node, leg)
-        with self.ledger.charged(Step("bring", node.model, leg.arrangement), node.runs, run):
-            for part in run.parts:
-                run.bring(part)
-        run.rest()
+        run = calibration(node, route)
+        with self.cache.charged(Step("update", node.model, route.arrangement), node.runs, run):
+            for shard in run.shards:
+                run.update(shard)
+        run.release_carry()
 
-    def _measure(self, node: Node, legs: Sequence[Leg], *, keep: bool) -> dict[str, float]:
+    def _measure(self, node: Node, routes: Sequence[Route], *, keep: bool) -> dict[str, float]:
         """Perplexity of the model on every text."""
         assert node.runs is not None
         values = {}
         for name, run in node.runs.texts.items():
             step = Step("loss", node.model, what=(name,))
             try:
-                for leg in legs:
-                    loss = self._once(node, leg, step, partial(run.loss, keep=keep))
+                for route in routes:
+                    loss = self._once(node, route, step, partial(run.loss, keep=keep))
             except NumericalError as error:
-                where = f"{leg.arm.name}, {len(leg.removed)} layers removed" if leg.removed else "the model as it is"
+                where = (
+                    f"{route.arm.name}, {len(route.removed)} layers removed" if route.removed else "the model as it is"
+                )
                 raise NumericalError(f"{where}: {error}") from error
-            run.rest()
+            run.release_carry()
             values[name] = to_perplexity(loss)
         return values
 
@@ -249,12 +251,12 @@ class Explorer:
         for run in node.runs.all():
             run.scores = dict(ranks)
 
-    def _once(self, node: Node, leg: Leg, step: Step, work: Callable[[], T]) -> T:
+    def _once(self, node: Node, route: Route, step: Step, work: Callable[[], T]) -> T:
         """What ``work`` gives, done by the first arm that asks for the step and needed by all of them."""
         assert node.runs is not None
-        leg.steps.add(step)
-        run = None if step.arrangement is None else calibration(node, leg)
-        return self.ledger.once(step, work, node.runs, run)
+        route.steps.add(step)
+        run = None if step.arrangement is None else calibration(node, route)
+        return self.cache.once(step, work, node.runs, run)
 
     def _successor(self, node: Node, move: Move) -> tuple[Model, LayerStack]:
         """The model that a move leads to."""
@@ -273,6 +275,6 @@ def choosing(steps: Iterable[Step]) -> list[Step]:
     return [step for step in steps if step.kind != "loss"]
 
 
-def calibration(node: Node, leg: Leg) -> Run:
+def calibration(node: Node, route: Route) -> Run:
     assert node.runs is not None
-    return node.runs.calibration[leg.arrangement]
+    return node.runs.calibration[route.arrangement]

@@ -1,11 +1,11 @@
 """Compensations by name: each gives the seam that takes the place of what is removed."""
 
-from prunecomp.compensation.base import Cut, Estimate, Seam, put_in_place, wants
+from prunecomp.compensation.base import Estimate, Removal, Seam, put_in_place, wants
 from prunecomp.compensation.choice import best_of_all, searched_scale
 from prunecomp.compensation.linear import linear_map
 from prunecomp.compensation.none import no_compensation
 from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, norm_ratio
-from prunecomp.registry import Registry
+from prunecomp.io.registry import Registry
 
 COMPENSATIONS: Registry[Estimate] = Registry(
     "--compensation",
@@ -23,8 +23,8 @@ COMPENSATIONS: Registry[Estimate] = Registry(
 
 __all__ = [
     "COMPENSATIONS",
-    "Cut",
     "Estimate",
+    "Removal",
     "Seam",
     "best_of_all",
     "least_squares_scale",

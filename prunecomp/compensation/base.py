@@ -11,7 +11,7 @@ from prunecomp.model.stack import Overlay
 
 
 @dataclass(frozen=True)
-class Cut:
+class Removal:
     """Neighbouring survivors that are about to go, and the model as it is with them."""
 
     run: Run
@@ -39,7 +39,7 @@ class Seam:
     """Nats a token on the windows that decided, by what was compared."""
 
 
-Estimate = Callable[[Cut], Seam]
+Estimate = Callable[[Removal], Seam]
 
 
 def wants(*, states: bool = False, held_out: bool = False, replaces: bool = False) -> Callable[[Estimate], Estimate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from prunecomp.compensation.base import Cut, Seam, put_in_place, wants
+from prunecomp.compensation.base import Removal, Seam, put_in_place, wants
 from prunecomp.compensation.linear import linear_map
 from prunecomp.compensation.none import no_compensation
 from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, norm_ratio
@@ -21,7 +21,7 @@ LARGEST = 2.0
 NARROWEST = 0.02
 """In the logarithm of a scale: points of a search do not lie closer to begin with."""
 
-CHOICES: dict[str, Callable[[Cut], Seam]] = {
+CHOICES: dict[str, Callable[[Removal], Seam]] = {
     "none": no_compensation,
     "scale": magnitude_scale,
     "norm": norm_ratio,
@@ -31,20 +31,20 @@ CHOICES: dict[str, Callable[[Cut], Seam]] = {
 
 
 @wants(states=True)
-def searched_scale(cut: Cut) -> Seam:
+def searched_scale(removal: Removal) -> Seam:
     """The scalar of least next-token loss on the calibration windows.
 
     A search by parabolas in the logarithm of the scale, from no compensation and the paper's scale on: at most
     :data:`SEARCH_RUNS` losses, each of which runs only what lies above the cut. So on the calibration text it is never
     worse than those two.
     """
-    run = cut.run
-    parts = [number for number, part in enumerate(run.parts) if part.stale_from is None] or None
+    run = removal.run
+    shards = [number for number, shard in enumerate(run.shards) if shard.stale_from is None] or None
 
     def loss(position: float) -> float:
-        return loss_with(run, cut.block, Seam(math.exp(position)), parts)
+        return loss_with(run, removal.block, Seam(math.exp(position)), shards)
 
-    step = math.log(magnitude_scale(cut).scale)
+    step = math.log(magnitude_scale(removal).scale)
     if abs(step) < NARROWEST:
         step = NARROWEST
     tried = minimise(loss, 0.0, step, SEARCH_RUNS, max(math.log(LARGEST), abs(step)))
@@ -87,32 +87,32 @@ def vertex(points: list[tuple[float, float]]) -> float:
 
 
 @wants(states=True, held_out=True, replaces=True)
-def best_of_all(cut: Cut) -> Seam:
+def best_of_all(removal: Removal) -> Seam:
     """The one of :data:`CHOICES` that leaves the least loss on the held-out windows, ``none`` included.
 
     Ties go to the first. One that cannot be estimated here is passed over, and so is the linear repair where the
     family has no matrix for it.
     """
-    held_out = cut.held_out
+    held_out = removal.held_out
     assert held_out is not None  # the mark has them held out
-    for part in held_out.parts:
-        held_out.bring(part)  # so that each trial sets out from the cut
+    for shard in held_out.shards:
+        held_out.update(shard)  # so that each trial sets out from the cut
     seams: dict[str, Seam] = {}
     losses: dict[str, float] = {}
     for name, estimate in CHOICES.items():
-        if estimate is linear_map and cut.run.decoder.family.mlp_writer is None:
+        if estimate is linear_map and removal.run.decoder.family.mlp_writer is None:
             continue
         try:
-            seams[name] = estimate(cut)
+            seams[name] = estimate(removal)
         except NumericalError:
             continue
-        losses[name] = loss_with(held_out, cut.block, seams[name])
+        losses[name] = loss_with(held_out, removal.block, seams[name])
     best = min(losses, key=lambda name: losses[name])
     seam = seams[best]
     return Seam(seam.scale, seam.dead_channels, seam.overlays, chosen=best, losses=losses)
 
 
-def loss_with(run: Run, block: tuple[int, ...], seam: Seam, parts: list[int] | None = None) -> float:
+def loss_with(run: Run, block: tuple[int, ...], seam: Seam, shards: list[int] | None = None) -> float:
     """Nats a token once ``block`` is gone and ``seam`` in its place, infinite where values overflow.
 
     ``run`` stays as it is.
@@ -120,6 +120,6 @@ def loss_with(run: Run, block: tuple[int, ...], seam: Seam, parts: list[int] | N
     trial = run.trial()
     put_in_place(trial, block, seam)
     try:
-        return trial.loss(keep=False, over=parts)
+        return trial.loss(keep=False, over=shards)
     except NumericalError:
         return math.inf

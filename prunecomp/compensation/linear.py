@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from prunecomp.compensation.base import Cut, Seam, wants
+from prunecomp.compensation.base import Removal, Seam, wants
 from prunecomp.compensation.scale import magnitude_scale
 from prunecomp.engine.regression import writer_equations
 from prunecomp.errors import OptionError
@@ -21,7 +21,7 @@ ones lose, as does one chosen by cross-validation on the calibration text (``ben
 
 
 @wants(states=True, replaces=True)
-def linear_map(cut: Cut) -> Seam:
+def linear_map(removal: Removal) -> Seam:
     """The map T for the MLP output m of the survivor below, so that ``m T + rest`` is the stream that used to leave the
     removed layers, folded into that layer's down projection.
 
@@ -33,10 +33,10 @@ def linear_map(cut: Cut) -> Seam:
     Where no survivor lies below the cut there is nothing to fold into, and the paper's scale is taken. Raises
     :class:`OptionError` for a family whose MLP does not end in a linear layer onto the stream.
     """
-    run = cut.run
-    p = run.stack.position(cut.block[0])
+    run = removal.run
+    p = run.stack.position(removal.block[0])
     if p == 0:
-        seam = magnitude_scale(cut)
+        seam = magnitude_scale(removal)
         return Seam(seam.scale, seam.dead_channels, chosen="scale")
     writer = run.decoder.family.mlp_writer
     if writer is None:
@@ -44,7 +44,7 @@ def linear_map(cut: Cut) -> Seam:
             f"--compensation linear: {run.decoder.family.name} has no matrix to fold it into (experts, or a norm or a "
             "multiplier behind the MLP's last one, or one that is stored transposed); use scale, search or auto"
         )
-    change = writer_equations(run, cut.block, writer).solve(RIDGE).cpu()
+    change = writer_equations(run, removal.block, writer).solve(RIDGE).cpu()
     below = run.stack.alive[p - 1]
     # m T = h W^T T + c T, so the weight becomes T^T W and the bias T^T c.
     standing = writer_tensors(run.decoder, run.stack, below, writer)

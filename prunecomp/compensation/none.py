@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prunecomp.compensation.base import Cut, Seam
+from prunecomp.compensation.base import Removal, Seam
 
 
-def no_compensation(cut: Cut) -> Seam:
+def no_compensation(removal: Removal) -> Seam:
     """A seam of 1 whatever the statistics."""
     return Seam(1.0)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from prunecomp.errors import DataError
-from prunecomp.plain import parse_json
+from prunecomp.io.plain import parse_json
 
 Content = np.ndarray | list[str] | str
 """Token ids, documents, or one text."""

@@ -15,8 +15,8 @@ import torch
 
 from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
-from prunecomp.escape import one_line
-from prunecomp.values import whole
+from prunecomp.io.escape import one_line
+from prunecomp.io.values import whole
 
 
 @dataclass(frozen=True)

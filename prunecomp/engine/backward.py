@@ -24,7 +24,7 @@ from prunecomp.engine.parallel import total, world_size
 from prunecomp.engine.placement import Demand, ModelShape
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.retention import reversal
-from prunecomp.engine.run import WORK_UNIT, Part, Run, check_room
+from prunecomp.engine.run import WORK_UNIT, CalibrationShard, Run, check_capacity
 from prunecomp.errors import NumericalError
 from prunecomp.model.decoder import Decoder, apply_seam, call_layer
 from prunecomp.model.stack import LayerStack
@@ -47,26 +47,26 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
     not finite.
     """
     run.decoder.check_plain("the metric taylor")
-    stack, parts = run.stack, run.current
+    stack, shards = run.stack, run.current
     lowest, top = min(stack.position(layer) for layer in layers), len(stack.alive) - 1
-    for part in parts:
-        _make_room(run, part, lowest)
+    for shard in shards:
+        _make_room(run, shard, lowest)
     # A power of two, so that nothing is rounded: with mean losses, float16 would lose small gradients.
     boost = float(2 ** (run.windows.seqlen - 1).bit_length())
     found: dict[int, float] = {}
-    steps = (top - lowest + 1) * sum(part.windows.count for part in parts)
+    steps = (top - lowest + 1) * sum(shard.windows.count for shard in shards)
     with run.decoder.evaluating(), run.progress("gradients", steps, WORK_UNIT) as advance:
-        for high, low in _stretches(run, parts, lowest):
+        for high, low in _stretches(run, shards, lowest):
             downwards = [(layer,) for layer in reversed(stack.alive[low : high + 1])]
             for p, (layer,) in zip(range(high, low - 1, -1), run.decoder.weights.walk(downwards), strict=True):
                 one = _Layer.of(run.decoder, stack, p, counted if layer in layers else lambda name: False)
-                for part in parts:
-                    _descend(part, one, p == top, p > lowest, boost, advance)
+                for shard in shards:
+                    _descend(shard, one, p == top, p > lowest, boost, advance)
                 if layer in layers:
                     found[layer] = one.salience() / boost
                 del one  # before the next layer's weights and sums are made
-    for part in parts:
-        part.states.drop(GRADIENT)
+    for shard in shards:
+        shard.states.drop(GRADIENT)
     return {layer: found[layer] for layer in stack.alive if layer in found}
 
 
@@ -132,8 +132,8 @@ class _Layer:
     def salience(self) -> float:
         """Over all sequences of all processes."""
         if world_size() > 1:  # absolute values are taken of whole sums alone
-            self.absolute = {name: total(part).abs().sum(dtype=torch.float64) for name, part in self.sums.items()}
-        value = float(sum(float(part) for part in self.absolute.values()))
+            self.absolute = {name: total(shard).abs().sum(dtype=torch.float64) for name, shard in self.sums.items()}
+        value = float(sum(float(shard) for shard in self.absolute.values()))
         if not value < float("inf"):
             raise NumericalError(
                 f"layer {self.index}: its gradients are not finite; where it computes in float16, use float32 or "
@@ -142,10 +142,12 @@ class _Layer:
         return value
 
 
-def _descend(part: Part, layer: _Layer, is_top: bool, pass_on: bool, boost: float, advance: Advance) -> None:
-    """Take a part's gradient down through a layer."""
-    decoder, states = layer.decoder, part.states
-    for batch in part.sweeper.batches:
+def _descend(
+    shard: CalibrationShard, layer: _Layer, is_top: bool, pass_on: bool, boost: float, advance: Advance
+) -> None:
+    """Take a shard's gradient down through a layer."""
+    decoder, states = layer.decoder, shard.states
+    for batch in shard.sweeper.batches:
         state = states.get(layer.index, batch) if layer.index in states.kept else decoder.enter(batch)[0]
 
         def upstream(y: torch.Tensor, batch: Batch = batch) -> torch.Tensor:
@@ -154,7 +156,7 @@ def _descend(part: Part, layer: _Layer, is_top: bool, pass_on: bool, boost: floa
         gradient = layer.differentiate(batch, state, upstream, pass_on)
         if gradient is not None:
             states.put(GRADIENT, batch, gradient)
-        part.sweeper.count(batch.count)
+        shard.sweeper.count(batch.count)
         advance(batch.count)
 
 
@@ -164,7 +166,7 @@ def head_gradient(decoder: Decoder, batch: Batch, stream: torch.Tensor, boost: f
     rows, targets, shares = predictions(batch)
     flat, gradient = stream.flatten(0, 1), torch.zeros_like(stream.flatten(0, 1))
     rows_at_once = head_rows(decoder.config.vocab_size)
-    for some, wanted, share in zip(*(part.split(rows_at_once) for part in (rows, targets, shares)), strict=True):
+    for some, wanted, share in zip(*(shard.split(rows_at_once) for shard in (rows, targets, shares)), strict=True):
         x = flat[some.to(flat.device)].detach().requires_grad_()
         with torch.enable_grad():
             logits = decoder.logits(x)
@@ -192,37 +194,37 @@ def head_rows(vocab_size: int) -> int:
     return min(2048, max(64, LOGITS // 4 // vocab_size))
 
 
-def _make_room(run: Run, part: Part, lowest: int) -> None:
+def _make_room(run: Run, shard: CalibrationShard, lowest: int) -> None:
     """Give up kept states for the gradient's place, and those that the way down does not set out from."""
-    alive, states = run.stack.alive, part.states
+    alive, states = run.stack.alive, shard.states
     if len(alive) > 1:
-        check_room(states.budget, run.placement, run.decoder.device)
+        check_capacity(states.budget, run.placement, run.decoder.device)
         wanted = reversal(0, lowest, len(alive) - 1, states.budget - 1)
         states.retain([GRADIENT, *(alive[p] for p in wanted if alive[p] in states.kept)])
 
 
-def _stretches(run: Run, parts: list[Part], lowest: int) -> Iterator[tuple[int, int]]:
+def _stretches(run: Run, shards: list[CalibrationShard], lowest: int) -> Iterator[tuple[int, int]]:
     """Neighbouring positions, (highest, lowest), from the top down, whose states are all there when they are given.
 
     They are filled in between stretches, not within: a walk over the weights must have ended before the next begins.
     """
     alive, high = run.stack.alive, len(run.stack.alive) - 1
     while high >= lowest:
-        for part in parts:
-            _fill(run, part, lowest, high)
+        for shard in shards:
+            _fill(run, shard, lowest, high)
         low = high
-        while low > lowest and (low == 1 or all(alive[low - 1] in part.states.kept for part in parts)):
+        while low > lowest and (low == 1 or all(alive[low - 1] in shard.states.kept for shard in shards)):
             low -= 1
         yield high, low
         high = low - 1
 
 
-def _fill(run: Run, part: Part, lowest: int, high: int) -> None:
+def _fill(run: Run, shard: CalibrationShard, lowest: int, high: int) -> None:
     """Have the state at position ``high``, and states below it as far as there is room, those above given up."""
-    alive, states = run.stack.alive, part.states
+    alive, states = run.stack.alive, shard.states
     if high == 0 or alive[high] in states.kept:
         return
-    start = run.nearest_state(part, high - 1)
+    start = run.nearest_state(shard, high - 1)
     below = [layer for layer in alive[1 : start + 1] if layer in states.kept]
     room = states.budget - 1 - len(below)
     states.retain([GRADIENT, *below, *(alive[p] for p in reversal(start, lowest, high, room))])
@@ -230,7 +232,7 @@ def _fill(run: Run, part: Part, lowest: int, high: int) -> None:
     def finish(batch: Batch, stream: torch.Tensor) -> None:
         states.put(alive[high], batch, stream)
 
-    part.sweeper.sweep(run.stack.below(high), start, states, finish=finish)
+    shard.sweeper.sweep(run.stack.below(high), start, states, finish=finish)
 
 
 def backward_demand(shape: ModelShape) -> Demand:

@@ -16,7 +16,7 @@ from prunecomp.data.windows import Batch
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.retention import removal_odds
-from prunecomp.engine.run import WORK_UNIT, Part, Run
+from prunecomp.engine.run import WORK_UNIT, CalibrationShard, Run
 from prunecomp.engine.sinks import remedy
 from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier
 from prunecomp.errors import NumericalError
@@ -32,7 +32,9 @@ between two tiers moves 2 d values a token and layer, there and back, and a laye
 tokens, 2^16 or less for any d in use, a larger block costs more than the weights that it saves."""
 
 
-def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], streams: KeptStreams | None) -> torch.Tensor:
+def leave_one_out(
+    run: Run, shard: CalibrationShard, without: Mapping[int, LayerStack], streams: KeptStreams | None
+) -> torch.Tensor:
     """Sums over each window's tokens of the next-token loss of every candidate: [N, candidates] float64.
 
     ``without`` has for each candidate, from below, the stack that its removal leaves. Main states are read where
@@ -44,19 +46,19 @@ def leave_one_out(run: Run, part: Part, without: Mapping[int, LayerStack], strea
     states that neither the run nor the kept streams use, until a layer has :data:`TOKENS_A_VISIT` tokens to work on.
     Streams of several micro-batches live in that room, whatever its tier; those of one stay on the device.
     """
-    sweep = _Sweep(run, part, without, streams)
-    losses = torch.zeros(part.windows.count, len(without), dtype=torch.float64)
+    sweep = _Sweep(run, shard, without, streams)
+    losses = torch.zeros(shard.windows.count, len(without), dtype=torch.float64)
     with run.decoder.evaluating(), run.progress("candidates", sweep.work, WORK_UNIT) as advance:
         for block in sweep.blocks():
             for batch, layer, loss in sweep.run(block, advance):
                 losses[batch.rows, sweep.column[layer]] = loss
     sweep.finish()
-    losses = part.workers.gather(losses)
+    losses = shard.workers.gather(losses)
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         sequence, column = bad[0].tolist()
         raise NumericalError(
-            f"without layer {list(without)[column]}, sequence {part.first + sequence}: the loss is not finite. "
+            f"without layer {list(without)[column]}, sequence {shard.first + sequence}: the loss is not finite. "
             f"{remedy(run.decoder.dtype, 'weights of the layers above it')}"
         )
     return losses
@@ -71,9 +73,11 @@ class KeptStreams:
     """For each candidate kept, the part of its pruned model that its stream has run through."""
 
     @classmethod
-    def beside(cls, part: Part, run: Run) -> KeptStreams:
+    def beside(cls, shard: CalibrationShard, run: Run) -> KeptStreams:
         """In the room that the placement has beyond one boundary for each layer."""
-        return cls(StateStore(part.states.shape, run.decoder.device, room(run), disk=run.placement.disk_folder))
+        return cls(
+            StateStore(shard.states.shape, run.decoder.device, spare_capacity(run), disk=run.placement.disk_folder)
+        )
 
     def valid(self, layer: int, stack: LayerStack) -> int | None:
         """At which position of ``stack`` the stream kept for a candidate enters; None if it no longer holds."""
@@ -103,7 +107,7 @@ class KeptStreams:
         return None if best is None or savings[best] <= 0 else best
 
 
-def room(run: Run) -> dict[Tier, int]:
+def spare_capacity(run: Run) -> dict[Tier, int]:
     """How many boundaries there is room for beside one for each layer, which are the run's own."""
     return spare(run.placement.capacity, run.decoder.num_layers - 1)
 
@@ -121,8 +125,10 @@ def spare(capacity: Mapping[Tier, int], boundaries: int) -> dict[Tier, int]:
 class _Sweep:
     """One round's streams. Positions are those of the whole model: a candidate's own layer counts, and is passed by."""
 
-    def __init__(self, run: Run, part: Part, without: Mapping[int, LayerStack], kept: KeptStreams | None) -> None:
-        self.of, self.part, self.without, self.kept = run, part, without, kept
+    def __init__(
+        self, run: Run, shard: CalibrationShard, without: Mapping[int, LayerStack], kept: KeptStreams | None
+    ) -> None:
+        self.of, self.shard, self.without, self.kept = run, shard, without, kept
         self.alive = run.stack.alive
         self.column = {layer: number for number, layer in enumerate(without)}
         self.position = {layer: run.stack.position(layer) for layer in without}
@@ -134,12 +140,14 @@ class _Sweep:
         """Where each candidate's stream begins: where it leaves the main one, or where it was kept."""
         branches = {p for layer, p in self.position.items() if layer not in self.resumed}
         # What leaves these positions' layers is wanted of the main stream, and not kept.
-        self.main_runs = {q for p in branches for q in range(run.nearest_state(part, p), p)}
+        self.main_runs = {q for p in branches for q in range(run.nearest_state(shard, p), p)}
         self.main_wanted = branches | self.main_runs
         self.start = min([*self.main_wanted, *self.resumed.values()], default=len(self.alive))
         self.keep_at, self.to_keep = self._choose()
-        self.room = room(run) if kept is None else spare(kept.store.free(), len({*self.to_keep} - {*self.resumed}))
-        """Boundaries of the whole part that each tier still has a place for: for blocks."""
+        self.room = (
+            spare_capacity(run) if kept is None else spare(kept.store.free(), len({*self.to_keep} - {*self.resumed}))
+        )
+        """Boundaries of the whole shard that each tier still has a place for: for blocks."""
 
     def _choose(self) -> tuple[int | None, list[int]]:
         if self.kept is None:
@@ -160,7 +168,7 @@ class _Sweep:
     @property
     def work(self) -> int:
         """Layers x windows that will be run."""
-        return self.passes * self.part.windows.count
+        return self.passes * self.shard.windows.count
 
     def blocks(self) -> Iterator[list[Batch]]:
         """Micro-batches that go through the layers together."""
@@ -168,7 +176,7 @@ class _Sweep:
         visits = len(self.alive) - self.start
         block: list[Batch] = []
         tokens = 0
-        for batch in self.part.sweeper.batches:
+        for batch in self.shard.sweeper.batches:
             more = tokens + batch.tokens.numel()
             enough = tokens * self.passes >= TOKENS_A_VISIT * visits
             if block and (not streamed or enough or sum(self._capacity(more).values()) <= len(self.without)):
@@ -180,7 +188,7 @@ class _Sweep:
 
     def _capacity(self, tokens: int) -> dict[Tier, int]:
         """How many streams of so many tokens each tier has room for."""
-        return {tier: count * self.part.states.shape.num_tokens // tokens for tier, count in self.room.items()}
+        return {tier: count * self.shard.states.shape.num_tokens // tokens for tier, count in self.room.items()}
 
     def _shelf(self, block: list[Batch]) -> _Shelf:
         if len(block) == 1:
@@ -205,7 +213,7 @@ class _Sweep:
                     for name in passing:
                         x = apply_seam(shelf.get(name, batch), self.seams[name][layer])
                         shelf.put(name, batch, decoder.call(layer, x, arguments, self.of.stack.overlays.get(layer)))
-                    self.part.sweeper.count(batch.count * len(passing))
+                    self.shard.sweeper.count(batch.count * len(passing))
                     advance(batch.count * len(passing))
             p += len(group)
         for batch in block:
@@ -224,8 +232,8 @@ class _Sweep:
         through its layer."""
         if p in self.main_wanted and p == 0:
             shelf.put(MAIN, batch, self.of.decoder.enter(batch)[0])
-        elif p in self.main_wanted and self.alive[p] in self.part.states.kept:
-            shelf.put(MAIN, batch, self.part.states.get(self.alive[p], batch))
+        elif p in self.main_wanted and self.alive[p] in self.shard.states.kept:
+            shelf.put(MAIN, batch, self.shard.states.get(self.alive[p], batch))
         for name, at in self.enters.items():
             if at == p and name in self.resumed:
                 assert self.kept is not None

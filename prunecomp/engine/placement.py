@@ -16,9 +16,9 @@ from torch import nn
 
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
+from prunecomp.io.values import one_of, whole
 from prunecomp.model.adapter import Family
 from prunecomp.model.streaming import slot_nbytes
-from prunecomp.values import one_of, whole
 
 TOKENS_A_MICRO_BATCH = 4096
 """Enough tokens to fill the matrix units, few enough that a layer's activations stay small beside its weights."""
@@ -208,7 +208,7 @@ def place(
         if free[carry] < boundary:
             raise OptionError(
                 f"the states between two layers need {boundary:,} bytes, and no tier has them: "
-                + more_room(memory.disk_folder, device)
+                + memory_advice(memory.disk_folder, device)
             )
         free[carry] -= boundary
         used[carry] += boundary
@@ -223,7 +223,7 @@ def place(
     return Placement(batch, group_size, capacity, carry, used, memory.disk_folder)
 
 
-def more_room(disk: Path | None, device: torch.device) -> str:
+def memory_advice(disk: Path | None, device: torch.device) -> str:
     """What gives states more room than a run has, with this ``disk`` or none, on this ``device``."""
     folder = "give --disk DIR" if disk is None else f"give a --disk with more space than {disk}"
     tiers = "--host-memory or --device-memory" if device.type == "cuda" else "--device-memory"

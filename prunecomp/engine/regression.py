@@ -10,7 +10,7 @@ import torch
 
 from prunecomp.data.windows import Batch
 from prunecomp.engine.parallel import total
-from prunecomp.engine.run import WORK_UNIT, Part, Run
+from prunecomp.engine.run import WORK_UNIT, CalibrationShard, Run
 from prunecomp.engine.states import StateStore
 from prunecomp.ops import linear_gram
 
@@ -38,29 +38,29 @@ class NormalEquations:
         return solution
 
 
-def leaving(run: Run, part: Part, block: Sequence[int]) -> Get:
+def leaving(run: Run, shard: CalibrationShard, block: Sequence[int]) -> Get:
     """What leaves neighbouring survivors, micro-batch by micro-batch, before the seam that follows: [B, S, d].
 
     Read from the state kept above them; where there is none, the layers run once more.
     """
     alive = run.stack.alive
     q = run.stack.position(block[-1]) + 1
-    if q < len(alive) and alive[q] in part.states.kept:
-        return lambda batch: part.states.get(alive[q], batch)
+    if q < len(alive) and alive[q] in shard.states.kept:
+        return lambda batch: shard.states.get(alive[q], batch)
     carry = run.placement.carry
-    held = StateStore(part.states.shape, run.decoder.device, {carry: 1}, carry=carry, disk=run.placement.disk_folder)
+    held = StateStore(shard.states.shape, run.decoder.device, {carry: 1}, carry=carry, disk=run.placement.disk_folder)
     held.retain([0])
-    run_below(run, part, q, lambda batch, stream: held.put(0, batch, stream))
+    run_below(run, shard, q, lambda batch, stream: held.put(0, batch, stream))
     return lambda batch: held.get(0, batch)
 
 
-def run_below(run: Run, part: Part, position: int, finish: Callable[[Batch, torch.Tensor], None]) -> None:
+def run_below(run: Run, shard: CalibrationShard, position: int, finish: Callable[[Batch, torch.Tensor], None]) -> None:
     """Run what leaves the survivor below ``position`` (1 or more), from the nearest state kept below it."""
-    start = run.nearest_state(part, position - 1)
+    start = run.nearest_state(shard, position - 1)
     with run.decoder.evaluating():
-        with run.progress("fitting", (position - start) * part.windows.count, WORK_UNIT) as advance:
+        with run.progress("fitting", (position - start) * shard.windows.count, WORK_UNIT) as advance:
             stack = run.stack.below(position)
-            part.sweeper.sweep(stack, start, part.states, advance=advance, finish=finish)
+            shard.sweeper.sweep(stack, start, shard.states, advance=advance, finish=finish)
 
 
 def writer_equations(run: Run, block: Sequence[int], writer: str) -> NormalEquations:
@@ -76,16 +76,16 @@ def writer_equations(run: Run, block: Sequence[int], writer: str) -> NormalEquat
     module = run.decoder.layers[run.stack.alive[p - 1]].get_submodule(writer)
     d = run.decoder.hidden_size
     sums = NormalEquations.empty(d, d, run.decoder.device)
-    for part in run.current or run.parts:
-        collector = _Collector(leaving(run, part, block), seam, sums)
+    for shard in run.current or run.shards:
+        collector = _Collector(leaving(run, shard, block), seam, sums)
         with run.decoder.watching(module, collector.watch):
-            run_below(run, part, p, collector.finish)
+            run_below(run, shard, p, collector.finish)
     return NormalEquations(total(sums.ata), total(sums.atb))
 
 
 @dataclass
 class _Collector:
-    """Adds the rows of a part's micro-batches to the sums."""
+    """Adds the rows of a shard's micro-batches to the sums."""
 
     target: Get
     seam: float

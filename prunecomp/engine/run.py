@@ -14,7 +14,7 @@ from prunecomp.engine.gram import gram_sums
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.overflow import overflow
 from prunecomp.engine.parallel import Workers, world_size
-from prunecomp.engine.placement import Placement, largest_share, micro_batch, more_room
+from prunecomp.engine.placement import Placement, largest_share, memory_advice, micro_batch
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
 from prunecomp.engine.sinks import LayerSink
@@ -28,7 +28,7 @@ from prunecomp.model.stack import LayerStack, Overlay
 WORK_UNIT = "layers x windows"
 
 
-class Part:
+class CalibrationShard:
     """Some of a run's windows, which are brought up to date together; with several processes, this one's share."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Part:
         self.stale_from: int | None = 0
         """The lowest position whose statistics are out of date."""
 
-    def fork(self) -> Part:
+    def fork(self) -> CalibrationShard:
         """The same at this moment, to go its own way."""
         twin = copy.copy(self)
         twin.sweeper = copy.copy(self.sweeper)
@@ -70,7 +70,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _PartSnapshot:
+class _ShardSnapshot:
     table: Mapping[int, torch.Tensor]
     gram: torch.Tensor | None
     stale_from: int | None
@@ -83,23 +83,23 @@ class Snapshot:
 
     stack: LayerStack
     scores: Mapping[int, float]
-    parts: Sequence[_PartSnapshot]
+    shards: Sequence[_ShardSnapshot]
 
 
 class Run:
     """A model under work: its surviving layers and seams, and over some windows the states and statistics that hold.
 
-    The weights of ``decoder`` are read and never written. :meth:`bring` runs only what lies above the lowest change
+    The weights of ``decoder`` are read and never written. :meth:`update` runs only what lies above the lowest change
     since the last time, from the nearest state kept below it; without ``cache`` it runs everything, to the same bits.
 
     Parameters
     ----------
     placement : what is kept where.
     candidates : the layers that may go; states are kept with an eye to them.
-    parts : into how many parts the windows are cut, each brought up to date on its own.
+    shards : into how many shards the windows are cut, each brought up to date on its own.
     measured : whether statistics of every layer are taken; without, the run is good for losses alone.
     spans : also take what reaches across several layers: the Gram matrix of all states, magnitudes by channel. All
-        states of a part are then kept at once; where memory does not hold those of all windows there are more parts,
+        states of a shard are then kept at once; where memory does not hold those of all windows there are more shards,
         whose states are dropped in turn.
     along_tokens : with ``spans``, also the cosines along tokens that the official code takes.
     backward : gradients will be asked for (:mod:`prunecomp.engine.backward`), and states are kept for them.
@@ -113,7 +113,7 @@ class Run:
         *,
         stack: LayerStack | None = None,
         candidates: Sequence[int] | None = None,
-        parts: int = 1,
+        shards: int = 1,
         measured: bool = True,
         spans: bool = False,
         along_tokens: bool = False,
@@ -141,216 +141,219 @@ class Run:
         )
         self._in_turn = turns > 1
         if backward:
-            check_room(placement.kept_boundaries, placement, decoder.device)
-        parts = max(parts, turns)
-        bounds = [windows.count * i // parts for i in range(parts + 1)]
-        self.parts = [
-            Part(decoder, windows.take(slice(low, high)), low, placement, capacity) for low, high in pairwise(bounds)
+            check_capacity(placement.kept_boundaries, placement, decoder.device)
+        shards = max(shards, turns)
+        bounds = [windows.count * i // shards for i in range(shards + 1)]
+        self.shards = [
+            CalibrationShard(decoder, windows.take(slice(low, high)), low, placement, capacity)
+            for low, high in pairwise(bounds)
         ]
 
     def fork(self) -> Run:
         """The same run at this moment, to go its own way; states and statistics are shared, and counted forwards begin
         at zero."""
         twin = copy.copy(self)
-        twin.parts = [part.fork() for part in self.parts]
+        twin.shards = [shard.fork() for shard in self.shards]
         twin.scores = dict(self.scores)
         return twin
 
-    def narrow(self, *, spans: bool, backward: bool) -> None:
+    def restrict(self, *, spans: bool, backward: bool) -> None:
         """Have less be asked of it from here on: no Gram matrices, or no gradients. What is known stays known."""
         self._spans = self._spans and (spans or self._in_turn)
         self._backward = self._backward and backward
 
-    def rest(self) -> None:
+    def release_carry(self) -> None:
         """Another run goes first: where weights are streamed, give back what holds the boundary between two groups."""
         if self.placement.group_size is not None:
-            for part in self.parts:
-                part.states.rest()
+            for shard in self.shards:
+                shard.states.release_carry()
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Let go of all states; what is wanted of them is run again."""
-        for part in self.parts:
-            part.states.clear()
+        for shard in self.shards:
+            shard.states.clear()
 
     def trial(self) -> Run:
         """A fork to try something on: what it runs counts as run by this one, and it keeps no states of its own."""
         twin = self.fork()
-        for mine, its in zip(self.parts, twin.parts, strict=True):
+        for mine, its in zip(self.shards, twin.shards, strict=True):
             its.sweeper.tally = mine.sweeper.tally
         return twin
 
     @property
     def layer_forwards(self) -> float:
-        """Passes of all windows through one layer, so far; a whole number but where parts were left out."""
-        passes = sum(part.sweeper.tally.window_forwards for part in self.parts)
-        return whole(passes / sum(part.windows.count for part in self.parts))
+        """Passes of all windows through one layer, so far; a whole number but where shards were left out."""
+        passes = sum(shard.sweeper.tally.window_forwards for shard in self.shards)
+        return whole(passes / sum(shard.windows.count for shard in self.shards))
 
     @property
-    def current(self) -> list[Part]:
-        """The parts that are up to date."""
-        return [part for part in self.parts if part.stale_from is None]
+    def current(self) -> list[CalibrationShard]:
+        """The shards that are up to date."""
+        return [shard for shard in self.shards if shard.stale_from is None]
 
     @property
     def statistics(self) -> Statistics:
-        """Of the parts that are up to date."""
-        parts = self.current
+        """Of the shards that are up to date."""
+        shards = self.current
         return Statistics(
             self.stack,
-            [part.table for part in parts],
-            [part.all_windows.tokens_each for part in parts],
-            [part.gram for part in parts],
+            [shard.table for shard in shards],
+            [shard.all_windows.tokens_each for shard in shards],
+            [shard.gram for shard in shards],
         )
 
-    def bring(self, part: Part, *, keep: bool = True) -> None:
-        """Bring a part's statistics up to date. ``keep`` off promises that no state of it will be wanted again."""
+    def update(self, shard: CalibrationShard, *, keep: bool = True) -> None:
+        """Bring a shard's statistics up to date. ``keep`` off promises that no state of it will be wanted again."""
         if not self._spans:
-            if part.stale_from is not None:
-                self._sweep(part, part.stale_from, keep, None, scoring=True)
-        elif part.gram is None:
+            if shard.stale_from is not None:
+                self._sweep(shard, shard.stale_from, keep, None, scoring=True)
+        elif shard.gram is None:
             top = len(self.stack.alive) - 1
             mine: list[torch.Tensor] = []
 
             def finish(batch: Batch, stream: torch.Tensor) -> None:
                 mine.append(
                     gram_sums(
-                        self.decoder, self.stack, part.states, batch, stream,
+                        self.decoder, self.stack, shard.states, batch, stream,
                         with_along_tokens=self._along_tokens, backend=self.backend,
                     )
                 )  # fmt: skip
 
-            position = top if part.stale_from is None else min(part.stale_from, top)
-            self._sweep(part, position, keep, finish, scoring=True)
-            part.gram = part.workers.gather(torch.cat(mine))
+            position = top if shard.stale_from is None else min(shard.stale_from, top)
+            self._sweep(shard, position, keep, finish, scoring=True)
+            shard.gram = shard.workers.gather(torch.cat(mine))
             if self._in_turn:
-                part.states.clear()
-        part.stale_from = None
+                shard.states.clear()
+        shard.stale_from = None
 
     def loss(self, *, keep: bool = True, over: Sequence[int] | None = None) -> float:
-        """Next-token cross entropy of the model in nats, over all predicted tokens of all windows, or of the parts
+        """Next-token cross entropy of the model in nats, over all predicted tokens of all windows, or of the shards
         numbered in ``over``.
 
         Where windows have one length, the mean over tokens is the mean over windows of the official code. Raises
         :class:`NumericalError` naming layer and sequence where it is not finite.
         """
-        parts = self.parts if over is None else [self.parts[number] for number in over]
-        total = sum(float(self.losses(part, keep=keep).sum()) for part in parts)
-        return total / sum(part.all_windows.num_tokens - part.all_windows.count for part in parts)
+        shards = self.shards if over is None else [self.shards[number] for number in over]
+        total = sum(float(self.losses(shard, keep=keep).sum()) for shard in shards)
+        return total / sum(shard.all_windows.num_tokens - shard.all_windows.count for shard in shards)
 
-    def losses(self, part: Part, *, keep: bool = True) -> torch.Tensor:
-        """The sum over each window of a part, of all processes: [N] float64."""
-        mine = torch.zeros(part.windows.count, dtype=torch.float64)
+    def losses(self, shard: CalibrationShard, *, keep: bool = True) -> torch.Tensor:
+        """The sum over each window of a shard, of all processes: [N] float64."""
+        mine = torch.zeros(shard.windows.count, dtype=torch.float64)
 
         def finish(batch: Batch, stream: torch.Tensor) -> None:
             mine[batch.rows] = batch_losses(self.decoder, batch, stream)
 
         top = len(self.stack.alive) - 1
-        self._sweep(part, top if part.stale_from is None else min(part.stale_from, top), keep, finish, scoring=False)
-        part.stale_from = None
-        losses = part.workers.gather(mine)
+        self._sweep(shard, top if shard.stale_from is None else min(shard.stale_from, top), keep, finish, scoring=False)
+        shard.stale_from = None
+        losses = shard.workers.gather(mine)
         bad = (~losses.isfinite()).nonzero()
         if len(bad):  # every process sees it, and looks for itself
-            raise overflow(self.decoder, self.stack, part.all_windows, part.first, int(bad[0]), self.placement)
+            raise overflow(self.decoder, self.stack, shard.all_windows, shard.first, int(bad[0]), self.placement)
         return losses
 
-    def _sweep(self, part: Part, position: int, keep: bool, finish: Finish | None, *, scoring: bool) -> None:
+    def _sweep(
+        self, shard: CalibrationShard, position: int, keep: bool, finish: Finish | None, *, scoring: bool
+    ) -> None:
         alive = self.stack.alive
-        start = self.nearest_state(part, position) if self.caches else 0
+        start = self.nearest_state(shard, position) if self.caches else 0
         if scoring and self._spans and start > 0:  # all states below are read too, so all must be there
-            start = next((p - 1 for p in range(1, start) if alive[p] not in part.states.kept), start)
+            start = next((p - 1 for p in range(1, start) if alive[p] not in shard.states.kept), start)
         if start >= len(alive):
             return  # the cut was at the top: nothing above it is left to run
         if scoring and (self._spans or self._backward):
-            self._hold_states(part, start)
+            self._hold_states(shard, start)
         else:
-            self._choose_states(part, start, keep and self.caches)
-        measured = LayerSink(part.all_windows, part.workers, self.backend, first=part.first, channels=self._spans)
+            self._choose_states(shard, start, keep and self.caches)
+        measured = LayerSink(shard.all_windows, shard.workers, self.backend, first=shard.first, channels=self._spans)
         with self.decoder.evaluating():
             with self.progress(
-                "scoring" if scoring else "loss", (len(alive) - start) * part.windows.count, WORK_UNIT
+                "scoring" if scoring else "loss", (len(alive) - start) * shard.windows.count, WORK_UNIT
             ) as advance:
-                part.sweeper.sweep(
-                    self.stack, start, part.states, [measured] if self._measured else [], advance, finish
+                shard.sweeper.sweep(
+                    self.stack, start, shard.states, [measured] if self._measured else [], advance, finish
                 )
-        part.table |= measured.table
+        shard.table |= measured.table
 
-    def nearest_state(self, part: Part, position: int) -> int:
+    def nearest_state(self, shard: CalibrationShard, position: int) -> int:
         """The highest position up to ``position`` whose state is kept; 0, the embedding, always is."""
-        alive, kept = self.stack.alive, part.states.kept
+        alive, kept = self.stack.alive, shard.states.kept
         if position == len(alive):
             return position
         return max((p for p in range(1, position + 1) if alive[p] in kept), default=0)
 
-    def _choose_states(self, part: Part, start: int, keep: bool) -> None:
+    def _choose_states(self, shard: CalibrationShard, start: int, keep: bool) -> None:
         """Have the store keep what makes the next round cheapest, among what it has and what this sweep will pass."""
-        alive, kept = self.stack.alive, part.states.kept
-        shared = part.states.shared if keep else frozenset()  # they cost nothing as long as somebody else holds them
-        budget = part.states.budget - len(shared)
+        alive, kept = self.stack.alive, shard.states.kept
+        shared = shard.states.shared if keep else frozenset()  # they cost nothing as long as somebody else holds them
+        budget = shard.states.budget - len(shared)
         odds = removal_odds(self.scores, [layer for layer in self.candidates if layer in alive])
         passed = [p for p in range(1, len(alive)) if p > start or alive[p] in kept - shared]
         by_position = [odds.get(layer, 0.0) for layer in alive]
         chosen = choose_boundaries(by_position, passed, budget) if keep else []
         if start > 0 and start not in chosen and alive[start] not in shared:  # this sweep itself sets out from there
             chosen = [start, *choose_boundaries(by_position, passed, budget - 1 if keep else 0)]
-        part.states.retain([*shared, *(alive[p] for p in sorted(chosen, key=lambda p: -by_position[p]))])
+        shard.states.retain([*shared, *(alive[p] for p in sorted(chosen, key=lambda p: -by_position[p]))])
 
-    def _hold_states(self, part: Part, start: int) -> None:
+    def _hold_states(self, shard: CalibrationShard, start: int) -> None:
         """Have the store keep what is read when the sweep is over: every state, or what gradients set out from."""
-        alive, kept = self.stack.alive, part.states.kept
+        alive, kept = self.stack.alive, shard.states.kept
         if self._spans:
-            return part.states.retain(alive[1:])
-        check_room(part.states.budget, self.placement, self.decoder.device)
+            return shard.states.retain(alive[1:])
+        check_capacity(shard.states.budget, self.placement, self.decoder.device)
         lowest = min((p for p, layer in enumerate(alive) if layer in self.candidates), default=0)
-        wanted = reversal(0, lowest, len(alive) - 1, part.states.budget - 1)  # one place is the gradient's
+        wanted = reversal(0, lowest, len(alive) - 1, shard.states.budget - 1)  # one place is the gradient's
         chosen = [p for p in wanted if p > start or alive[p] in kept]
         if start > 0 and start not in chosen:  # this sweep itself sets out from there
             chosen.append(start)
-        part.states.retain([alive[p] for p in chosen])
+        shard.states.retain([alive[p] for p in chosen])
 
     def remove(self, block: Sequence[int], scale: float = 1.0) -> None:
         """Remove neighbouring survivors, one seam in their place; states below them stay as they are."""
         p = self.stack.position(block[0])
         self.stack = self.stack.remove_block(block, scale)
         successor = self.stack.alive[p] if p < len(self.stack.alive) else None
-        for part in self.parts:
-            part.states.drop_all(block[1:])
-            part.states.move(block[0], successor)
-            self._changed(part, p)
+        for shard in self.shards:
+            shard.states.drop_all(block[1:])
+            shard.states.move(block[0], successor)
+            self._changed(shard, p)
 
     def snapshot(self) -> Snapshot:
         """This moment, to come back to."""
-        parts = [_PartSnapshot(dict(part.table), part.gram, part.stale_from) for part in self.parts]
-        return Snapshot(self.stack, dict(self.scores), parts)
+        shards = [_ShardSnapshot(dict(shard.table), shard.gram, shard.stale_from) for shard in self.shards]
+        return Snapshot(self.stack, dict(self.scores), shards)
 
     def restore(self, snapshot: Snapshot, *, states: bool = False) -> None:
         """Go back to a moment of this run: stack, scores and statistics are bit for bit what they were.
 
         A state is still right where all below it is the same in both stacks, and is kept; the others go. ``states`` has
-        those that a pass keeps run again by the next :meth:`bring`, for whoever reads them beside the statistics.
+        those that a pass keeps run again by the next :meth:`update`, for whoever reads them beside the statistics.
         """
         before, self.stack = self.stack, snapshot.stack
         same = before.common_prefix(self.stack)
         entering = [stack.alive[same] if same < len(stack.alive) else None for stack in (before, self.stack)]
-        for part, then in zip(self.parts, snapshot.parts, strict=True):
-            part.states.drop_all(before.alive[same + 1 :])
+        for shard, then in zip(self.shards, snapshot.shards, strict=True):
+            shard.states.drop_all(before.alive[same + 1 :])
             if entering[0] is not None and entering[0] != entering[1]:  # what enters there is the same, under its name
-                part.states.move(entering[0], entering[1])
-            part.table, part.gram, part.stale_from = dict(then.table), then.gram, then.stale_from
+                shard.states.move(entering[0], entering[1])
+            shard.table, shard.gram, shard.stale_from = dict(then.table), then.gram, then.stale_from
             if states:
-                part.gram = None
-                part.stale_from = same if then.stale_from is None else min(same, then.stale_from)
+                shard.gram = None
+                shard.stale_from = same if then.stale_from is None else min(same, then.stale_from)
         self.scores = dict(snapshot.scores)
 
     def replace(self, layer: int, overlay: Overlay) -> None:
         """Have other weights stand in for some of a survivor's own; what it and the layers above it gave is void."""
         p = self.stack.position(layer)
         self.stack = self.stack.with_overlay(layer, overlay)
-        for part in self.parts:
-            self._changed(part, p)
+        for shard in self.shards:
+            self._changed(shard, p)
 
-    def _changed(self, part: Part, position: int) -> None:
-        part.states.drop_all(self.stack.alive[position + 1 :])
-        part.stale_from = position if part.stale_from is None else min(part.stale_from, position)
-        part.gram = None
+    def _changed(self, shard: CalibrationShard, position: int) -> None:
+        shard.states.drop_all(self.stack.alive[position + 1 :])
+        shard.stale_from = position if shard.stale_from is None else min(shard.stale_from, position)
+        shard.gram = None
 
 
 def whole(forwards: float) -> float:
@@ -361,22 +364,22 @@ def whole(forwards: float) -> float:
 CPU = torch.device("cpu")
 
 
-def check_room(boundaries: int, placement: Placement, device: torch.device) -> None:
+def check_capacity(boundaries: int, placement: Placement, device: torch.device) -> None:
     """Raise :class:`OptionError` where a gradient and the state it is handed down to have no room together."""
     if boundaries < 2:
         raise OptionError(
             "gradients need room for two boundaries of all windows at once, and memory is left for "
-            f"{boundaries}: {more_room(placement.disk_folder, device)}"
+            f"{boundaries}: {memory_advice(placement.disk_folder, device)}"
         )
 
 
 def take_turns(
     boundaries: int, windows: Windows, placement: Placement, device: torch.device = CPU
 ) -> tuple[int, dict[Tier, int]]:
-    """Into how many parts windows must be cut for all ``boundaries`` of a part to be kept at once, in what room the
-    placement leaves for some boundaries of all windows; and how many of a part each tier holds.
+    """Into how many shards windows must be cut for all ``boundaries`` of a shard to be kept at once, in what room the
+    placement leaves for some boundaries of all windows; and how many of a shard each tier holds.
 
-    Raises :class:`OptionError` where not even the least part fits.
+    Raises :class:`OptionError` where not even the least shard fits.
     """
     processes = world_size()
     whole = largest_share(windows.count, windows.seqlen, processes)
@@ -387,5 +390,5 @@ def take_turns(
             return turns, capacity
     raise OptionError(
         f"blocks of layers are scored from all {boundaries} states of a window at once, and memory is left for "
-        f"{placement.kept_boundaries} of the whole set: {more_room(placement.disk_folder, device)}"
+        f"{placement.kept_boundaries} of the whole set: {memory_advice(placement.disk_folder, device)}"
     )

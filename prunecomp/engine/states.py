@@ -286,9 +286,9 @@ class StateStore:
     def clear(self) -> None:
         """Forget everything, and give the memory back that was held for what comes next."""
         self.retain([])
-        self.rest()
+        self.release_carry()
 
-    def rest(self) -> None:
+    def release_carry(self) -> None:
         """Give back the memory that was held for what comes next: others go first."""
         self._spare.clear()
 

@@ -1,4 +1,4 @@
-"""What was counted, read together: over the parts of a calibration set, and across one layer or several."""
+"""What was counted, read together: over the shards of a calibration set, and across one layer or several."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def mean_ratio(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor,
 
 
 class Statistics:
-    """What is known of one or more parts of a calibration set, each complete for the same model, at one moment.
+    """What is known of one or more shards of a calibration set, each complete for the same model, at one moment.
 
-    ``stack`` is that model; ``tables`` hold each part's columns by layer; ``grams`` [N, 3 or 4, M, M] are there for all
-    parts if somebody asked for them, as :func:`prunecomp.engine.gram.gram_sums` takes them of the M = survivors + 1
-    boundaries: p < M - 1 is what enters the survivor at position p, before its seam; the last is what leaves the model.
+    ``stack`` is that model; ``tables`` hold each shard's columns by layer; ``grams`` [N, 3 or 4, M, M] are there if
+    somebody asked for them, as :func:`prunecomp.engine.gram.gram_sums` takes them of the M = survivors + 1 boundaries:
+    p < M - 1 is what enters the survivor at position p, before its seam; the last is what leaves the model.
     """
 
     def __init__(

@@ -1,13 +1,13 @@
 """Scores by name; the candidate with the lowest score goes first, ties to the lower layer."""
 
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.io.registry import Registry
+from prunecomp.metrics.base import Candidates, Metric
 from prunecomp.metrics.block_influence import AngularDistance, BlockInfluence
 from prunecomp.metrics.controls import Given, Last, Random, check_order
 from prunecomp.metrics.magnitude import Magnitude
 from prunecomp.metrics.perplexity import LeaveOneOut
 from prunecomp.metrics.span import SpanCosine
 from prunecomp.metrics.taylor import Taylor
-from prunecomp.registry import Registry
 
 METRICS: Registry[type[Metric]] = Registry(
     "--metric",
@@ -25,4 +25,4 @@ METRICS: Registry[type[Metric]] = Registry(
     },
 )
 
-__all__ = ["METRICS", "BlockInfluence", "Evidence", "Metric", "check_order"]
+__all__ = ["METRICS", "BlockInfluence", "Candidates", "Metric", "check_order"]

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 
 from prunecomp.engine.placement import Demand, ModelShape
-from prunecomp.engine.run import Part, Run
+from prunecomp.engine.run import CalibrationShard, Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Candidates:
     """Everything known when a round is scored."""
 
     run: Run
-    """Its statistics are up to date for the parts in ``run.current``."""
-    candidates: Sequence[int]
+    """Its statistics are up to date for the shards in ``run.current``."""
+    layers: Sequence[int]
     """Survivors that may go, by original index, from below."""
     span: int = 1
     """How many neighbours go together."""
@@ -97,14 +97,14 @@ class Metric:
         """Layers that are no candidates unless the user names the candidates himself."""
         return set()
 
-    def observe(self, evidence: Evidence, part: Part) -> None:
-        """Called when a part of the calibration set has been brought up to date, before :meth:`score`."""
+    def observe(self, candidates: Candidates, shard: CalibrationShard) -> None:
+        """Called when a shard of the calibration set has been brought up to date, before :meth:`score`."""
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
+    def score(self, candidates: Candidates) -> dict[int, float]:
         """By original index of the (lowest) layer, for as many survivors as it can tell."""
         raise NotImplementedError
 
-    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
+    def sequence_scores(self, candidates: Candidates) -> tuple[list[int], torch.Tensor]:
         """The layers scored and, sequence by sequence over ``run.current``, the sums whose totals rank them the same:
         [N, layers] float64. For metrics that can end early."""
         raise NotImplementedError

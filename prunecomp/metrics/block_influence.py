@@ -7,7 +7,7 @@ import torch
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.placement import Demand, ModelShape
 from prunecomp.engine.statistics import LayerRecord
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.metrics.base import Candidates, Metric
 
 
 class _Turn(Metric):
@@ -22,9 +22,9 @@ class _Turn(Metric):
     def demand(self, shape: ModelShape, span: int) -> Demand:
         return gram_demand(shape) if span > 1 else Demand()
 
-    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
-        starts, statistics = evidence.starts(), evidence.statistics
-        return starts, torch.stack([self.turned(statistics.of(*evidence.block(first))) for first in starts], dim=1)
+    def sequence_scores(self, candidates: Candidates) -> tuple[list[int], torch.Tensor]:
+        starts, statistics = candidates.starts(), candidates.statistics
+        return starts, torch.stack([self.turned(statistics.of(*candidates.block(first))) for first in starts], dim=1)
 
     def turned(self, record: LayerRecord) -> torch.Tensor:
         """[N] float64, over the tokens of each sequence: the less, the sooner the block may go."""
@@ -40,15 +40,15 @@ class BlockInfluence(_Turn):
 
     heeds_parity = True
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        statistics = evidence.statistics
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        statistics = candidates.statistics
         counted = slice(None)
-        if evidence.parity == "official":
+        if candidates.parity == "official":
             counted = slice(max(1, len(statistics.tokens) // 2))
         tokens = int(statistics.tokens[counted].sum())
         return {
-            first: 1.0 + float(self.turned(statistics.of(*evidence.block(first)))[counted].sum() / tokens)
-            for first in evidence.starts()
+            first: 1.0 + float(self.turned(statistics.of(*candidates.block(first)))[counted].sum() / tokens)
+            for first in candidates.starts()
         }
 
     def turned(self, record: LayerRecord) -> torch.Tensor:
@@ -58,11 +58,11 @@ class BlockInfluence(_Turn):
 class AngularDistance(_Turn):
     """Mean over tokens of ``acos(cos(x_i, x_{i+n})) / pi`` (Gromov et al., arXiv 2403.17887, eq. 7)."""
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        statistics = evidence.statistics
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        statistics = candidates.statistics
         return {
-            first: float(self.turned(statistics.of(*evidence.block(first))).sum() / statistics.num_tokens)
-            for first in evidence.starts()
+            first: float(self.turned(statistics.of(*candidates.block(first))).sum() / statistics.num_tokens)
+            for first in candidates.starts()
         }
 
     def turned(self, record: LayerRecord) -> torch.Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunecomp.errors import OptionError
-from prunecomp.metrics.base import Evidence, Metric
-from prunecomp.values import listed
+from prunecomp.io.values import listed
+from prunecomp.metrics.base import Candidates, Metric
 
 
 def check_order(given: Sequence[int], num_layers: int) -> list[int]:
@@ -24,16 +24,16 @@ def check_order(given: Sequence[int], num_layers: int) -> list[int]:
 class Random(Metric):
     """A random order, drawn from the run's seed."""
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        places = np.random.default_rng(evidence.seed).permutation(evidence.stack.num_layers)
-        return {layer: float(places[layer]) for layer in evidence.stack.alive}
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        places = np.random.default_rng(candidates.seed).permutation(candidates.stack.num_layers)
+        return {layer: float(places[layer]) for layer in candidates.stack.alive}
 
 
 class Last(Metric):
     """The topmost layer first."""
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        return {layer: float(evidence.stack.num_layers - 1 - layer) for layer in evidence.stack.alive}
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        return {layer: float(candidates.stack.num_layers - 1 - layer) for layer in candidates.stack.alive}
 
 
 class Given(Metric):
@@ -41,8 +41,9 @@ class Given(Metric):
 
     takes_order = True
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        order = check_order(evidence.given, evidence.stack.num_layers)
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        order = check_order(candidates.given, candidates.stack.num_layers)
         return {
-            layer: float(order.index(layer) if layer in order else len(order) + layer) for layer in evidence.stack.alive
+            layer: float(order.index(layer) if layer in order else len(order) + layer)
+            for layer in candidates.stack.alive
         }

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.metrics.base import Candidates, Metric
 from prunecomp.model.adapter import names_parameter
 from prunecomp.ops import weight_norms
 
@@ -28,13 +28,13 @@ class Magnitude(Metric):
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float]] = {}
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        decoder, stack = evidence.decoder, evidence.stack
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        decoder, stack = candidates.decoder, candidates.stack
         if not self._sums:
             decoder.check_plain("the metric magnitude")
             for (layer,) in decoder.weights.walk([(layer,) for layer in range(decoder.num_layers)]):
                 self._sums[layer] = layer_magnitude(decoder.layers[layer], decoder.family.writers)
-        official = evidence.parity == "official"
+        official = candidates.parity == "official"
         scales = stack.seam_product_above() if official else [1.0] * len(stack.alive)
         scores = {}
         for layer, scale in zip(stack.alive, scales, strict=True):

@@ -9,8 +9,8 @@ import torch
 
 from prunecomp.engine.candidates import KeptStreams, leave_one_out
 from prunecomp.engine.placement import Demand, ModelShape
-from prunecomp.engine.run import Part
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.engine.run import CalibrationShard
+from prunecomp.metrics.base import Candidates, Metric
 from prunecomp.model.stack import LayerStack
 
 
@@ -38,8 +38,8 @@ class LeaveOneOut(Metric):
     adds = "a run of the layers above each candidate: half the square of their number, where none is kept"
 
     def __init__(self) -> None:
-        self._losses: WeakKeyDictionary[Part, _Losses] = WeakKeyDictionary()
-        self._streams: WeakKeyDictionary[Part, KeptStreams] = WeakKeyDictionary()
+        self._losses: WeakKeyDictionary[CalibrationShard, _Losses] = WeakKeyDictionary()
+        self._streams: WeakKeyDictionary[CalibrationShard, KeptStreams] = WeakKeyDictionary()
 
     def barriers(self, num_layers: int) -> set[int]:
         return {0, num_layers - 1}
@@ -48,30 +48,30 @@ class LeaveOneOut(Metric):
         """All candidates' streams of one micro-batch, and room for as many boundaries as there are candidates."""
         return Demand(lambda tokens: shape.num_layers * tokens * shape.hidden_size * shape.itemsize, shape.num_layers)
 
-    def observe(self, evidence: Evidence, part: Part) -> None:
-        run, layers = evidence.run, tuple(evidence.candidates)
-        known = self._losses.get(part)
+    def observe(self, candidates: Candidates, shard: CalibrationShard) -> None:
+        run, layers = candidates.run, tuple(candidates.layers)
+        known = self._losses.get(shard)
         if known is not None and known.stack is run.stack and known.candidates == layers:
             return
-        scale = evidence.lookahead or (lambda block: 1.0)
+        scale = candidates.lookahead or (lambda block: 1.0)
         without = {layer: run.stack.remove(layer, scale((layer,))) for layer in layers}
-        if run.caches and part not in self._streams:
-            self._streams[part] = KeptStreams.beside(part, run)
-        sums = leave_one_out(run, part, without, self._streams.get(part))
-        self._losses[part] = _Losses(run.stack, layers, sums)
+        if run.caches and shard not in self._streams:
+            self._streams[shard] = KeptStreams.beside(shard, run)
+        sums = leave_one_out(run, shard, without, self._streams.get(shard))
+        self._losses[shard] = _Losses(run.stack, layers, sums)
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        counted = self._counted(evidence)
-        predicted = sum(part.all_windows.num_tokens - part.all_windows.count for part, _ in counted)
-        layers, sums = self.sequence_scores(evidence)
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        counted = self._counted(candidates)
+        predicted = sum(shard.all_windows.num_tokens - shard.all_windows.count for shard, _ in counted)
+        layers, sums = self.sequence_scores(candidates)
         return dict(zip(layers, (sums.sum(dim=0) / predicted).tolist(), strict=True))
 
-    def sequence_scores(self, evidence: Evidence) -> tuple[list[int], torch.Tensor]:
-        known = [losses for _, losses in self._counted(evidence)]
+    def sequence_scores(self, candidates: Candidates) -> tuple[list[int], torch.Tensor]:
+        known = [losses for _, losses in self._counted(candidates)]
         return list(known[0].candidates), torch.cat([one.sums for one in known])
 
-    def _counted(self, evidence: Evidence) -> list[tuple[Part, _Losses]]:
-        """The parts whose losses are of the model as it stands. A part can be up to date without: its own loss has been
-        asked for, and nothing else of it."""
-        known = [(part, self._losses.get(part)) for part in evidence.run.current]
-        return [(part, one) for part, one in known if one is not None and one.stack is evidence.stack]
+    def _counted(self, candidates: Candidates) -> list[tuple[CalibrationShard, _Losses]]:
+        """The shards whose losses are of the model as it stands. A shard can be up to date without: its own loss has
+        been asked for, and nothing else of it."""
+        known = [(shard, self._losses.get(shard)) for shard in candidates.run.current]
+        return [(shard, one) for shard, one in known if one is not None and one.stack is candidates.stack]

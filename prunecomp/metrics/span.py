@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.placement import Demand, ModelShape
-from prunecomp.metrics.base import Evidence
+from prunecomp.metrics.base import Candidates
 from prunecomp.metrics.block_influence import BlockInfluence
 
 
@@ -28,9 +28,9 @@ class SpanCosine(BlockInfluence):
     def needs_cosines_along_tokens(self, parity: str | None) -> bool:
         return parity == "official"
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        if evidence.parity != "official":
-            return super().score(evidence)
-        mean = evidence.statistics.mean_cosine_along_tokens()
-        p, n = evidence.stack.position, evidence.span
-        return {first: 1.0 - float(mean[p(first), p(first) + n]) for first in evidence.starts()[1:-1]}
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        if candidates.parity != "official":
+            return super().score(candidates)
+        mean = candidates.statistics.mean_cosine_along_tokens()
+        p, n = candidates.stack.position, candidates.span
+        return {first: 1.0 - float(mean[p(first), p(first) + n]) for first in candidates.starts()[1:-1]}

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import torch
 
 LOOKS = 8
-"""Into how many parts a calibration set is cut for an early stop, and so how often at most a round looks."""
+"""Into how many shards a calibration set is cut for an early stop, and so how often at most a round looks."""
 
 FEWEST = 16
 """Sequences below which no round ends: the bound rests on means being nearly normal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunecomp.engine.backward import backward_demand, saliences
 from prunecomp.engine.placement import Demand, ModelShape
-from prunecomp.metrics.base import Evidence, Metric
+from prunecomp.metrics.base import Candidates, Metric
 from prunecomp.metrics.magnitude import ends, is_weight
 
 
@@ -21,8 +21,8 @@ class Taylor(Metric):
     backward = True
     adds = "a backward pass, of three times a layer-forward for each layer from the lowest candidate up"
 
-    def score(self, evidence: Evidence) -> dict[int, float]:
-        return saliences(evidence.run, evidence.candidates, is_weight)
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        return saliences(candidates.run, candidates.layers, is_weight)
 
     def barriers(self, num_layers: int) -> set[int]:
         """Candidates are 4..L-3, as in the paper's Mag+ and Taylor+."""

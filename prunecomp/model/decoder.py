@@ -179,7 +179,7 @@ class Decoder:
         module = self.model.get_submodule(owner)
         original = getattr(module, leaf)
         options = {} if positions is None else {"position_ids": positions.to(self.device)}
-        self.rotary.forget()
+        self.rotary.release()
         setattr(module, leaf, recorders)
         try:
             self.backbone(input_ids=tokens.to(self.device), use_cache=False, **options)

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from prunecomp.errors import CheckpointError, PrunecompWarning
-from prunecomp.plain import read_object
+from prunecomp.io.plain import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -21,6 +21,8 @@ from transformers import (
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from prunecomp.errors import CheckpointError, NumericalError, OptionError, PrunecompError
+from prunecomp.io.plain import read_object
+from prunecomp.io.values import names_a_path, shown
 from prunecomp.model.checks import (
     check_config,
     check_counts,
@@ -40,8 +42,6 @@ from prunecomp.model.quantised import check_quantisation, dequantised, method_of
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.weights import StoredTensors, open_checkpoint
-from prunecomp.plain import read_object
-from prunecomp.values import names_a_path, shown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 NOT_FETCHED = ["*.py", "*.ipynb", "*.png", "*.jp*g", "*.gif", "*.mp4", "*.pdf", "original/*", "consolidated*", ".git*"]

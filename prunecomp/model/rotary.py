@@ -31,7 +31,7 @@ class RotaryEmbeddings:
     def look_at_lengths(self) -> bool:
         return bool(self._modules)
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Have the next call be as the first one after loading."""
         for module in self._modules:
             for name in [name for name in vars(module) if name.endswith(CACHED)]:
@@ -44,7 +44,7 @@ class RotaryEmbeddings:
     def kind(self, length: int) -> Hashable:
         """Equal for lengths whose rows get the same frequencies."""
         if self._modules and length not in self._kinds:
-            self.forget()
+            self.release()
             found: list[Hashable] = []
             for module in self._modules:
                 buffers = dict(module.named_buffers(recurse=False))

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import JournalError, OptionError, OutputError
-from prunecomp.escape import csv_cell, plot_label
-from prunecomp.escape import markdown as escaped
-from prunecomp.journal import partial, write_whole
-from prunecomp.plain import brief, json_text, read_object
+from prunecomp.io.escape import csv_cell, plot_label
+from prunecomp.io.escape import markdown as escaped
+from prunecomp.io.plain import brief, json_text, read_object
+from prunecomp.pruning.journal import partial, write_whole
 from prunecomp.report.console import Table
 
 try:
@@ -208,8 +208,8 @@ def perplexity_figure(result: Comparison) -> Any:
         axes.axhline(dense, color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="dense")
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        narrow = high < 10 * low  # less than a decade: powers of ten would leave the axis bare
-        axes.yaxis.set_major_locator(MaxNLocator(8) if narrow else LogLocator(subs=(1, 2, 5)))
+        restrict = high < 10 * low  # less than a decade: powers of ten would leave the axis bare
+        axes.yaxis.set_major_locator(MaxNLocator(8) if restrict else LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(plot_label(text.name))

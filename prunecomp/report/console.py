@@ -8,7 +8,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from prunecomp.escape import one_line
+from prunecomp.io.escape import one_line
 
 
 class Console(RichConsole):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunecomp.errors import OptionError
-from prunecomp.result import ScoreResult
+from prunecomp.pruning.result import ScoreResult
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,9 +7,9 @@ from typing import Any
 from rich.filesize import decimal as _decimal
 
 from prunecomp.engine.states import Tier
-from prunecomp.plan import RunPlan
+from prunecomp.pruning.plan import RunPlan
+from prunecomp.pruning.result import PruneResult, ScoreResult
 from prunecomp.report.console import Table
-from prunecomp.result import PruneResult, ScoreResult
 
 
 def decimal(nbytes: float) -> str:

@@ -143,7 +143,7 @@ def test_a_wrong_adapter_is_caught_by_the_proof(generator: torch.Generator, tmp_
     model = build("llama-tied-biased")
     result = prunecomp.prune(model, 1, draw_tokens(model, generator))
     prune_by_hand(result, {2: 1.5})
-    decoder = result.subject.load()
+    decoder = result.model_source.load()
     decoder.family = dataclasses.replace(decoder.family, writers=("mlp.down_proj",))
     with pytest.raises(FoldError, match="layer 3 cannot take a stream scaled by"):
         result.save(tmp_path / "out")

@@ -18,7 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 import prunecomp
 from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.model.quantised.mxfp4 import BIAS
-from prunecomp.subject import open_subject
+from prunecomp.model.source import open_source
 from tests.checkpoint.quantising import change_config
 from tests.families.configs import COMMON, FAMILIES
 from tests.families.test_families import randomise
@@ -69,7 +69,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_a_read_gives_what_the_format_means(published: tuple[Path, Any]) -> None:
     folder, model = published
-    plain = open_subject(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False).plain_tensors()
+    plain = open_source(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False).plain_tensors()
     for name, parameter in model.named_parameters():
         assert torch.equal(plain.read(name), parameter), name
 

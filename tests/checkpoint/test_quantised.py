@@ -17,8 +17,8 @@ from prunecomp.checkpoint.writer import renamed
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.loader import load_decoder
+from prunecomp.model.source import describe, open_source
 from prunecomp.model.stack import LayerStack
-from prunecomp.subject import describe, open_subject
 from tests import tolerances
 from tests.checkpoint.quantising import VARIANTS, Variant, quantise
 from tests.families.test_families import LOWER, pruned_by
@@ -63,7 +63,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def test_a_read_gives_what_the_format_means(checkpoint: Checkpoint) -> None:
     folder, meant = checkpoint.folder, checkpoint.meant
-    plain = open_subject(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False).plain_tensors()
+    plain = open_source(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False).plain_tensors()
     assert not [
         name for name in plain.names() if name.endswith((checkpoint.variant.scale, "qweight", "qzeros", "g_idx"))
     ]

@@ -14,9 +14,9 @@ import prunecomp
 from prunecomp.compensation.choice import CHOICES, SEARCH_RUNS, minimise
 from prunecomp.compensation.linear import RIDGE
 from prunecomp.errors import OptionError
-from prunecomp.journal import Journal, journal_path
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.pruning.journal import Journal, journal_path
 from tests.engine.test_streaming import needed
 from tests.models import build, draw_tokens
 from tests.oracles import iterative, linear

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 import prunecomp
 from prunecomp.errors import OptionError
-from prunecomp.inputs import calibration_windows, evaluation_windows
-from prunecomp.subject import open_subject
+from prunecomp.model.source import open_source
+from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from tests.models import build
 
 WORDS = {f"w{i}": i for i in range(3, 60)}
@@ -56,8 +56,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_is_each_where_the_tokenizer_adds_bos_by_itself(kind: str, model: Any, text: Path) -> None:
     made, expected = KINDS[kind]
-    subject = open_subject(model, dtype="auto", device="auto", tokenizer=made, allow_pickle=False)
-    for windows in (calibration_windows(subject, text, 6, 12, 0), evaluation_windows(subject, text, 12)):
+    model_source = open_source(model, dtype="auto", device="auto", tokenizer=made, allow_pickle=False)
+    for windows in (calibration_windows(model_source, text, 6, 12, 0), evaluation_windows(model_source, text, 12)):
         assert windows.bos == expected
         assert windows.tokens.shape[1] == 12
         begins = windows.tokens[:, 0] == BOS
@@ -67,20 +67,20 @@ def test_auto_is_each_where_the_tokenizer_adds_bos_by_itself(kind: str, model: A
 
 def test_each_window_holds_the_text_that_follows_the_last(model: Any, text: Path) -> None:
     made, _ = KINDS["adds it"]
-    subject = open_subject(model, dtype="auto", device="auto", tokenizer=made, allow_pickle=False)
+    model_source = open_source(model, dtype="auto", device="auto", tokenizer=made, allow_pickle=False)
     ids = made(text.read_text())["input_ids"]
-    windows = evaluation_windows(subject, text, 12, "each")
+    windows = evaluation_windows(model_source, text, 12, "each")
     assert windows.tokens[:, 1:].flatten().tolist() == ids[1:][: windows.count * 11]
-    start = evaluation_windows(subject, text, 12, "start")
+    start = evaluation_windows(model_source, text, 12, "start")
     assert start.tokens.flatten().tolist() == ids[: start.count * 12]
     # The same ids in an array are the same windows.
-    assert torch.equal(evaluation_windows(subject, np.asarray(ids), 12).tokens, windows.tokens)
+    assert torch.equal(evaluation_windows(model_source, np.asarray(ids), 12).tokens, windows.tokens)
 
 
 def test_documents_begin_with_it_once(model: Any, text: Path) -> None:
     for kind in ("adds it", "knows it"):
-        subject = open_subject(model, dtype="auto", device="auto", tokenizer=KINDS[kind][0], allow_pickle=False)
-        windows = calibration_windows(subject, text, 8, 6, 0, documents=True, bos="each")
+        model_source = open_source(model, dtype="auto", device="auto", tokenizer=KINDS[kind][0], allow_pickle=False)
+        windows = calibration_windows(model_source, text, 8, 6, 0, documents=True, bos="each")
         assert windows.tokens.shape == (8, 6)
         assert (windows.tokens == BOS).sum(dim=1).tolist() == [1] * 8
         assert bool((windows.tokens[:, 0] == BOS).all())
@@ -88,9 +88,9 @@ def test_documents_begin_with_it_once(model: Any, text: Path) -> None:
 
 def test_protocols_and_official_parity_are_as_published(model: Any, text: Path) -> None:
     made, _ = KINDS["adds it"]
-    subject = open_subject(model, dtype="auto", device="auto", tokenizer=made, allow_pickle=False)
-    assert evaluation_windows(subject, f"wikitext2-test={text}", 12).bos == "start"
-    assert evaluation_windows(subject, f"wikitext2-test={text}", 12, "each").bos == "each"
+    model_source = open_source(model, dtype="auto", device="auto", tokenizer=made, allow_pickle=False)
+    assert evaluation_windows(model_source, f"wikitext2-test={text}", 12).bos == "start"
+    assert evaluation_windows(model_source, f"wikitext2-test={text}", 12, "each").bos == "each"
     options: dict[str, Any] = {"samples": 4, "seqlen": 12, "tokenizer": made}
     official = prunecomp.prune(model, 1, text, parity="official", **options)
     assert official.record()["calibration"]["bos"] == "start"

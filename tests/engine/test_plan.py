@@ -24,7 +24,7 @@ import sys, threading, time
 import numpy as np
 import torch
 import prunecomp
-from prunecomp.subject import open_subject
+from prunecomp.model.source import open_subject
 
 def anonymous():
     for line in open("/proc/self/status"):

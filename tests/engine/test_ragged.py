@@ -15,7 +15,7 @@ from prunecomp.data.sources import TokenSource, read_documents
 from prunecomp.data.windows import Windows, draw_documents, draw_windows
 from prunecomp.errors import DataError
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner
+from prunecomp.pruning.pruner import Pruner
 from tests.models import build, draw_tokens
 from tests.tolerances import SCALE
 

@@ -16,8 +16,8 @@ from prunecomp.checkpoint.writer import renamed
 from prunecomp.engine.placement import model_shape
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
+from prunecomp.model.source import describe, open_source
 from prunecomp.model.stack import LayerStack
-from prunecomp.subject import describe, open_subject
 from tests.families.configs import COMMON, FAMILIES, FOLLOWS
 from tests.generation import assert_the_cache_holds
 from tests.models import draw_tokens
@@ -206,8 +206,10 @@ def test_files_keep_the_names_they_have(
     assert set(stored) != set(model.state_dict())
     result = pruned_by(tmp_path / "base", tokens, LOWER, "down")
     if group_size is not None:
-        result.subject = open_subject(tmp_path / "base", dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
-        result.subject.load(group_size)
+        result.model_source = open_source(
+            tmp_path / "base", dtype="auto", device="cpu", tokenizer=None, allow_pickle=False
+        )
+        result.model_source.load(group_size)
     out = result.save(tmp_path / "out")
     layers = families.find(model.config.model_type).layers
     renumber = {layer: number for number, layer in enumerate(result.stack.alive)}

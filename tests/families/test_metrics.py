@@ -10,8 +10,8 @@ from torch.nn import functional
 
 import prunecomp
 from prunecomp.model.families import families
+from prunecomp.model.source import open_source
 from prunecomp.model.stack import LayerStack
-from prunecomp.subject import open_subject
 from tests.families.configs import FAMILIES
 from tests.families.test_families import build
 from tests.models import draw_tokens
@@ -53,8 +53,8 @@ def test_ppl_is_the_loss_without_the_layer(case: str, generator: torch.Generator
     model = build(case)
     tokens = draw_tokens(model, generator, windows=2, seqlen=14)
     scores = prunecomp.score(model, tokens, metric="ppl").scores
-    subject: Any = open_subject(model, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
-    decoder = subject.load()
+    model_source: Any = open_source(model, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
+    decoder = model_source.load()
     with decoder.evaluating():
         for layer in range(8):
             logits = decoder.logits(decoder.run(LayerStack.dense(8).remove(layer, 1.0), tokens))

@@ -18,7 +18,7 @@ from prunecomp.model.config import prune_config, prune_generation, written_out
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import TABLE, families
 from prunecomp.model.families.document import families_page
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.families.configs import COMMON, FAMILIES
 from tests.families.test_families import LOWER, build, pruned_by
 from tests.models import draw_tokens
@@ -63,7 +63,7 @@ def test_an_adapter_that_forgets_something_is_caught_by_the_proof(
 ) -> None:
     model = build(case)
     result = pruned_by(model, draw_tokens(model, generator, windows=2, seqlen=14), LOWER, "up")
-    decoder = result.subject.load()
+    decoder = result.model_source.load()
     decoder.family = dataclasses.replace(decoder.family, **forgotten)
     with pytest.raises(FoldError, match=r"layer \d cannot take a stream scaled by"):
         result.save(tmp_path / "out")

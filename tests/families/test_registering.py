@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import prunecomp
 from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.model.families.llama import LLAMA
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
 from tests.models import draw_tokens
@@ -56,7 +56,7 @@ def test_a_family_of_ones_own(base: Path, generator: torch.Generator, tmp_path: 
         result = pruned_by(base, tokens, LOWER, "up")
         out = result.save(tmp_path / "out")
         assert json.loads((out / "config.json").read_text())["window_of_layer"] == [1, 2, 5, 6, 7]
-        decoder = result.subject.load()
+        decoder = result.model_source.load()
         with decoder.evaluating():
             expected = decoder.logits(decoder.run(result.stack, tokens))
             got = AutoModelForCausalLM.from_pretrained(out).eval()(input_ids=tokens).logits

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import prunecomp
 from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, FoldError, OptionError
+from prunecomp.model.source import describe
 from prunecomp.model.stack import LayerStack
-from prunecomp.subject import describe
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
 from tests.generation import assert_the_cache_holds
@@ -75,7 +75,7 @@ def test_a_text_decoder_is_pruned_inside_its_model(case: str, generator: torch.G
     model = save_tower(case, tmp_path / "base")
     tokens = tokens_for(generator)
     result = pruned_by(tmp_path / "base", tokens, LOWER, "up")
-    decoder = result.subject.load()
+    decoder = result.model_source.load()
     with decoder.evaluating():
         dense = decoder.logits(decoder.run(LayerStack.dense(8), tokens))
         expected = decoder.logits(decoder.run(result.stack, tokens))
@@ -155,7 +155,7 @@ def test_the_newer_names_are_known_too(generator: torch.Generator, tmp_path: Pat
     tokens = tokens_for(generator)
     assert float(token_errors(text_logits(tmp_path / "base", tokens), text_logits(model, tokens)).max()) == 0
     result = pruned_by(tmp_path / "base", tokens, LOWER, "up")
-    decoder = result.subject.load()
+    decoder = result.model_source.load()
     with decoder.evaluating():
         expected = decoder.logits(decoder.run(result.stack, tokens))
     out = result.save(tmp_path / "out")

@@ -18,7 +18,7 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.metrics.magnitude import is_weight
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner
+from prunecomp.pruning.pruner import Pruner
 from tests.engine.test_ragged import PackingDecoder, ragged
 from tests.metrics.test_span import spread
 from tests.models import build, draw_tokens
@@ -155,12 +155,12 @@ def test_a_checkpoint_runs_in_float16_unless_a_dtype_is_named(generator: torch.G
     model = build("llama").to(torch.bfloat16)
     tokens = draw_tokens(model, generator)
     base = saved(model)
-    assert prunecomp.prune(base, 1, tokens).subject.dtype == torch.bfloat16
+    assert prunecomp.prune(base, 1, tokens).model_source.dtype == torch.bfloat16
     official = prunecomp.prune(base, 1, tokens, parity="official")
-    assert official.subject.dtype == torch.float16
+    assert official.model_source.dtype == torch.float16
     assert official.options.dtype == "auto"
     named = prunecomp.prune(base, 1, tokens, parity="official", dtype="float32")
-    assert named.subject.dtype == torch.float32
+    assert named.model_source.dtype == torch.float32
     scores = prunecomp.score(base, tokens, parity="official").scores
     assert scores == official.rounds[0].scores
     np.testing.assert_allclose(list(scores.values()), list(named.rounds[0].scores.values()), rtol=1e-2)

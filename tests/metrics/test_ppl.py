@@ -20,7 +20,7 @@ from prunecomp.engine import states
 from prunecomp.engine.candidates import leave_one_out
 from prunecomp.engine.states import Tier
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner, run_rounds
+from prunecomp.pruning.pruner import Pruner, run_rounds
 from tests.engine.test_streaming import needed
 from tests.models import build, draw_tokens
 from tests.oracles import iterative
@@ -115,7 +115,7 @@ def test_streamed_weights_are_visited_once_for_all_candidates(
     result = prunecomp.prune(
         tmp_path / "base", 1, tokens, metric="ppl", device_memory=needed(model, tokens, 0) + 400_000, disk=tmp_path
     )
-    decoder = result.subject.load()
+    decoder = result.model_source.load()
     visits: list[int] = []
     walk = decoder.weights.walk
     monkeypatch.setattr(decoder.weights, "walk", lambda groups: visits.extend(g[0] for g in groups) or walk(groups))
@@ -149,7 +149,7 @@ def test_streamed_blocks_are_as_large_as_fits_and_stay_within_the_room_for_state
         probe.placement, micro_batch=2, group_size=1, disk_folder=tmp_path,
         capacity={**dict.fromkeys(Tier, 0), **capacity}, carry=Tier.device,
     )  # fmt: skip
-    decoder = probe.subject.load()
+    decoder = probe.model_source.load()
     windows = Windows(tokens, "")
     candidates = range(1, 7)
     plain = Pruner(
@@ -237,10 +237,10 @@ def test_a_part_whose_loss_alone_was_asked_for_has_no_say(generator: torch.Gener
     pruner._cut(2)
     pruner.loss()  # brings every part up to date
     scores = pruner.score()
-    counted = pruner._metric._counted(pruner._evidence())
-    first = pruner._metric.sequence_scores(pruner._evidence())[1]
+    counted = pruner._metric._counted(pruner._round_candidates())
+    first = pruner._metric.sequence_scores(pruner._round_candidates())[1]
     assert scores.keys() == {1, 3, 4}
-    assert len(first) == sum(part.windows.count for part, _ in counted) >= 16
+    assert len(first) == sum(shard.windows.count for shard, _ in counted) >= 16
 
 
 def test_forwards_are_counted_where_they_happen_and_are_half_of_slebs(model: Any, generator: torch.Generator) -> None:
@@ -268,7 +268,7 @@ def test_streams_kept_from_the_last_round_start_where_they_were_kept(generator: 
     tokens = draw_tokens(model, generator)
     pruner = Pruner(Decoder(model), Windows(tokens, ""), metric="ppl", candidates=[1, 2, 3, 4, 5, 6])
     pruner.score()
-    kept = pruner._metric._streams[pruner._run.parts[0]]
+    kept = pruner._metric._streams[pruner._run.shards[0]]
     k = len(next(iter(kept.below.values())).alive) + 1
     pruner.remove(6)
     before = pruner.layer_forwards
@@ -315,8 +315,8 @@ def test_only_what_is_asked_for_is_scored(generator: torch.Generator) -> None:
     model = build("llama")
     pruner = Pruner(Decoder(model), Windows(draw_tokens(model, generator), ""), metric="ppl", candidates=[2, 4])
     assert set(pruner.score()) == {2, 4}
-    part = pruner._run.parts[0]
-    sums = leave_one_out(pruner._run, part, {5: pruner.stack.remove(5)}, None)
+    shard = pruner._run.shards[0]
+    sums = leave_one_out(pruner._run, shard, {5: pruner.stack.remove(5)}, None)
     assert sums.shape == (5, 1)
 
 

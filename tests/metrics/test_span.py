@@ -24,7 +24,7 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.pruner import Pruner, run_rounds
+from prunecomp.pruning.pruner import Pruner, run_rounds
 from prunecomp.report import similarity
 from prunecomp.report.similarity import similarity_map
 from tests.engine.test_ragged import PackingDecoder, ragged
@@ -248,12 +248,12 @@ def test_where_not_all_states_fit_windows_are_taken_in_turn(generator: torch.Gen
     for ours, theirs in zip(rounds, plain, strict=True):
         assert ours.scores == pytest.approx(theirs.scores, rel=SCALE)
         assert ours.layer_forwards == len(ours.scores) + 1  # nothing is kept from round to round
-    rows = max(part.states.shape.num_tokens for part in pruner._run.parts)
-    assert len(pruner._run.parts) > 1
+    rows = max(shard.states.shape.num_tokens for shard in pruner._run.shards)
+    assert len(pruner._run.shards) > 1
     assert 5 * rows <= boundaries * 7 * 1400, "all boundaries of a part fit where some of all windows do"
-    for part in pruner._run.parts:
-        assert not part.states.kept
-        assert not part.states._spare
+    for shard in pruner._run.shards:
+        assert not shard.states.kept
+        assert not shard.states._spare
 
 
 @given(
@@ -319,7 +319,7 @@ def test_losses_of_trials_leave_the_states_of_a_span_run_alone(generator: torch.
     loss = trial.loss(keep=False)
     fresh = Run(Decoder(model), Windows(tokens, "test"), room(5), stack=trial.stack, measured=False)
     assert loss == fresh.loss()
-    assert pruner._run.parts[0].states.kept == {1, 2, 3, 4, 5}
+    assert pruner._run.shards[0].states.kept == {1, 2, 3, 4, 5}
     assert pruner.score() == scores
     pruner.remove(2, 3)
     pruner._run.loss()  # brings the statistics up to date, and takes no Gram matrix

@@ -16,9 +16,9 @@ from prunecomp.data.windows import Windows, consecutive_windows
 from prunecomp.engine.placement import available_memory, place
 from prunecomp.engine.run import Run
 from prunecomp.errors import OptionError
-from prunecomp.metrics import METRICS, Evidence
+from prunecomp.metrics import METRICS, Candidates
 from prunecomp.metrics.stopping import FEWEST, LOOKS, separated, student_quantile
-from prunecomp.subject import open_subject
+from prunecomp.model.source import open_source
 from tests.models import build, draw_tokens
 from tests.seeds import seed
 
@@ -33,17 +33,19 @@ SEQLEN = 32
 def pools(reference_model: Path) -> dict[tuple[str, int], torch.Tensor]:
     """For each metric, of the bundled model and of what is left of it after one and two rounds, the score of every
     layer on every window of the bundled calibration text's first stretch: sums over tokens, [windows, layers]."""
-    subject = open_subject(reference_model, dtype="float32", device="cpu", tokenizer=None, allow_pickle=False)
-    source = read_source(reference_model / "calibration.txt", subject.tokenize, subject.config.vocab_size)
+    model_source = open_source(reference_model, dtype="float32", device="cpu", tokenizer=None, allow_pickle=False)
+    source = read_source(reference_model / "calibration.txt", model_source.tokenize, model_source.config.vocab_size)
     windows = consecutive_windows(source, SEQLEN).take(slice(0, 400))
-    placement = place(subject.shape(), windows.count, SEQLEN, available_memory(subject.device), subject.device)
-    run = Run(subject.load(), windows, placement)
+    placement = place(
+        model_source.shape(), windows.count, SEQLEN, available_memory(model_source.device), model_source.device
+    )
+    run = Run(model_source.load(), windows, placement)
     made = {}
     for number in range(3):
-        run.bring(run.parts[0])
-        evidence = Evidence(run, run.stack.alive)
+        run.update(run.shards[0])
+        candidates = Candidates(run, run.stack.alive)
         for name in ("bi", "angular"):
-            made[name, number] = METRICS[name]().sequence_scores(evidence)[1]
+            made[name, number] = METRICS[name]().sequence_scores(candidates)[1]
         block = (run.stack.alive[int(made["bi", number].sum(dim=0).argmin())],)
         put_in_place(run, block, magnitude_scale(Cut(run, block, run.statistics)))
     return made
@@ -61,8 +63,8 @@ def most(draws: int, probability: float) -> int:
 
 def looks(sums: torch.Tensor, confidence: float) -> tuple[int, int]:
     """The choice, and how many sequences it took."""
-    for part in range(1, LOOKS + 1):
-        n = len(sums) * part // LOOKS
+    for shard in range(1, LOOKS + 1):
+        n = len(sums) * shard // LOOKS
         if separated(sums[:n], len(sums), confidence):
             break
     return int(sums[:n].sum(dim=0).argmin()), n

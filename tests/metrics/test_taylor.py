@@ -30,7 +30,7 @@ from prunecomp.metrics.magnitude import is_weight
 from prunecomp.model.decoder import Decoder, call_layer
 from prunecomp.model.families import families
 from prunecomp.model.stack import Overlay
-from prunecomp.pruner import Pruner, run_rounds
+from prunecomp.pruning.pruner import Pruner, run_rounds
 from tests.engine.test_ragged import PackingDecoder, ragged
 from tests.forks import free_port
 from tests.models import build, draw_tokens
@@ -151,11 +151,11 @@ def test_weights_that_stand_in_are_the_ones_scored(generator: torch.Generator) -
     runs[0].replace(2, Overlay({name: weight}))
     for run in runs:
         run.remove([4], 1.25)
-        run.bring(run.parts[0])
+        run.update(run.shards[0])
     mine, expected = (saliences(run, [1, 2, 3], is_weight) for run in runs)
     assert mine == expected
     before = Run(Decoder(model), windows, room(6), backward=True)
-    before.bring(before.parts[0])
+    before.update(before.shards[0])
     assert saliences(before, [2], is_weight)[2] != mine[2]
 
 
@@ -163,10 +163,10 @@ def test_sums_reach_over_all_parts_before_their_absolute_values_are_taken(genera
     model = build("mistral").double()
     windows = Windows(draw_tokens(model, generator), "test")
     found = []
-    for parts in (1, 3):
-        run = Run(Decoder(model), windows, room(6), parts=parts, backward=True)
-        for part in run.parts:
-            run.bring(part)
+    for shards in (1, 3):
+        run = Run(Decoder(model), windows, room(6), shards=shards, backward=True)
+        for shard in run.shards:
+            run.update(shard)
         found.append(saliences(run, range(6), is_weight))
     assert found[1] == pytest.approx(found[0], rel=1e-6)  # norms compute in float32 whatever the model's dtype
 

@@ -18,7 +18,7 @@ import prunecomp
 from prunecomp.cli import app
 from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.gguf import dequantise, gguf_types
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.models import build
 
 LAYERS = 4

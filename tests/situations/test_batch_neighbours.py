@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import prunecomp
 from prunecomp.data.windows import Windows
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner
+from prunecomp.pruning.pruner import Pruner
 
 COMMON: dict[str, Any] = {
     "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -11,7 +11,7 @@ import torch
 
 import prunecomp
 from prunecomp.errors import JournalError
-from prunecomp.subject import ModelSubject
+from prunecomp.model.source import InMemorySource
 from tests.models import build
 from tests.situations.folders import TOKENS, folder_of
 
@@ -57,8 +57,8 @@ def test_a_copy_and_a_touched_file_are_the_same_model(tmp_path: Path) -> None:
 def test_a_model_in_memory_counts_whole() -> None:
     torch.manual_seed(0)
     model = build("llama")
-    before = ModelSubject(model, None).fingerprint()
-    assert ModelSubject(model, None).fingerprint() == before
+    before = InMemorySource(model, None).fingerprint()
+    assert InMemorySource(model, None).fingerprint() == before
     with torch.no_grad():
         model.lm_head.weight[7, 11] += 1e-3
-    assert ModelSubject(model, None).fingerprint() != before
+    assert InMemorySource(model, None).fingerprint() != before

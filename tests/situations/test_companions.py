@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import prunecomp
 from prunecomp.errors import CheckpointError, PrunecompWarning
-from prunecomp.subject import companions
-from prunecomp.subject.companions import find_companions
+from prunecomp.model.source import companions
+from prunecomp.model.source.companions import find_companions
 from tests.situations.folders import TOKENS, edit_json, folder_of
 
 KEPT = (

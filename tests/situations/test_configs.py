@@ -17,7 +17,7 @@ from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.config import prune_stored
 from prunecomp.model.families import families
 from prunecomp.model.loader import read_config
-from prunecomp.subject import describe, stored_as
+from prunecomp.model.source import describe, stored_as
 from tests.families.test_families import build as build_family
 from tests.situations.folders import TOKENS, edit_json, edit_tensors, folder_of, theirs
 

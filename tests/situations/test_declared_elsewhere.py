@@ -11,7 +11,7 @@ import torch
 
 import prunecomp
 from prunecomp.errors import CheckpointError
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.situations.folders import TOKENS, edit_json, edit_tensors, folder_of
 
 

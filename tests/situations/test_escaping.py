@@ -23,12 +23,12 @@ from prunecomp.checkpoint.card import Card, model_card
 from prunecomp.cli import inspecting
 from prunecomp.compare import Arm, Comparison
 from prunecomp.compare.results import ArmWork, Measurement, Text
-from prunecomp.escape import code, code_block, csv_cell, markdown, one_line, plot_label
+from prunecomp.io.escape import code, code_block, csv_cell, markdown, one_line, plot_label
+from prunecomp.model.source.licence import Licence
 from prunecomp.report.comparison import INSTALLED, comparison_tables, csv_text, perplexity_figure
 from prunecomp.report.comparison import markdown as comparison_markdown
 from prunecomp.report.console import Console
 from prunecomp.report.tables import info_table
-from prunecomp.subject.licence import Licence
 from tests.situations.folders import edit_json
 from tests.situations.small import Small, invoke, said, small
 

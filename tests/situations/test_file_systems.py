@@ -19,7 +19,7 @@ import prunecomp
 from prunecomp.checkpoint.writer import atomic_folder
 from prunecomp.engine.states import check_disk
 from prunecomp.errors import CheckpointError, OptionError
-from prunecomp.journal import write_whole
+from prunecomp.pruning.journal import write_whole
 from tests.situations.small import Small, invoke, said, small
 
 __all__ = ["small"]  # a fixture

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunecomp.errors import JournalError
-from prunecomp.journal import Journal, _digest
-from prunecomp.result import RoundRecord
+from prunecomp.pruning.journal import Journal, _digest
+from prunecomp.pruning.result import RoundRecord
 
 EXAMPLES = 3000 if os.environ.get("PRUNECOMP_SOAK") else 150
 fuzz = settings(

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 import prunecomp
 from prunecomp.errors import PrunecompError
-from prunecomp.subject import describe, open_subject
+from prunecomp.model.source import describe, open_source
 from tests.families.test_families import build as build_family
 from tests.situations.folders import folder_of
 
@@ -233,10 +233,10 @@ def with_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(data=st.data())
 def test_tokenizers(with_tokenizer: Path, outcome: Callable[[Path], None], data: st.DataObject) -> None:
     def look(folder: Path) -> None:
-        subject = open_subject(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
-        assert subject.tokenize is not None
+        model_source = open_source(folder, dtype="auto", device="cpu", tokenizer=None, allow_pickle=False)
+        assert model_source.tokenize is not None
         with suppress(PrunecompError):
-            subject.tokenize("a text")
+            model_source.tokenize("a text")
 
     path = with_tokenizer / data.draw(st.sampled_from(sorted(p.name for p in with_tokenizer.glob("*token*.json"))))
     content = path.read_bytes()

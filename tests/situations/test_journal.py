@@ -14,9 +14,9 @@ import torch
 
 import prunecomp
 from prunecomp.errors import JournalError, PrunecompWarning
-from prunecomp.journal import Journal, _digest, journal_path
 from prunecomp.model.stack import Overlay
-from prunecomp.result import RoundRecord
+from prunecomp.pruning.journal import Journal, _digest, journal_path
+from prunecomp.pruning.result import RoundRecord
 from tests.situations.outputs import invoke
 from tests.situations.pairs import arguments, make_base
 

@@ -35,7 +35,7 @@ def divided_by_its_number() -> Any:
 
 @pytest.fixture
 def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "bring", lambda *_, **__: pytest.fail("the run had begun"))
+    monkeypatch.setattr(Run, "update", lambda *_, **__: pytest.fail("the run had begun"))
 
 
 @pytest.mark.usefixtures("nothing_runs")
@@ -43,11 +43,11 @@ def test_attention_that_is_divided_by_the_layers_number(generator: torch.Generat
     model = divided_by_its_number()
     tokens = draw_tokens(model, generator, windows=2, seqlen=12)
     model.save_pretrained(tmp_path / "base")
-    for subject in (model, tmp_path / "base"):
+    for model_source in (model, tmp_path / "base"):
         with pytest.raises(
             CheckpointError, match=r"layer 1 of this gpt2 model would be another under .* attn\.scaling"
         ):
-            prunecomp.prune(subject, 2, tokens)
+            prunecomp.prune(model_source, 2, tokens)
     with pytest.raises(CheckpointError, match="its new number 2"):
         prunecomp.prune(model, 2, tokens, candidates=[2, 3, 4])
     with pytest.raises(CheckpointError, match="depends on its number"):

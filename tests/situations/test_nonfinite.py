@@ -19,7 +19,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine import candidates
 from prunecomp.errors import NumericalError
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruner import Pruner
+from prunecomp.pruning.pruner import Pruner
 from prunecomp.report.comparison import load_record, save_record
 from tests.situations.data import command, model, save
 

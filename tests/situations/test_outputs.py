@@ -15,10 +15,10 @@ import prunecomp
 import prunecomp.checkpoint.writer as writer
 from prunecomp.checkpoint.claim import LONGEST_NAME, LONGEST_SUFFIX
 from prunecomp.engine.placement import Memory, ModelShape, Placement, place
-from prunecomp.engine.run import check_room
+from prunecomp.engine.run import check_capacity
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError, OutputError
-from prunecomp.journal import journal_path, write_whole
+from prunecomp.pruning.journal import journal_path, write_whole
 from tests.situations.outputs import invoke
 from tests.situations.pairs import arguments, make_base
 
@@ -196,6 +196,6 @@ def test_advice_on_disk_minds_the_disk_that_was_given(tmp_path: Path, given: boo
     advice = f"give a --disk with more space than {tmp_path}," if given else "give --disk DIR,"
     shape = ModelShape(4, 16, 100, 100, 1, 16, 16, 4)
     with pytest.raises(OptionError, match=advice):
-        check_room(1, Placement(1, None, {}, Tier.host, {}, folder), torch.device("cpu"))
+        check_capacity(1, Placement(1, None, {}, Tier.host, {}, folder), torch.device("cpu"))
     with pytest.raises(OptionError, match=advice):
         place(shape, 100, 16, Memory(33_000, disk_folder=folder), torch.device("cpu"), resident=False)

@@ -18,15 +18,15 @@ LEARNED = {"gpt2": {}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32}}
 IDS = np.arange(4000) % 97
 
 
-def calls(subject: Any, seqlen: int | None, ids: np.ndarray = IDS) -> list[Callable[[], object]]:
+def calls(model_source: Any, seqlen: int | None, ids: np.ndarray = IDS) -> list[Callable[[], object]]:
     """Each function that takes data."""
     options: dict[str, Any] = {"samples": 2 if ids.ndim == 1 else len(ids), "seqlen": seqlen}
     return [
-        lambda: prunecomp.evaluate(subject, ids, seqlen=seqlen),
-        lambda: prunecomp.score(subject, ids, **options),
-        lambda: prunecomp.collect(subject, ids, **options),
-        lambda: prunecomp.prune(subject, 1, ids, **options),
-        lambda: prunecomp.compare(subject, [1], ids, eval=ids, **options),
+        lambda: prunecomp.evaluate(model_source, ids, seqlen=seqlen),
+        lambda: prunecomp.score(model_source, ids, **options),
+        lambda: prunecomp.collect(model_source, ids, **options),
+        lambda: prunecomp.prune(model_source, 1, ids, **options),
+        lambda: prunecomp.compare(model_source, [1], ids, eval=ids, **options),
     ]
 
 
@@ -34,13 +34,13 @@ def calls(subject: Any, seqlen: int | None, ids: np.ndarray = IDS) -> list[Calla
 def test_a_window_beyond_the_table_of_positions_is_refused(tmp_path: Path, kind: str) -> None:
     built = model(kind, **LEARNED[kind])
     folder = save(built, tmp_path / "m")
-    for subject in (built, folder):
-        for call in (*calls(subject, 65), *calls(subject, None, IDS[:650].reshape(10, 65))):
+    for model_source in (built, folder):
+        for call in (*calls(model_source, 65), *calls(model_source, None, IDS[:650].reshape(10, 65))):
             with pytest.raises(OptionError, match="has positions for 64 tokens"):
                 call()
         with pytest.raises(OptionError, match="has positions for 64 tokens"):
-            prunecomp.evaluate(subject, IDS[:100], seqlen=128)  # and too short besides
-        assert prunecomp.evaluate(subject, IDS, seqlen=64) > 1, "the whole table is used"
+            prunecomp.evaluate(model_source, IDS[:100], seqlen=128)  # and too short besides
+        assert prunecomp.evaluate(model_source, IDS, seqlen=64) > 1, "the whole table is used"
     with pytest.raises(OptionError, match="has positions for 64 tokens"):
         prunecomp.plan(folder, 1, seqlen=65)
     pruner = prunecomp.pruner_for(built, IDS, samples=2, seqlen=64)

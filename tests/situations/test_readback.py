@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import prunecomp
-import prunecomp.subject.folder
-import prunecomp.subject.reference as reference
+import prunecomp.model.source.folder
+import prunecomp.model.source.reference as reference
 from prunecomp.checkpoint import export
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
@@ -120,14 +120,14 @@ def test_a_head_that_is_tied_only_here_is_refused(
 ) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    right = prunecomp.subject.folder.load_decoder
+    right = prunecomp.model.source.folder.load_decoder
 
     def tying(*some: Any, **options: Any) -> Decoder:
         decoder = right(*some, **options)
         decoder.head.weight = decoder.embedding.weight
         return decoder
 
-    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", tying)
+    monkeypatch.setattr(prunecomp.model.source.folder, "load_decoder", tying)
     with pytest.raises(CheckpointError, match="transformers does not tie the head"):
         prunecomp.evaluate(tmp_path / "base", draw_tokens(model, generator))
 
@@ -137,14 +137,14 @@ def test_a_tensor_that_is_another_only_here_is_refused(
 ) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    right = prunecomp.subject.folder.load_decoder
+    right = prunecomp.model.source.folder.load_decoder
 
     def other(*some: Any, **options: Any) -> Decoder:
         decoder = right(*some, **options)
         decoder.final_norm.weight.data = decoder.final_norm.weight.data * 1.001
         return decoder
 
-    monkeypatch.setattr(prunecomp.subject.folder, "load_decoder", other)
+    monkeypatch.setattr(prunecomp.model.source.folder, "load_decoder", other)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is not what transformers reads there"):
         prunecomp.score(tmp_path / "base", draw_tokens(model, generator))
 
@@ -154,8 +154,8 @@ def test_perplexity_is_of_what_was_written(in_memory: bool, generator: torch.Gen
     model = build("llama").to(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
     tokens = draw_tokens(model, generator)
-    subject = model if in_memory else tmp_path / "base"
-    result = prunecomp.prune(subject, 2, tokens, metric="given", given=[1, 3], eval=tokens)
+    model_source = model if in_memory else tmp_path / "base"
+    result = prunecomp.prune(model_source, 2, tokens, metric="given", given=[1, 3], eval=tokens)
     assert result.perplexity is not None
     before = result.record()["perplexity"]
     assert before["measured_on"].startswith("the model with its seams")

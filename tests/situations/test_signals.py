@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import prunecomp.checkpoint.writer
-from prunecomp.journal import Journal, journal_path
 from prunecomp.model.decoder import Decoder
+from prunecomp.pruning.journal import Journal, journal_path
 from tests.situations.outputs import invoke
 from tests.situations.pairs import arguments, make_base
 

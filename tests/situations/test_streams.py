@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prunecomp.starting import tolerant, unwritten
+from prunecomp.io.starting import tolerant, unwritten
 from tests.situations.pairs import arguments, make_base
 
 ROOT = Path(__file__).parents[2]
@@ -83,10 +83,10 @@ def test_what_did_not_arrive_is_told(endings: Any) -> None:
 
 
 def test_narrow_streams_get_everything_in_their_characters(endings: Any) -> None:
-    narrow = {case["name"]: end["stdout"] for case, end in endings if case["stdout"] == "ascii"}
-    assert all(text.isascii() for text in narrow.values())
-    assert "Usage: prunecomp" in narrow["help"]
-    assert "1 of 6 layers removed" in narrow["prune"]
+    restrict = {case["name"]: end["stdout"] for case, end in endings if case["stdout"] == "ascii"}
+    assert all(text.isascii() for text in restrict.values())
+    assert "Usage: prunecomp" in restrict["help"]
+    assert "1 of 6 layers removed" in restrict["prune"]
 
 
 def test_a_stream_that_is_closed_from_the_start_is_no_place_for_a_file(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import prunecomp
 from prunecomp.errors import PrunecompWarning
 from prunecomp.model.loader import load_decoder
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.situations.folders import TOKENS, edit_tensors, folder_of, logits, theirs
 
 STREAMED = 260_000

@@ -34,12 +34,12 @@ def extended(tmp_path: Path) -> Path:
 def test_a_token_beyond_the_embedding_is_named(tmp_path: Path, extended: Path, documents: bool) -> None:
     text = tmp_path / "a.txt"
     options = {"samples": 2, "seqlen": 8, "documents": documents}
-    for subject, tokenizer in ((extended, None), (model(), AutoTokenizer.from_pretrained(extended))):
+    for model_source, tokenizer in ((extended, None), (model(), AutoTokenizer.from_pretrained(extended))):
         for job in (prunecomp.score, prunecomp.collect, prunecomp.pruner_for):
             with pytest.raises(DataError, match=MESSAGE):
-                job(subject, text, tokenizer=tokenizer, **options)  # type: ignore[operator]
+                job(model_source, text, tokenizer=tokenizer, **options)  # type: ignore[operator]
         with pytest.raises(DataError, match=MESSAGE):
-            prunecomp.evaluate(subject, text, tokenizer=tokenizer, seqlen=8)
+            prunecomp.evaluate(model_source, text, tokenizer=tokenizer, seqlen=8)
 
 
 def test_the_command_gives_exit_4(tmp_path: Path, extended: Path) -> None:

@@ -17,7 +17,7 @@ import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import atomic_folder
 from prunecomp.errors import JournalError, OutputError, PrunecompError
-from prunecomp.journal import journal_path
+from prunecomp.pruning.journal import journal_path
 from tests.situations.outputs import invoke
 from tests.situations.pairs import arguments, make_base
 

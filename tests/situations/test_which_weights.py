@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import prunecomp
 from prunecomp.errors import CheckpointError, PrunecompWarning
 from prunecomp.model.loader import load_decoder
-from prunecomp.subject import describe
+from prunecomp.model.source import describe
 from tests.situations.folders import TOKENS, edit_json, edit_tensors, folder_of, logits, theirs
 
 INDEX = "model.safetensors.index.json"

@@ -62,7 +62,7 @@ def test_more_windows_than_a_source_can_give_are_refused_at_once(tmp_path: Path,
 
 
 def test_more_windows_than_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prunecomp.inputs, "free_host_memory", lambda: 8 * 8 * 20)
+    monkeypatch.setattr(prunecomp.pruning.inputs, "free_host_memory", lambda: 8 * 8 * 20)
     with pytest.raises(OptionError, match="take 8,192 bytes, and 1,280 are free: give at most --samples 10"):
         prunecomp.score(model(), IDS, samples=128, seqlen=8)
     prunecomp.score(model(), IDS, samples=10, seqlen=8)

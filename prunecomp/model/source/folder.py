@@ -1,4 +1,4 @@
-"""A checkpoint folder as a subject."""
+"""A checkpoint folder as a model source."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError
+from prunecomp.io.plain import read_object
 from prunecomp.model.checks import check_named, warn_of_surprises
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
@@ -26,19 +27,18 @@ from prunecomp.model.loader import (
     text_decoder_of,
 )
 from prunecomp.model.quantised import dequantised
+from prunecomp.model.source.base import ModelSource
+from prunecomp.model.source.companions import Companions, find_companions
+from prunecomp.model.source.licence import Licence, read_licence
+from prunecomp.model.source.reference import check_read_alike, whole_by_transformers
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import TensorSource, fingerprint, open_checkpoint
-from prunecomp.plain import read_object
-from prunecomp.subject.base import Subject
-from prunecomp.subject.companions import Companions, find_companions
-from prunecomp.subject.licence import Licence, read_licence
-from prunecomp.subject.reference import check_read_alike, whole_by_transformers
 
 TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "*.spm")
 """Files of which one at least is there where a tokenizer is."""
 
 
-class FolderSubject(Subject):
+class FolderSource(ModelSource):
     """A checkpoint folder, local or in the hub's cache."""
 
     resident = False

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.io.plain import read_json, read_object, write_json
 from prunecomp.model.config import prune_generation, without_code
 from prunecomp.model.files import GENERATION, WEIGHTS, is_index
-from prunecomp.plain import read_json, read_object, write_json
 
 OURS = ("config.json", "README.md", "prunecomp.json", "mergekit.yml")
 """Written anew, or about the model as it was."""

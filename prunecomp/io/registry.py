@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from prunecomp.errors import OptionError
-from prunecomp.values import shown
+from prunecomp.io.values import shown
 
 T = TypeVar("T")
 

@@ -12,12 +12,12 @@ from prunecomp.engine.placement import ModelShape
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.quantised import Dequantised
+from prunecomp.model.source.licence import Licence
+from prunecomp.model.source.reference import whole_by_transformers
 from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource
-from prunecomp.subject.licence import Licence
-from prunecomp.subject.reference import whole_by_transformers
 
 
-class Subject:
+class ModelSource:
     """Config, tokenizer, weights to run and weights to export of one model."""
 
     name: str

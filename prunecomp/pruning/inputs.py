@@ -15,12 +15,12 @@ from prunecomp.data.windows import (
     draw_windows,
 )
 from prunecomp.engine.placement import free_host_memory
-from prunecomp.subject import Subject
-from prunecomp.values import whole
+from prunecomp.io.values import whole
+from prunecomp.model.source import ModelSource
 
 
 def calibration_windows(
-    subject: Subject,
+    model_source: ModelSource,
     source: Any,
     samples: int,
     seqlen: int | None,
@@ -30,26 +30,26 @@ def calibration_windows(
 ) -> Windows:
     """Windows of one length cut from the whole text, or ``documents`` one by one. Raises :class:`OptionError` or
     :class:`DataError`."""
-    length = choose_seqlen(seqlen, subject.config)
+    length = choose_seqlen(seqlen, model_source.config)
     whole("--samples", samples, 1)
     if documents:
-        read = read_documents(source, subject.tokenize, subject.vocab_size, bos)
+        read = read_documents(source, model_source.tokenize, model_source.vocab_size, bos)
         windows = draw_documents(read, samples, length, seed)
-        check_length(subject, windows.seqlen)
+        check_length(model_source, windows.seqlen)
         return windows
-    tokens = read_source(source, subject.tokenize, subject.vocab_size, bos)
-    check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
+    tokens = read_source(source, model_source.tokenize, model_source.vocab_size, bos)
+    check_length(model_source, tokens.longest(length), tokens.tokens.ndim == 2)
     return draw_windows(tokens, samples, length, seed, free_host_memory())
 
 
-def evaluation_windows(subject: Subject, source: Any, seqlen: int | None, bos: str = "auto") -> Windows:
-    length = choose_seqlen(seqlen, subject.config)
-    tokens = read_source(source, subject.tokenize, subject.vocab_size, bos)
-    check_length(subject, tokens.longest(length), tokens.tokens.ndim == 2)
+def evaluation_windows(model_source: ModelSource, source: Any, seqlen: int | None, bos: str = "auto") -> Windows:
+    length = choose_seqlen(seqlen, model_source.config)
+    tokens = read_source(source, model_source.tokenize, model_source.vocab_size, bos)
+    check_length(model_source, tokens.longest(length), tokens.tokens.ndim == 2)
     return consecutive_windows(tokens, length)
 
 
-def check_length(subject: Subject, length: int, given: bool = False) -> None:
+def check_length(model_source: ModelSource, length: int, given: bool = False) -> None:
     """Raise :class:`OptionError`, or warn, where a window of ``length`` tokens is too long for the model; ``given``
     says that it came as such."""
-    check_context(length, subject.position_rows, context_of(subject.config), given)
+    check_context(length, model_source.position_rows, context_of(model_source.config), given)

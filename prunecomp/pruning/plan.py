@@ -13,18 +13,18 @@ from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.retention import choose_boundaries, expected_recomputation
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
-from prunecomp.escape import one_line
+from prunecomp.io.escape import one_line
+from prunecomp.io.values import folder_path, listed
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.families import families
 from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
 from prunecomp.model.quantised import dequantised
+from prunecomp.model.source import position_rows
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.options import PruneOptions
-from prunecomp.pruner import choose_candidates
-from prunecomp.subject import position_rows
-from prunecomp.values import folder_path, listed
+from prunecomp.pruning.pruner import choose_candidates
 
 
 @dataclass(frozen=True)

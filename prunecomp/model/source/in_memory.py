@@ -1,4 +1,4 @@
-"""A model object as a subject."""
+"""A model object as a model source."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
+from prunecomp.model.source.base import ModelSource
+from prunecomp.model.source.licence import Licence, read_licence
 from prunecomp.model.weights import ModuleTensors, TensorSource, tensor_digest
-from prunecomp.subject.base import Subject
-from prunecomp.subject.licence import Licence, read_licence
 
 
-class ModelSubject(Subject):
+class InMemorySource(ModelSource):
     """A model that the caller holds; it is used where it is and as it is."""
 
     resident = True

@@ -24,9 +24,9 @@ from safetensors.torch import load, save
 
 from prunecomp.checkpoint.claim import OF_A_JOURNAL, claimed, placed, sync, sync_name
 from prunecomp.errors import JournalError, PrunecompError, PrunecompWarning
+from prunecomp.io.plain import as_fields_of, brief, parse_json
 from prunecomp.model.stack import LayerStack, Overlay
-from prunecomp.plain import as_fields_of, brief, parse_json
-from prunecomp.result import RoundRecord
+from prunecomp.pruning.result import RoundRecord
 
 FORMAT = 3
 REMEDY = "remove it to start again"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.ledger import Arrangement, Step
+from prunecomp.compare.steps import Arrangement, Step
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.metrics import Metric
@@ -23,7 +23,7 @@ class Ranking:
 
 
 @dataclass(eq=False)
-class Leg:
+class Route:
     """An arm on its way; a metric that takes all layers in one block sets out anew for each number of them."""
 
     arm: Arm
@@ -47,8 +47,8 @@ class Leg:
 
     @property
     def keeps_own(self) -> bool:
-        """Whether its metric goes on with what it keeps beside the states of a run's part, for as long as that part is
-        there."""
+        """Whether its metric goes on with what it keeps beside the states of a run's shard, for as long as that shard
+        is there."""
         return self.going and not self.arm.one_shot and self.metric.reads_states
 
     @property
@@ -80,13 +80,15 @@ class Runs:
             {name: run.fork() for name, run in self.texts.items()},
         )
 
-    def narrow(self, legs: Sequence[Leg]) -> None:
+    def restrict(self, routes: Sequence[Route]) -> None:
         """Let go of what none of the arms will ask for."""
-        going = [leg for leg in legs if leg.going]
-        arrangements = dict.fromkeys(leg.arrangement for leg in going)
+        going = [route for route in routes if route.going]
+        arrangements = dict.fromkeys(route.arrangement for route in going)
         self.calibration = {arrangement: self.calibration[arrangement] for arrangement in arrangements}
         if not any(arrangement.holds_out for arrangement in arrangements):
             self.held_out = None
         for arrangement, run in self.calibration.items():
-            scored = [leg for leg in going if leg.arrangement == arrangement and not leg.arm.one_shot]
-            run.narrow(spans=any(leg.needs_gram for leg in scored), backward=any(leg.metric.backward for leg in scored))
+            scored = [route for route in going if route.arrangement == arrangement and not route.arm.one_shot]
+            run.restrict(
+                spans=any(route.needs_gram for route in scored), backward=any(route.metric.backward for route in scored)
+            )

@@ -15,7 +15,7 @@ from prunecomp.model.loader import (
     text_decoder_of,
 )
 from prunecomp.model.quantised import method_of, quantisation, summary
-from prunecomp.subject.folder import FolderSubject
+from prunecomp.model.source.folder import FolderSource
 
 
 def stored_as(model: str | Path) -> tuple[str | None, str | None]:
@@ -37,14 +37,14 @@ def _over_layers(decoder: Decoder, tensors: Callable[[int], list[str]]) -> list[
 def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """What the adapter sees in a checkpoint, without loading its weights."""
     file = gguf_of(Path(model))
-    subject = FolderSubject(resolve_model(model, allow_pickle), str(model), "auto", "cpu", allow_pickle)
-    config, checkpoint = subject.config, subject.tensors()
-    decoder = subject.described
+    model_source = FolderSource(resolve_model(model, allow_pickle), str(model), "auto", "cpu", allow_pickle)
+    config, checkpoint = model_source.config, model_source.tensors()
+    decoder = model_source.described
     family = decoder.family
     return {
         "model": str(model),
         "family": family.name,
-        "text_decoder_of": subject.part_of,
+        "text_decoder_of": model_source.part_of,
         "model_type": config.model_type,
         "layers": decoder.num_layers,
         "hidden_size": decoder.hidden_size,
@@ -54,7 +54,7 @@ def describe(model: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]
         "stored_bytes": sum(checkpoint.nbytes(name) for name in checkpoint.names()),
         "tied_head": decoder.tied,
         "context": getattr(config, "max_position_embeddings", None),
-        "layers_stored_as": subject.layers,
+        "layers_stored_as": model_source.layers,
         "writers": _over_layers(decoder, decoder.writer_tensors),
         "readers": [path for path in family.readers if any(path in dict(x.named_modules()) for x in decoder.layers)],
         "needs_care": needs_care(family),

@@ -21,11 +21,11 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
-from prunecomp.escape import html_table, one_line
+from prunecomp.io.escape import html_table, one_line
+from prunecomp.io.values import flag, function, listed, whole
+from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.subject import Subject
-from prunecomp.values import flag, function, listed, whole
 
 SEAMS = "the model with its seams, before they are folded"
 
@@ -34,7 +34,7 @@ SEAMS = "the model with its seams, before they are folded"
 class Origin:
     """Where a pruner's model and windows come from, for a :class:`PruneResult`."""
 
-    subject: Subject
+    model_source: ModelSource
     options: PruneOptions
     calibration: Windows
 
@@ -97,7 +97,7 @@ class PruneResult:
     """The outcome of :func:`prunecomp.prune`, over weights that are still as they were."""
 
     options: PruneOptions
-    subject: Subject
+    model_source: ModelSource
     stack: LayerStack
     rounds: list[RoundRecord]
     calibration: Windows
@@ -122,9 +122,9 @@ class PruneResult:
         """Model, layers gone, perplexities."""
         gone = f"layers {listed(self.removed)} of {self.stack.num_layers} gone"
         if self.perplexity is None:
-            return f"{one_line(self.subject.name)}: {gone}"
+            return f"{one_line(self.model_source.name)}: {gone}"
         dense, pruned = (f"{self.perplexity[name]:.4g}" for name in ("dense", "pruned"))
-        return f"{one_line(self.subject.name)}: {gone}, perplexity {dense} -> {pruned}"
+        return f"{one_line(self.model_source.name)}: {gone}, perplexity {dense} -> {pruned}"
 
     def _repr_html_(self) -> str:
         """The rounds, for a notebook."""
@@ -152,7 +152,7 @@ class PruneResult:
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "transformers", "safetensors")},
             },
-            "model": self.subject.name,
+            "model": self.model_source.name,
             "num_layers": self.stack.num_layers,
             "options": asdict(self.options),
             "seed": self.options.seed,
@@ -190,7 +190,7 @@ class PruneResult:
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
         self._check_unchanged()
-        return proved_fold(self.subject, self.stack, self.options.fold, self.calibration.tokens[0])
+        return proved_fold(self.model_source, self.stack, self.options.fold, self.calibration.tokens[0])
 
     def save(
         self,
@@ -235,11 +235,11 @@ class PruneResult:
             if f.name != "layers" and getattr(self.options, f.name) != PruneOptions.__dataclass_fields__[f.name].default
         }
         arguments = [f"{name}={value!r}" for name, value in given.items() if value != []]
-        parts = [repr(self.subject.name), str(self.options.layers), repr(self.calibration.source), *arguments]
+        parts = [repr(self.model_source.name), str(self.options.layers), repr(self.calibration.source), *arguments]
         return f"prunecomp.prune({', '.join(parts)})"
 
     def apply(self, model: nn.Module) -> None:
         """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it."""
         plan, _ = self.prove()
         apply_plan(model, self.stack, plan)
-        self._changed_in_place = model is self.subject.load().model
+        self._changed_in_place = model is self.model_source.load().model

@@ -20,7 +20,7 @@ class Arrangement:
     holds_out: bool = False
     """Shuffled, some of them kept from scores and fits."""
     in_turn: bool = False
-    """In parts whose states do not fit together, as blocks of layers are scored in little memory."""
+    """In shards whose states do not fit together, as blocks of layers are scored in little memory."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work on a model: ``kind`` is bring, score, seam or loss."""
+    """A piece of work on a model: ``kind`` is update, score, seam or loss."""
 
     kind: str
     model: Model
@@ -67,7 +67,7 @@ class Counting(Protocol):
     def window_forwards(self) -> int: ...
 
 
-class Ledger:
+class StepCache:
     """Steps with their results and costs."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Ledger:
         result: T = self._results[step]
         return result
 
-    def forget(self, steps: Iterable[Step]) -> None:
+    def release(self, steps: Iterable[Step]) -> None:
         """Let go of results that nobody will ask for; what they cost stays known."""
         for step in steps:
             del self._results[step]

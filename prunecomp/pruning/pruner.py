@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunecomp.checkpoint.fold import FORMS
-from prunecomp.compensation import COMPENSATIONS, Cut, Seam, put_in_place
+from prunecomp.compensation import COMPENSATIONS, Removal, Seam, put_in_place
 from prunecomp.data.windows import Windows, check_context, context_of, loose_windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, model_shape, place
@@ -16,12 +16,12 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.run import Run, Snapshot
 from prunecomp.engine.statistics import Statistics
 from prunecomp.errors import OptionError
-from prunecomp.metrics import METRICS, Evidence
+from prunecomp.io.values import layer_numbers, listed, one_of, whole
+from prunecomp.metrics import METRICS, Candidates
 from prunecomp.metrics.stopping import LOOKS, separated
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack, Overlay
-from prunecomp.result import Origin, PruneResult, RoundRecord
-from prunecomp.values import layer_numbers, listed, one_of, whole
+from prunecomp.pruning.result import Origin, PruneResult, RoundRecord
 
 NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or let other layers go"
 
@@ -104,7 +104,7 @@ class Pruner:
             decoder, windows, placement, candidates=self._candidates, cache=cache,
             spans=self._metric.needs_gram(span, parity),
             along_tokens=self._metric.needs_cosines_along_tokens(parity), backward=self._metric.backward,
-            parts=1 if confidence is None else max(1, min(LOOKS, windows.count // world_size())),
+            shards=1 if confidence is None else max(1, min(LOOKS, windows.count // world_size())),
             backend=backend, progress=progress,
         )  # fmt: skip
         self.statistics = self._run.statistics
@@ -138,11 +138,11 @@ class Pruner:
         """Original indices of the layers that :meth:`remove` took out, in the order of their removal."""
         return [layer for step in self._steps for layer in step.record.block]
 
-    def _evidence(self, most: int | None = None) -> Evidence:
+    def _round_candidates(self, most: int | None = None) -> Candidates:
         """What the metric looks at; ``most`` layers may still go."""
-        return Evidence(
+        return Candidates(
             run=self._run,
-            candidates=[layer for layer in self._candidates if layer in self.stack.alive],
+            layers=[layer for layer in self._candidates if layer in self.stack.alive],
             span=self._span if most is None else min(self._span, most),
             seed=self._seed,
             given=self._given,
@@ -155,27 +155,27 @@ class Pruner:
 
         ``keep`` off promises that no score will follow; ``most`` is how many layers may still go.
         """
-        evidence = self._evidence(None if most is None else whole("most", most, 1))
-        for part in self._run.parts:
-            self._run.bring(part, keep=keep or self._reads_states)
-            self._metric.observe(evidence, part)
-            if self._confidence is not None and self._decided(evidence):
+        candidates = self._round_candidates(None if most is None else whole("most", most, 1))
+        for shard in self._run.shards:
+            self._run.update(shard, keep=keep or self._reads_states)
+            self._metric.observe(candidates, shard)
+            if self._confidence is not None and self._decided(candidates):
                 break
         self.statistics = self._run.statistics
         self.sequences = len(self.statistics.tokens)
-        self._run.scores = self._metric.score(evidence)
-        self.blocks = {first: evidence.block(first) for first in self._run.scores}
+        self._run.scores = self._metric.score(candidates)
+        self.blocks = {first: candidates.block(first) for first in self._run.scores}
         self._scored = self.stack
         return self._run.scores
 
-    def _decided(self, evidence: Evidence) -> bool:
+    def _decided(self, candidates: Candidates) -> bool:
         assert self._confidence is not None
-        layers, sums = self._metric.sequence_scores(evidence)
-        columns = [i for i, layer in enumerate(layers) if set(evidence.block(layer)) <= set(evidence.candidates)]
+        layers, sums = self._metric.sequence_scores(candidates)
+        columns = [i for i, layer in enumerate(layers) if set(candidates.block(layer)) <= set(candidates.layers)]
         return separated(sums[:, columns], self._run.windows.count, self._confidence)
 
     def _estimate(self, block: tuple[int, ...], statistics: Statistics) -> Seam:
-        return self._compensate(Cut(self._run, block, statistics, self._held_out))
+        return self._compensate(Removal(self._run, block, statistics, self._held_out))
 
     def _cut(self, *block: int) -> Seam:
         """Remove a surviving layer, or neighbours from below, and put the compensation, estimated from the last
@@ -214,8 +214,8 @@ class Pruner:
                 + (f"make the pruner with span={len(block)}, or " if self._metric.spans else "")
                 + "remove them one by one"
             )
-        for part in self._run.parts:
-            self._run.bring(part)
+        for shard in self._run.shards:
+            self._run.update(shard)
         self.statistics = self._run.statistics
         self.sequences = len(self.statistics.tokens)
         before = self._run.snapshot()
@@ -280,7 +280,7 @@ class Pruner:
         options.check(METRICS, COMPENSATIONS)
         options = replace(options, layers=len(self.removed), given=self.removed)
         return PruneResult(
-            options=options, subject=self._origin.subject, stack=self.stack, rounds=rounds,
+            options=options, model_source=self._origin.model_source, stack=self.stack, rounds=rounds,
             calibration=self._origin.calibration, evaluation=None, placement=self.placement, compiled=False,
             layer_forwards=self.layer_forwards, perplexity=None, seconds=sum(r.seconds for r in rounds),
         )  # fmt: skip
