@@ -22,9 +22,9 @@ from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.profile import Named, capabilities
 from prunecomp.io.plain import json_text
 from prunecomp.model.source import open_source
-from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack
 from prunecomp.pruning.inputs import MIXTURE
+from prunecomp.pruning.language import language_of
 from prunecomp.repair import RIDGE, repair
 from prunecomp.report.profile import profile_markdown
 

@@ -7,10 +7,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prunecomp import (
-    errors,
-    starting,  # noqa: F401  (first: what follows takes seconds, and may be interrupted)
-)
+from prunecomp import errors
+from prunecomp.io import starting  # noqa: F401  (first: what follows takes seconds, and may be interrupted)
 
 if TYPE_CHECKING:
     from prunecomp.api import evaluate, prune, score
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from prunecomp.pruning.plan import RunPlan, plan
     from prunecomp.pruning.pruner import Pruner
     from prunecomp.pruning.result import PruneResult, RoundRecord
-    from prunecomp.scores import ScoreResult
+    from prunecomp.pruning.scores import ScoreResult
     from prunecomp.stepwise import pruner_for
 
     __version__: str

@@ -10,6 +10,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from prunecomp.checkpoint.export import check_export
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
@@ -18,19 +19,19 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.streams import check_boundaries
 from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
-from prunecomp.judging import judged, perplexities
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.journal import Journal
+from prunecomp.pruning.judging import judged, perplexities
 from prunecomp.pruning.pruner import run_rounds
 from prunecomp.pruning.result import PruneResult
+from prunecomp.pruning.scores import ScoreResult
+from prunecomp.pruning.session import Session
 from prunecomp.repair import check_repairable, demand_of
 from prunecomp.repair import repair as fit_repair
-from prunecomp.scores import ScoreResult
-from prunecomp.session import Session
 
 
 def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[PruneKeywords]) -> PruneResult:
@@ -79,7 +80,7 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
         )  # fmt: skip
         stack, outcome = pruner.stack, None
         if asked.repair != "none":
-            pruner.run.release()
+            pruner.release()
             stack, outcome = fit_repair(
                 pruner.decoder, windows, placement, stack, asked.repair, asked.ridge, replaces=replaces,
                 progress=asked.progress,
@@ -111,12 +112,12 @@ def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Co
     asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
     if options.repair == "auto":
         try:
-            model_source.check_export(candidates, fold, True)
+            check_export(model_source, candidates, fold, True)
         except FoldError:
-            model_source.check_export(candidates, fold, asked)
+            check_export(model_source, candidates, fold, asked)
             return False
         return True
-    model_source.check_export(candidates, fold, asked or options.repair != "none")
+    check_export(model_source, candidates, fold, asked or options.repair != "none")
     check_repairable(model_source.described, options.repair)
     return options.repair != "none"
 

@@ -11,12 +11,13 @@ from typing_extensions import Unpack
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
+from prunecomp.io.escape import one_line
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import CollectKeywords
-from prunecomp.session import Session
+from prunecomp.pruning.session import Session
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Collected:
     """Statistics of a model with L layers over N sequences. Boundary i is what enters layer i; boundary L is what
     leaves the last layer, before the final norm. A span (i, j), i < j, is the layers i to j - 1."""
@@ -50,6 +51,9 @@ class Collected:
     layer_forwards: float
     """Passes of all windows through one layer that this took: L."""
 
+    def __repr__(self) -> str:
+        return f"Collected({one_line(self.model)}: {self.num_layers} layers, {self.tokens:,} tokens)"
+
     def record(self) -> dict[str, Any]:
         """The same as plain data that JSON can hold: lists for arrays, None for NaN."""
         return {name: _plain(value) for name, value in vars(self).items()}
@@ -72,16 +76,16 @@ def collect(model: Any, calibration: Any = None, **options: Unpack[CollectKeywor
         run.update(shard, keep=False)
     statistics = run.statistics
     num_layers, num_tokens = decoder.num_layers, statistics.num_tokens
-    norms = [statistics.stats(layer).input_norm.sum() for layer in range(num_layers)]
-    norms.append(statistics.stats(num_layers - 1).norm.sum())
+    records = [statistics.of(layer) for layer in range(num_layers)]
+    norms = [*(record.input_norm.sum() for record in records), records[-1].norm.sum()]
     return Collected(
         model=session.model_source.name,
         num_layers=num_layers,
-        cosine=(statistics.gram.cosine.sum(dim=0) / num_tokens).numpy(),
-        angular=(statistics.gram.angular.sum(dim=0) / num_tokens).numpy(),
+        cosine=statistics.mean("cosine").numpy(),
+        angular=statistics.mean("angular").numpy(),
         norm=np.array([float(norm) for norm in norms]) / num_tokens,
         **_spans(statistics, num_layers),
-        zero_rows=np.array([statistics.zero_rows(layer) for layer in range(num_layers)], dtype=np.int64),
+        zero_rows=np.array([int(record.zero_rows.sum()) for record in records], dtype=np.int64),
         sequences=windows.count,
         tokens=num_tokens,
         calibration_digest=windows.digest,
@@ -97,11 +101,11 @@ def _spans(statistics: Statistics, num_layers: int) -> dict[str, np.ndarray]:
     dead_channels = np.zeros((m, m), dtype=np.int64)
     for i in range(num_layers):
         for j in range(i + 1, m):
-            crossing = statistics.crossing(range(i, j))
-            scale[i, j] = float(crossing.ratio.mean())
-            norm_ratio[i, j] = float((crossing.norm / crossing.input_norm).mean())
-            least_squares[i, j] = float(crossing.dot.sum() / crossing.input_square.sum())
-            dead_channels[i, j] = int(crossing.dead_channels.sum())
+            record = statistics.of(*range(i, j))
+            scale[i, j] = float(record.ratio.mean())
+            norm_ratio[i, j] = float((record.norm / record.input_norm).mean())
+            least_squares[i, j] = float(record.dot.sum() / record.input_square.sum())
+            dead_channels[i, j] = int(record.dead_channels.sum())
     return {"scale": scale, "norm_ratio": norm_ratio, "least_squares": least_squares, "dead_channels": dead_channels}
 
 

@@ -13,11 +13,11 @@ from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.profile import Named, Profile, capabilities
-from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import ProfileKeywords
-from prunecomp.session import Session
+from prunecomp.pruning.language import language_of
+from prunecomp.pruning.session import Session
 
 
 def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack[ProfileKeywords]) -> Profile:

@@ -14,7 +14,7 @@ from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import PrunerForKeywords
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Origin
-from prunecomp.session import Session, candidates_of
+from prunecomp.pruning.session import Session, candidates_of
 
 
 def pruner_for(model: Any, calibration: Any = None, **options: Unpack[PrunerForKeywords]) -> Pruner:

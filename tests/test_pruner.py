@@ -153,7 +153,7 @@ def test_zero_vectors_are_counted_with_cosine_one_half(generator: torch.Generato
         model.model.embed_tokens.weight[9] = 0.0
     pruner = Pruner(Decoder(model), Windows(tokens, "test"))
     pruner.score()
-    assert pruner.zero_rows(0) == 1
+    assert pruner.statistics.of(0).zero_rows.sum() == 1
     states = [iterative.boundary_states(model.double(), t) for t in tokens]
     cosines = [
         float(torch.nn.functional.cosine_similarity(x, y, dim=0)) if x.any() else 0.5

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import metadata_load
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from prunecomp.io.escape import code, code_block, markdown, one_line
-
-CARD = "README.md"
-LICENCE_FIELDS = ("license", "license_name", "license_link")
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*")
-
-
-@dataclass(frozen=True)
-class Licence:
-    """What the base model says of its own: the fields of its card, or else the name of a file."""
-
-    fields: dict[str, Any] = field(default_factory=dict)
-    file: str | None = None
-
-    def __str__(self) -> str:
-        if self.fields:
-            return ", ".join(str(value) for value in self.fields.values())
-        return f"see {self.file}" if self.file else "not stated"
+from prunecomp.model.source.licence import Licence
 
 
 @dataclass(frozen=True)
@@ -52,18 +35,30 @@ class Card:
     repair: str | None = None
     """What a repair at the end took in the place of the compensations, if there was one."""
 
-
-def read_licence(folder: Path) -> Licence:
-    """From the front matter of a base model's card, or the name of its licence file. A card that cannot be read states
-    nothing: it is no part of the model."""
-    card = folder / CARD
-    try:
-        stated = (metadata_load(card) or {}) if card.is_file() else {}
-    except Exception:  # YAML errors of a parser that is not ours to import, and whatever else a free text may cause
-        stated = {}
-    files = sorted(path.name for pattern in LICENCE_FILES for path in folder.glob(pattern))
-    fields = {name: stated[name] for name in LICENCE_FIELDS if stated.get(name)} if "license" in stated else {}
-    return Licence(fields, files[0] if files else None)
+    @classmethod
+    def of(cls, record: dict[str, Any], licence: Licence, quantised: str | None, command: str) -> Card:
+        """From what ``prunecomp.json`` records, and what the base model says of itself; ``command`` made the export."""
+        base, options, windows, verified = (record[name] for name in ("model", "options", "calibration", "verified"))
+        return cls(
+            base=Path(base).resolve().name if Path(base).is_dir() else base.partition("@")[0],
+            licence=licence,
+            num_layers=record["num_layers"],
+            removals=[(one["block"], one["score"], one["scale"]) for one in record["rounds"]],
+            metric=options["metric"],
+            compensation=options["compensation"],
+            repair=None if record["repair"] is None else record["repair"]["taken"],
+            fold=options["fold"],
+            command=command,
+            calibration=f"{windows['source']}, {windows['windows']} windows of {windows['seqlen']} tokens"
+            + (", each from BOS on" if windows["bos"] == "each" else ""),
+            digest=windows["digest"],
+            versions={"prunecomp": record["prunecomp"], **record["versions"]},
+            perplexity=record["perplexity"],
+            quantised=quantised,
+            verified="no"
+            if verified is None
+            else f"{verified['tensors']} tensors, logits within {verified['logits_error']:.2g} of the measured model's",
+        )
 
 
 def model_card(card: Card) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from prunecomp.model.loader import build_skeleton, load_decoder, read_config
 from prunecomp.model.quantised import NARROW, Dequantised, dequantised
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names
-from prunecomp.model.weights import SafetensorsCheckpoint, StoredTensors
+from prunecomp.model.weights import SafetensorsCheckpoint, StoredTensors, tensor_digest
 
 WINDOWS = 2
 TOKENS = 64
@@ -74,14 +73,6 @@ class Measured:
     stack: LayerStack
     plan: FoldPlan
     proofs: Sequence[LayerProof]
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes. Bytes and not values: NaN payloads and negative zeros count."""
-    digest = hashlib.sha256(f"{tensor.dtype}:{list(tensor.shape)}:".encode())
-    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest.update(flat)
-    return digest.hexdigest()
 
 
 def verify_export(

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,14 +16,12 @@ from safetensors.torch import save_file
 
 from prunecomp.checkpoint.claim import check_place, claimed, locked, placed, sync, sync_name
 from prunecomp.checkpoint.fold import FoldPlan
-from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OutputError
-from prunecomp.io.plain import json_text
+from prunecomp.io.plain import write_json
 from prunecomp.model.files import INDEX, SINGLE
-from prunecomp.model.weights import TensorSource
+from prunecomp.model.weights import TensorSource, tensor_digest
 
-GENERATION = "generation_config.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
@@ -181,11 +178,3 @@ def write_tensors(
                 (folder / file).chmod(0o644)  # safetensors makes its files private to the user
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json_text(value) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -20,7 +20,7 @@ from prunecomp.errors import JournalError, OptionError
 from prunecomp.options import CompareOptions
 from prunecomp.options.keywords import CompareKeywords
 from prunecomp.pruning.journal import differences
-from prunecomp.session import Session
+from prunecomp.pruning.session import Session
 
 
 def compare(

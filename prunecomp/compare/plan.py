@@ -21,7 +21,7 @@ from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.options import PruneOptions
-from prunecomp.session import Session, arrange, candidates_of
+from prunecomp.pruning.session import Session, arrange, candidates_of
 
 
 def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
@@ -85,7 +85,7 @@ class Plan:
         return self.session.place(self.windows.count, self.windows.seqlen, demand)
 
     def routes(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Route]:
-        """The arms at their start. ``in_turn``: those that score blocks do so in parts of the windows."""
+        """The arms at their start. ``in_turn``: those that score blocks do so in shards of the windows."""
         metrics = {arm.metric: METRICS[arm.metric]() for arm in arms}
         routes = []
         for arm in arms:
@@ -134,7 +134,8 @@ class Plan:
             runs.calibration[arrangement] = Run(
                 decoder, seen, room, candidates=candidates, spans=any(route.needs_gram for route in sharing),
                 along_tokens=any(route.metric.needs_cosines_along_tokens(route.arm.parity) for route in sharing),
-                backward=any(route.metric.backward for route in sharing), backend=self.common.backend, progress=progress,
+                backward=any(route.metric.backward for route in sharing), backend=self.common.backend,
+                progress=progress,
             )  # fmt: skip
             if held_out is not None:
                 runs.held_out = Run(

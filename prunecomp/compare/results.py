@@ -8,6 +8,8 @@ from typing import Any
 
 from prunecomp.compare.arms import Arm
 from prunecomp.data.windows import Windows
+from prunecomp.io.escape import html_table, one_line
+from prunecomp.io.values import listed
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class ArmWork:
     """Passes of one window through one layer: calibration, held-out and evaluation windows alike."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The outcome of :func:`prunecomp.compare`, complete or so far."""
 
@@ -86,6 +88,23 @@ class Comparison:
     """All that the numbers depend on beside the arms."""
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Comparison({self._summary()})"
+
+    def _summary(self) -> str:
+        texts = "; ".join(f"{one_line(name)} {value:.4g} dense" for name, value in self.dense.items())
+        gone = f"{len(self.arms)} arms, {listed(self.layers)} of {self.num_layers} layers gone"
+        return f"{one_line(self.model)}: {gone}" + (f"; perplexity on {texts}" if texts else "")
+
+    def _repr_html_(self) -> str:
+        """Perplexities by arm, for a notebook."""
+        columns = [(text.name, n) for text in self.texts for n in self.layers]
+        rows = []
+        for arm in self.arms:
+            found = [(text, self.measurement(arm, n)) for text, n in columns]
+            rows.append((arm.name, *("" if m is None else f"{m.perplexity[text]:.5g}" for text, m in found)))
+        return html_table(self._summary(), ("arm", *(f"{text}, {n} gone" for text, n in columns)), rows)
 
     @property
     def arms(self) -> list[Arm]:

@@ -47,8 +47,8 @@ class Route:
 
     @property
     def keeps_own(self) -> bool:
-        """Whether its metric goes on with what it keeps beside the states of a run's part, for as long as that part is
-        there."""
+        """Whether its metric goes on with what it keeps beside the states of a run's shard, for as long as that shard
+        is there."""
         return self.going and not self.arm.one_shot and self.metric.reads_states
 
     @property

@@ -20,7 +20,7 @@ class Arrangement:
     holds_out: bool = False
     """Shuffled, some of them kept from scores and fits."""
     in_turn: bool = False
-    """In parts whose states do not fit together, as blocks of layers are scored in little memory."""
+    """In shards whose states do not fit together, as blocks of layers are scored in little memory."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class Explorer:
         route.steps.add(Step("update", node.model, route.arrangement))
         ranking = self._once(node, route, step, lambda: self._scored(node, route, span))
         if route.arm.one_shot:
-            route.ranking, route.statistics = ranking, calibration(node, route).statistics.as_they_are()
+            route.ranking, route.statistics = ranking, calibration(node, route).statistics
         return ranking
 
     def _scored(self, node: Node, route: Route, span: int) -> Ranking:

@@ -15,8 +15,8 @@ def magnitude_scale(removal: Removal) -> Seam:
     below the layers is zero are left out of the mean over c, and counted. Raises :class:`NumericalError` when nothing
     is left to average.
     """
-    crossing = removal.statistics.crossing(removal.block)
-    return _seam(removal, float(crossing.ratio.mean()), dead_channels=int(crossing.dead_channels.sum()))
+    record = removal.statistics.of(*removal.block)
+    return _seam(removal, float(record.ratio.mean()), dead_channels=int(record.dead_channels.sum()))
 
 
 def norm_ratio(removal: Removal) -> Seam:
@@ -24,8 +24,8 @@ def norm_ratio(removal: Removal) -> Seam:
 
     Raises :class:`NumericalError` when a sequence is all zeros below the layers.
     """
-    crossing = removal.statistics.crossing(removal.block)
-    return _seam(removal, float((crossing.norm / crossing.input_norm).mean()))
+    record = removal.statistics.of(*removal.block)
+    return _seam(removal, float((record.norm / record.input_norm).mean()))
 
 
 def least_squares_scale(removal: Removal) -> Seam:
@@ -33,8 +33,8 @@ def least_squares_scale(removal: Removal) -> Seam:
 
     Raises :class:`NumericalError` where the layers turn the stream around, so that a would not be positive.
     """
-    crossing = removal.statistics.crossing(removal.block)
-    return _seam(removal, float(crossing.dot.sum() / crossing.input_square.sum()))
+    record = removal.statistics.of(*removal.block)
+    return _seam(removal, float(record.dot.sum() / record.input_square.sum()))
 
 
 def _seam(removal: Removal, scale: float, dead_channels: int = 0) -> Seam:

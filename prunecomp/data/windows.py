@@ -15,6 +15,7 @@ import torch
 
 from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
+from prunecomp.io.escape import one_line
 from prunecomp.io.values import whole
 
 
@@ -54,7 +55,7 @@ class Batch:
         return list(stream.split(self.each_length, dim=1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Windows:
     """Token windows: ``tokens`` is int64 [N, S]. With ``lengths`` [N], only the first so many of a row are real."""
 
@@ -75,6 +76,9 @@ class Windows:
         """[N] int64: tokens of each window."""
         return torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths
 
+    def __repr__(self) -> str:
+        return f"Windows({self.count} of {self.seqlen} tokens from {one_line(self.source)})"
+
     @property
     def count(self) -> int:
         return self.tokens.shape[0]
@@ -85,8 +89,13 @@ class Windows:
         return self.tokens.shape[1]
 
     @property
+    def tokens_each(self) -> torch.Tensor:
+        """[N] int64: tokens of each window."""
+        return torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths
+
+    @property
     def num_tokens(self) -> int:
-        return self.tokens.numel() if self.lengths is None else int(self.lengths.sum())
+        return int(self.tokens_each.sum())
 
     @property
     def predicted(self) -> torch.Tensor:

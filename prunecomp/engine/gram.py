@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from prunecomp.data.windows import Batch
-from prunecomp.engine.parallel import Workers
 from prunecomp.engine.placement import Demand, ModelShape
 from prunecomp.engine.states import StateStore
-from prunecomp.engine.statistics import Gram
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
-from prunecomp.ops import LayerGram, layer_gram
+from prunecomp.ops import layer_gram
 
 CHANNELS = 256
 """How many channels are laid out at once for cosines along tokens."""
@@ -22,50 +20,32 @@ LEAST_NORM = 1e-8
 """A shorter vector counts as one of this length, as in :func:`torch.cosine_similarity`: a zero vector has cosine 0."""
 
 
-class GramTaker:
-    """Sees micro-batches leave the last layer, when all states below are kept, and takes their Gram matrices.
+def gram_sums(
+    decoder: Decoder,
+    stack: LayerStack,
+    states: StateStore,
+    batch: Batch,
+    stream: torch.Tensor,
+    *,
+    with_along_tokens: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Sums over the tokens of each of a micro-batch's B sequences, for all pairs of the M = survivors + 1 boundaries:
+    [B, 3, M, M] float64, of the cosine, of its acos over pi, and of the inner product.
 
-    ``along_tokens`` asks for :attr:`Gram.along_tokens` too.
+    ``stream`` is what leaves the last layer, [B, S, d]; all states below are kept. ``with_along_tokens`` asks for a
+    fourth: no sum over tokens, but what :func:`along_tokens` gives.
     """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        stack: LayerStack,
-        states: StateStore,
-        workers: Workers,
-        backend: str | None,
-        *,
-        along_tokens: bool = False,
-    ) -> None:
-        self._decoder, self._alive, self._states = decoder, stack.alive, states
-        self._workers, self._backend = workers, backend
-        self._along_tokens = along_tokens
-        m = len(stack.alive) + 1
-        self._sums = torch.zeros(workers.share, 4 if along_tokens else 3, m, m, dtype=torch.float64)
-
-    def finish(self, batch: Batch, stream: torch.Tensor) -> None:
-        """``stream`` is what leaves the last layer, [B, S, d]."""
-        kept = (self._states.get(layer, batch) for layer in self._alive[1:])
-        states = [self._decoder.enter(batch)[0], *kept, stream]
-        gram = self._gram(batch, states)
-        sums = [gram.cosine, gram.angular, gram.dot]
-        if self._along_tokens:
-            sums.append(along_tokens(batch, states))
-        self._sums[batch.rows] = torch.stack(sums, dim=1).cpu()
-
-    def _gram(self, batch: Batch, states: list[torch.Tensor]) -> LayerGram:
-        if not batch.packed:
-            return layer_gram(states, batch.lengths, backend=self._backend)
-        each = [
-            layer_gram(list(sequence), backend=self._backend)
-            for sequence in zip(*(batch.sequences(state) for state in states), strict=True)
-        ]
-        return LayerGram(*(torch.cat(parts) for parts in zip(*each, strict=True)))
-
-    def result(self) -> Gram:
-        """Of all processes' sequences."""
-        return Gram(*self._workers.gather(self._sums).unbind(dim=1))
+    states_of_batch = [decoder.enter(batch)[0], *(states.get(layer, batch) for layer in stack.alive[1:]), stream]
+    if batch.packed:
+        each = zip(*(batch.sequences(state) for state in states_of_batch), strict=True)
+        grams = [layer_gram(list(sequence), backend=backend) for sequence in each]
+    else:
+        grams = [layer_gram(states_of_batch, batch.lengths, backend=backend)]
+    sums = torch.cat([torch.stack([gram.cosine, gram.angular, gram.dot], dim=1) for gram in grams])
+    if with_along_tokens:
+        sums = torch.cat([sums, along_tokens(batch, states_of_batch).unsqueeze(1)], dim=1)
+    return sums.cpu()
 
 
 def along_tokens(batch: Batch, states: Sequence[torch.Tensor]) -> torch.Tensor:

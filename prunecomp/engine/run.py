@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from prunecomp.data.windows import Batch, Windows
-from prunecomp.engine.gram import GramTaker
+from prunecomp.engine.gram import gram_sums
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.overflow import overflow
 from prunecomp.engine.parallel import Workers, world_size
@@ -19,7 +19,7 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
 from prunecomp.engine.sinks import LayerSink
 from prunecomp.engine.states import StateStore, Tier
-from prunecomp.engine.statistics import Gram, Statistics
+from prunecomp.engine.statistics import Statistics
 from prunecomp.engine.sweep import Finish, Sweeper, Tally
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
@@ -36,16 +36,7 @@ class CalibrationShard:
     """Some of a run's windows, which are brought up to date together; with several processes, this one's share."""
 
     def __init__(
-        self,
-        decoder: Decoder,
-        windows: Windows,
-        first: int,
-        placement: Placement,
-        *,
-        capacity: Mapping[Tier, int],
-        measured: bool,
-        channels: bool,
-        backend: str | None,
+        self, decoder: Decoder, windows: Windows, first: int, placement: Placement, capacity: Mapping[Tier, int]
     ) -> None:
         self.all_windows = windows
         self.first = first
@@ -56,10 +47,10 @@ class CalibrationShard:
         self.states = StateStore(
             self.sweeper.state_shape, decoder.device, capacity, carry=placement.carry, disk=placement.disk_folder
         )
-        self.statistics = (
-            LayerSink(windows, self.workers, backend, first=first, channels=channels) if measured else None
-        )
-        self.gram: Gram | None = None
+        self.table: dict[int, torch.Tensor] = {}
+        """What is known of each layer, if anything is measured: see :class:`LayerSink`. No value is ever written to."""
+        self.gram: torch.Tensor | None = None
+        """[N, 3 or 4, M, M] float64, of all processes: see :func:`gram_sums`."""
         self.stale_from: int | None = 0
         """The lowest position whose statistics are out of date."""
 
@@ -69,14 +60,14 @@ class CalibrationShard:
         twin.sweeper = copy.copy(self.sweeper)
         twin.sweeper.tally = Tally()
         twin.states = self.states.fork()
-        twin.statistics = None if self.statistics is None else self.statistics.fork()
+        twin.table = dict(self.table)
         return twin
 
 
 @dataclass(frozen=True)
 class _ShardSnapshot:
-    statistics: LayerSink | None
-    gram: Gram | None
+    table: Mapping[int, torch.Tensor]
+    gram: torch.Tensor | None
     stale_from: int | None
 
 
@@ -100,7 +91,7 @@ class Run:
     ----------
     placement : what is kept where.
     candidates : the layers that may go; states are kept with an eye to them.
-    parts : into how many shards the windows are cut, each brought up to date on its own.
+    shards : into how many shards the windows are cut, each brought up to date on its own.
     measured : whether statistics of every layer are taken; without, the run is good for losses alone.
     spans : also take what reaches across several layers: the Gram matrix of all states, magnitudes by channel. All
         states of a shard are then kept at once; where memory does not hold those of all windows there are more shards,
@@ -137,7 +128,7 @@ class Run:
         self.backend = backend
         self.caches = cache
         """Whether anything is kept from one time to the next."""
-        self._spans, self._along_tokens, self._backward = spans, along_tokens, backward
+        self._measured, self._spans, self._along_tokens, self._backward = measured, spans, along_tokens, backward
         turns, capacity = (
             take_turns(len(self.stack.alive) - 1, windows, placement, decoder.device)
             if spans
@@ -149,12 +140,9 @@ class Run:
         shards = max(shards, turns)
         bounds = [windows.count * i // shards for i in range(shards + 1)]
         self.shards = [
-            CalibrationShard(
-                decoder, windows.take(slice(low, high)), low, placement,
-                capacity=capacity, measured=measured, channels=spans, backend=backend,
-            )
+            CalibrationShard(decoder, windows.take(slice(low, high)), low, placement, capacity)
             for low, high in pairwise(bounds)
-        ]  # fmt: skip
+        ]
 
     def fork(self) -> Run:
         """The same run at this moment, to go its own way; states and statistics are shared, and counted forwards begin
@@ -168,9 +156,6 @@ class Run:
         """Have less be asked of it from here on: no Gram matrices, or no gradients. What is known stays known."""
         self._spans = self._spans and (spans or self._in_turn)
         self._backward = self._backward and backward
-        for shard in self.shards:
-            if shard.statistics is not None:
-                shard.statistics.channels = self._spans
 
     def release_carry(self) -> None:
         """Another run goes first: where weights are streamed, give back what holds the boundary between two groups."""
@@ -192,7 +177,7 @@ class Run:
 
     @property
     def layer_forwards(self) -> float:
-        """Passes of all windows through one layer, so far; a whole number but where parts were left out."""
+        """Passes of all windows through one layer, so far; a whole number but where shards were left out."""
         passes = sum(shard.sweeper.tally.window_forwards for shard in self.shards)
         return whole(passes / sum(shard.windows.count for shard in self.shards))
 
@@ -205,8 +190,12 @@ class Run:
     def statistics(self) -> Statistics:
         """Of the shards that are up to date."""
         shards = self.current
-        measured = [shard.statistics for shard in shards if shard.statistics is not None]
-        return Statistics(measured, self.stack.alive, self.stack.seams, [shard.gram for shard in shards])
+        return Statistics(
+            self.stack,
+            [shard.table for shard in shards],
+            [shard.all_windows.tokens_each for shard in shards],
+            [shard.gram for shard in shards],
+        )
 
     def update(self, shard: CalibrationShard, *, keep: bool = True) -> None:
         """Bring a shard's statistics up to date. ``keep`` off promises that no state of it will be wanted again."""
@@ -215,12 +204,19 @@ class Run:
                 self._sweep(shard, shard.stale_from, keep, None, scoring=True)
         elif shard.gram is None:
             top = len(self.stack.alive) - 1
-            taker = GramTaker(
-                self.decoder, self.stack, shard.states, shard.workers, self.backend, along_tokens=self._along_tokens
-            )
+            mine: list[torch.Tensor] = []
+
+            def finish(batch: Batch, stream: torch.Tensor) -> None:
+                mine.append(
+                    gram_sums(
+                        self.decoder, self.stack, shard.states, batch, stream,
+                        with_along_tokens=self._along_tokens, backend=self.backend,
+                    )
+                )  # fmt: skip
+
             position = top if shard.stale_from is None else min(shard.stale_from, top)
-            self._sweep(shard, position, keep, taker.finish, scoring=True)
-            shard.gram = taker.result()
+            self._sweep(shard, position, keep, finish, scoring=True)
+            shard.gram = shard.workers.gather(torch.cat(mine))
             if self._in_turn:
                 shard.states.clear()
         shard.stale_from = None
@@ -269,11 +265,13 @@ class Run:
             self._hold_states(shard, start)
         else:
             self._choose_states(shard, start, keep and self.caches)
-        sinks = [] if shard.statistics is None else [shard.statistics]
+        measured = LayerSink(shard.all_windows, shard.workers, self.backend, first=shard.first, channels=self._spans)
         with self.decoder.evaluating():
             steps = (len(alive) - start) * shard.windows.count
             with self.progress("scoring" if scoring else "loss", steps, WORK_UNIT) as advance:
+                sinks = [measured] if self._measured else []
                 shard.sweeper.sweep(self.stack, start, shard.states, sinks, advance, finish)
+        shard.table |= measured.table
 
     def nearest_state(self, shard: CalibrationShard, position: int) -> int:
         """The highest position up to ``position`` whose state is kept; 0, the embedding, always is."""
@@ -320,10 +318,7 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         """This moment, to come back to."""
-        shards = [
-            _ShardSnapshot(None if shard.statistics is None else shard.statistics.fork(), shard.gram, shard.stale_from)
-            for shard in self.shards
-        ]
+        shards = [_ShardSnapshot(dict(shard.table), shard.gram, shard.stale_from) for shard in self.shards]
         return Snapshot(self.stack, dict(self.scores), shards)
 
     def restore(self, snapshot: Snapshot, *, states: bool = False) -> None:
@@ -339,8 +334,7 @@ class Run:
             shard.states.drop_all(before.alive[same + 1 :])
             if entering[0] is not None and entering[0] != entering[1]:  # what enters there is the same, under its name
                 shard.states.move(entering[0], entering[1])
-            shard.statistics = None if then.statistics is None else then.statistics.fork()
-            shard.gram, shard.stale_from = then.gram, then.stale_from
+            shard.table, shard.gram, shard.stale_from = dict(then.table), then.gram, then.stale_from
             if states:
                 shard.gram = None
                 shard.stale_from = same if then.stale_from is None else min(same, then.stale_from)
@@ -348,7 +342,7 @@ class Run:
 
     def turn_to(self, stack: LayerStack) -> None:
         """Go on with another stack over the same weights: what enters the lowest layer that differs stays known."""
-        new = _ShardSnapshot(None, None, self.stack.common_prefix(stack))
+        new = _ShardSnapshot({}, None, self.stack.common_prefix(stack))
         self.restore(Snapshot(stack, self.scores, [new] * len(self.shards)))
 
     def replace(self, layer: int, overlay: Overlay) -> None:

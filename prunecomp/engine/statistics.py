@@ -3,123 +3,134 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
 
-from prunecomp.engine.sinks import LayerRecord, LayerSink, mean_ratio
-from prunecomp.ops import LayerStats
+from prunecomp.model.stack import LayerStack
+from prunecomp.ops.reference import COUNTS, SUMS
+
+COLUMNS = (*SUMS, *COUNTS, "ratio", "dead_channels")
+"""What is known of a layer, sequence by sequence: what ``layer_stats`` sums and counts, and what :func:`mean_ratio`
+makes of its magnitudes."""
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """What happens to N sequences on their way through one layer or several neighbours: x enters, y leaves.
+class LayerRecord:
+    """What happens to N sequences on their way through a layer, or a block of neighbours: x enters, y leaves.
 
-    All [N]; sums are over the tokens of a sequence.
-    """
-
-    ratio: torch.Tensor
-    """float64: mean over channels of the ratio of magnitudes, y over x."""
-    dead_channels: torch.Tensor
-    """int64: channels left out of it, because x has nothing there."""
-    input_norm: torch.Tensor
-    norm: torch.Tensor
-    input_square: torch.Tensor
-    dot: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Gram:
-    """Sums over the tokens of each of N sequences for all pairs of the M = survivors + 1 boundaries of a model.
-
-    Boundary p < M - 1 is what enters the survivor at position p, before its seam; the last is what leaves the model.
+    [N] float64 on the CPU, where nothing else is said: sums over the tokens of a sequence, as
+    :class:`prunecomp.ops.LayerStats` defines them.
     """
 
     cosine: torch.Tensor
-    """[N, M, M] float64."""
     angular: torch.Tensor
-    """[N, M, M] float64: acos of the cosine, over pi."""
     dot: torch.Tensor
-    """[N, M, M] float64."""
-    along_tokens: torch.Tensor | None = None
-    """[N, M, M] float64, where asked for: no sum over tokens, but the mean over channels of the cosine of the two
-    sequences of S values of a channel."""
+    input_square: torch.Tensor
+    input_norm: torch.Tensor
+    norm: torch.Tensor
+    zero_rows: torch.Tensor
+    """Tokens where x or y is the zero vector; of a block, those of its lowest layer."""
+    ratio: torch.Tensor
+    """Mean over channels of the ratio of magnitudes, y over x."""
+    dead_channels: torch.Tensor
+    """Channels left out of it, because x has nothing there."""
+    input_magnitude: torch.Tensor
+    """[N, d]: sum of |x| by channel; [N, 0] unless channels are kept."""
+    magnitude: torch.Tensor
+    """[N, d]: the same of y."""
+
+    @classmethod
+    def read(cls, table: torch.Tensor) -> LayerRecord:
+        """From a sink's table, [N, 13 + 2 d] or [N, 13]: :data:`COLUMNS`, then magnitudes by channel, x before y."""
+        columns, magnitudes = table.tensor_split([len(COLUMNS)], dim=1)
+        before, after = magnitudes.chunk(2, dim=1)
+        named = dict(zip(COLUMNS, columns.unbind(dim=1), strict=True))
+        named |= {"input_magnitude": before, "magnitude": after}
+        return cls(**{field.name: named[field.name] for field in fields(cls)})
+
+
+def mean_ratio(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per sequence the mean over channels of ``after / before``, and how many channels were left out of it.
+
+    Both [N, d] float64, sums of |x| over the tokens of a sequence (Prune&Comp, section 4). A channel whose sum below
+    the layer is zero is left out.
+    """
+    alive = before > 0
+    ratios = (after / before.masked_fill(~alive, 1.0)).masked_fill(~alive, 0.0)
+    return ratios.sum(dim=1) / alive.sum(dim=1), (~alive).sum(dim=1)
 
 
 class Statistics:
-    """The statistics of one or more shards of a calibration set, each complete for the same model.
+    """What is known of one or more shards of a calibration set, each complete for the same model, at one moment.
 
-    ``alive`` and ``seams`` are that model's; ``grams`` are there if somebody asked for them.
+    ``stack`` is that model; ``tables`` hold each shard's columns by layer; ``grams`` [N, 3 or 4, M, M] are there if
+    somebody asked for them, as :func:`prunecomp.engine.gram.gram_sums` takes them of the M = survivors + 1 boundaries:
+    p < M - 1 is what enters the survivor at position p, before its seam; the last is what leaves the model.
     """
 
     def __init__(
         self,
-        shards: Sequence[LayerSink],
-        alive: Sequence[int],
-        seams: Sequence[float],
-        grams: Sequence[Gram | None] = (),
+        stack: LayerStack,
+        tables: Sequence[Mapping[int, torch.Tensor]],
+        tokens: Sequence[torch.Tensor],
+        grams: Sequence[torch.Tensor | None] = (),
     ) -> None:
-        self._parts = list(shards)
-        self._alive, self._seams = list(alive), list(seams)
+        self._stack = stack
+        self._tables = [dict(table) for table in tables]
         self._grams = [gram for gram in grams if gram is not None]
-        self.tokens = torch.cat([shard.tokens for shard in self._parts]) if self._parts else torch.zeros(0)
+        self.tokens = torch.cat(list(tokens)) if tokens else torch.zeros(0)
         """[N] int64: tokens of each sequence."""
-
-    def as_they_are(self) -> Statistics:
-        """The same, untouched by what the run that took them goes on to see."""
-        return Statistics([shard.fork() for shard in self._parts], self._alive, self._seams, self._grams)
 
     @property
     def num_tokens(self) -> int:
         return int(self.tokens.sum())
 
-    def record(self, layer: int) -> LayerRecord:
-        """What is known of a layer, over all sequences."""
-        if len(self._parts) == 1:
-            return self._parts[0].record(layer)
-        records = [vars(shard.record(layer)) for shard in self._parts]
-        return LayerRecord(**{name: torch.cat([record[name] for record in records]) for name in records[0]})
+    def of(self, *block: int) -> LayerRecord:
+        """From what enters the lowest of the neighbouring survivors ``block``, seam included, to what leaves the
+        highest, over all sequences. Across several layers this needs channels and Gram matrices to have been kept.
 
-    def stats(self, layer: int) -> LayerStats:
-        """A layer's sums over the tokens of each sequence, without the magnitudes by channel."""
-        record = self.record(layer)
-        none = record.sums.new_zeros(0, 0)
-        return LayerStats(record.sums, record.counts, none, none)
+        Seams between the layers of the block stay on the stream when its layers go, so x is taken with them; cosine and
+        angle know no seams.
+        """
+        low = self._record(block[0])
+        if len(block) == 1:
+            return low
+        high = self._record(block[-1])
+        p = self._stack.position(block[0])
+        q = p + len(block)
+        within = math.prod(self._stack.seams[p + 1 : q])
+        before = low.input_magnitude * within
+        cosine, angular, dot = self._gram[:, :3, p, q].unbind(1)
+        return LayerRecord(
+            cosine, angular, dot * self._stack.seams[p] * within, low.input_square * within**2,
+            low.input_norm * within, high.norm, low.zero_rows, *mean_ratio(before, high.magnitude),
+            before, high.magnitude,
+        )  # fmt: skip
 
-    def zero_rows(self, layer: int) -> int:
-        """Tokens at which the layer's input or output is the zero vector."""
-        return int(self.stats(layer).zero_rows.sum())
+    def _record(self, layer: int) -> LayerRecord:
+        return LayerRecord.read(torch.cat([table[layer] for table in self._tables]))
 
     @cached_property
-    def gram(self) -> Gram:
-        """Of all sequences; raises :class:`LookupError` where none was taken."""
+    def _gram(self) -> torch.Tensor:
         if not self._grams:
             raise LookupError("no Gram matrix was taken: the metric has to ask for it")
-        each = [vars(gram) for gram in self._grams]
-        return Gram(**{k: torch.cat([one[k] for one in each]) for k, first in each[0].items() if first is not None})
+        return torch.cat(self._grams)
+
+    def mean(self, name: str) -> torch.Tensor:
+        """[M, M] float64: the ``cosine``, or the ``angular`` distance, of each pair of boundaries, over all tokens.
+
+        Raises :class:`LookupError` where no Gram matrix was taken.
+        """
+        return self._gram[:, {"cosine": 0, "angular": 1}[name]].sum(dim=0) / self.num_tokens
+
+    def mean_cosine_along_tokens(self) -> torch.Tensor:
+        """[M, M] float64: mean over sequences of the cosines that :func:`prunecomp.engine.gram.along_tokens` takes."""
+        return self._gram[:, 3].mean(dim=0)
 
     @property
     def similarity(self) -> list[list[float]] | None:
-        """Mean over all tokens of the cosine of each pair of boundaries, M x M; None where no Gram matrix was taken."""
-        if not self._grams:
-            return None
-        mean: list[list[float]] = (self.gram.cosine.sum(dim=0) / self.num_tokens).tolist()
-        return mean
-
-    def crossing(self, block: Sequence[int]) -> Crossing:
-        """From what enters the lowest of the neighbouring survivors ``block``, seam included, to what leaves the
-        highest. Across several layers this needs channels and the Gram matrix to have been kept.
-
-        Seams between the layers of the block stay on the stream when its layers go, so x is taken with them.
-        """
-        below, above = self.record(block[0]), self.record(block[-1])
-        low, high = self.stats(block[0]), self.stats(block[-1])
-        if len(block) == 1:
-            return Crossing(below.ratio, below.dead_channels, low.input_norm, low.norm, low.input_square, low.dot)
-        p, q = self._alive.index(block[0]), self._alive.index(block[-1]) + 1
-        within = math.prod(self._seams[p + 1 : q])
-        ratio, dead = mean_ratio(below.input_magnitude * within, above.magnitude)
-        dot = self.gram.dot[:, p, q] * self._seams[p] * within
-        return Crossing(ratio, dead, low.input_norm * within, high.norm, low.input_square * within**2, dot)
+        """The mean cosines, M x M; None where no Gram matrix was taken."""
+        return self.mean("cosine").tolist() if self._grams else None

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
-from prunecomp.evaluation.bootstrap import Interval, paired_difference
 from prunecomp.evaluation.items import Probe
 from prunecomp.evaluation.language import Language
+from prunecomp.metrics.bootstrap import Interval, paired_difference
 
 RECOGNITION, PRODUCTION = "recognition", "production"
 SIGNIFICANT = 0.05

@@ -1,12 +1,14 @@
 """Foreign text on its way out: names and licences come from anywhere, and mean nothing in the medium they go to.
 
-A medium is a terminal, Markdown, CSV or a plot. YAML and JSON escape by themselves. Ordinary text stays as it is.
+A medium is a terminal, Markdown, HTML, CSV or a plot. YAML and JSON escape by themselves. Ordinary text stays as it is.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 # Controls, formats (bidirectional overrides among them), line and paragraph separators, surrogates.
 HIDDEN = ("Cc", "Cf", "Zl", "Zp", "Cs")
@@ -47,6 +49,17 @@ def code_block(text: object) -> str:
 
 def _longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table for a notebook: nothing in it is markup."""
+    head = "".join(f"<th>{_html(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><caption>{_html(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html(text: object) -> str:
+    return html.escape(one_line(text))
 
 
 def csv_cell(text: object) -> str:

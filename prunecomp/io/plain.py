@@ -54,6 +54,10 @@ def json_text(value: Any, *, ascii_only: bool = False) -> str:
     return json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
 
 
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json_text(value) + "\n", encoding="utf-8")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -6,7 +6,7 @@ import torch
 
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.placement import Demand, ModelShape
-from prunecomp.engine.statistics import Statistics
+from prunecomp.engine.statistics import LayerRecord
 from prunecomp.metrics.base import Candidates, Metric
 
 
@@ -24,9 +24,9 @@ class _Turn(Metric):
 
     def sequence_scores(self, candidates: Candidates) -> tuple[list[int], torch.Tensor]:
         starts, statistics = candidates.starts(), candidates.statistics
-        return starts, torch.stack([self.turned(statistics, candidates, first) for first in starts], dim=1)
+        return starts, torch.stack([self.turned(statistics.of(*candidates.block(first))) for first in starts], dim=1)
 
-    def turned(self, statistics: Statistics, candidates: Candidates, first: int) -> torch.Tensor:
+    def turned(self, record: LayerRecord) -> torch.Tensor:
         """[N] float64, over the tokens of each sequence: the less, the sooner the block may go."""
         raise NotImplementedError
 
@@ -47,16 +47,12 @@ class BlockInfluence(_Turn):
             counted = slice(max(1, len(statistics.tokens) // 2))
         tokens = int(statistics.tokens[counted].sum())
         return {
-            first: 1.0 + float(self.turned(statistics, candidates, first)[counted].sum() / tokens)
+            first: 1.0 + float(self.turned(statistics.of(*candidates.block(first)))[counted].sum() / tokens)
             for first in candidates.starts()
         }
 
-    def turned(self, statistics: Statistics, candidates: Candidates, first: int) -> torch.Tensor:
-        n = candidates.span
-        if n == 1:
-            return -statistics.stats(first).cosine
-        p = candidates.stack.position(first)
-        return -statistics.gram.cosine[:, p, p + n]
+    def turned(self, record: LayerRecord) -> torch.Tensor:
+        return -record.cosine
 
 
 class AngularDistance(_Turn):
@@ -65,13 +61,9 @@ class AngularDistance(_Turn):
     def score(self, candidates: Candidates) -> dict[int, float]:
         statistics = candidates.statistics
         return {
-            first: float(self.turned(statistics, candidates, first).sum() / statistics.num_tokens)
+            first: float(self.turned(statistics.of(*candidates.block(first))).sum() / statistics.num_tokens)
             for first in candidates.starts()
         }
 
-    def turned(self, statistics: Statistics, candidates: Candidates, first: int) -> torch.Tensor:
-        n = candidates.span
-        if n == 1:
-            return statistics.stats(first).angular
-        p = candidates.stack.position(first)
-        return statistics.gram.angular[:, p, p + n]
+    def turned(self, record: LayerRecord) -> torch.Tensor:
+        return record.angular

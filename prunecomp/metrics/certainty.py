@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunecomp.evaluation.bootstrap import Certainty, Interval, choice_certainty, score_intervals
 from prunecomp.metrics.base import Candidates, Metric
+from prunecomp.metrics.bootstrap import Certainty, Interval, choice_certainty, score_intervals
 
 
 @dataclass(frozen=True)

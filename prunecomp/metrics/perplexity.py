@@ -49,16 +49,16 @@ class LeaveOneOut(Metric):
         return Demand(lambda tokens: shape.num_layers * tokens * shape.hidden_size * shape.itemsize, shape.num_layers)
 
     def observe(self, candidates: Candidates, shard: CalibrationShard) -> None:
-        run, candidates = candidates.run, tuple(candidates.layers)
+        run, layers = candidates.run, tuple(candidates.layers)
         known = self._losses.get(shard)
-        if known is not None and known.stack is run.stack and known.candidates == candidates:
+        if known is not None and known.stack is run.stack and known.candidates == layers:
             return
         scale = candidates.lookahead or (lambda block: 1.0)
-        without = {layer: run.stack.remove(layer, scale((layer,))) for layer in candidates}
+        without = {layer: run.stack.remove(layer, scale((layer,))) for layer in layers}
         if run.caches and shard not in self._streams:
             self._streams[shard] = KeptStreams.beside(shard, run)
         sums = leave_one_out(run, shard, without, self._streams.get(shard))
-        self._losses[shard] = _Losses(run.stack, candidates, sums)
+        self._losses[shard] = _Losses(run.stack, layers, sums)
 
     def score(self, candidates: Candidates) -> dict[int, float]:
         layers, sums = self.sequence_scores(candidates)
@@ -73,7 +73,7 @@ class LeaveOneOut(Metric):
         return torch.cat([shard.all_windows.predicted for shard, _ in self._counted(candidates)])
 
     def _counted(self, candidates: Candidates) -> list[tuple[CalibrationShard, _Losses]]:
-        """The shards whose losses are of the model as it stands. A shard can be up to date without: its own loss has been
-        asked for, and nothing else of it."""
+        """The shards whose losses are of the model as it stands. A shard can be up to date without: its own loss has
+        been asked for, and nothing else of it."""
         known = [(shard, self._losses.get(shard)) for shard in candidates.run.current]
         return [(shard, one) for shard, one in known if one is not None and one.stack is candidates.stack]

@@ -31,8 +31,6 @@ class SpanCosine(BlockInfluence):
     def score(self, candidates: Candidates) -> dict[int, float]:
         if candidates.parity != "official":
             return super().score(candidates)
-        cosines = candidates.statistics.gram.along_tokens
-        assert cosines is not None  # they were asked for
-        mean = cosines.mean(dim=0)
+        mean = candidates.statistics.mean_cosine_along_tokens()
         p, n = candidates.stack.position, candidates.span
         return {first: 1.0 - float(mean[p(first), p(first) + n]) for first in candidates.starts()[1:-1]}

@@ -15,6 +15,8 @@ STATED = "transformers_weights"
 """The field of a config that names a file of weights; it goes before the usual names."""
 
 ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
+CARD = "README.md"
 
 WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot",

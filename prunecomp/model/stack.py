@@ -18,7 +18,7 @@ class Overlay:
     Float32 or float64 on the CPU, as an export folds them; the layer's own tensors stay as they are.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
     _ready: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -280,3 +280,11 @@ def open_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
     """Open the weights of a folder that transformers would load; pickles only where the caller allows them."""
     file = weights_file(folder, allow_pickle)
     return SafetensorsCheckpoint(folder, file) if is_safe(file) else PickleCheckpoint(folder, file)
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes. Bytes and not values: NaN payloads and negative zeros count."""
+    digest = hashlib.sha256(f"{tensor.dtype}:{list(tensor.shape)}:".encode())
+    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest.update(flat)
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.placement import ModelShape, Placement, model_shape, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.work import Work, rounds, seconds
+from prunecomp.io.escape import one_line
 from prunecomp.metrics import METRICS
 from prunecomp.model.families import families
 from prunecomp.model.files import INDEX, SINGLE
@@ -24,10 +25,10 @@ from prunecomp.model.weights import StoredTensors, open_checkpoint
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import PlanKeywords
 from prunecomp.pruning.inputs import window_length
-from prunecomp.session import Session
+from prunecomp.pruning.session import Session
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunPlan:
     """Everything ``prunecomp plan`` prints."""
 
@@ -59,7 +60,12 @@ class RunPlan:
         """The resource that takes longest."""
         return max(self.seconds, key=lambda resource: self.seconds[resource])
 
+    def __repr__(self) -> str:
+        took = max(self.seconds.values())
+        return f"RunPlan({one_line(self.model)}: {self.layers} layers off, about {took:.3g} s, bound by {self.bound})"
+
     def record(self) -> dict[str, Any]:
+        """The plan as plain data that JSON can hold."""
         record = asdict(self)
         record["placement"]["disk_folder"] = (
             None if self.placement.disk_folder is None else str(self.placement.disk_folder)

@@ -83,13 +83,14 @@ class Pruner:
         origin: Origin | None = None,
     ) -> None:
         self.decoder = decoder
+        """The model, whose weights are read and never written."""
         self._origin, self._progress = origin, progress
         self._steps: list[_Step] = []
         self._scored: LayerStack | None = None  # what the last scores are of
         self.sequence_scores: SequenceScores | None = None
-        self.metric = METRICS[metric]()
+        self._metric = METRICS[metric]()
         self._compensate = COMPENSATIONS[compensation]
-        self._reads_states = self.metric.reads_states or bool(getattr(self._compensate, "reads_states", False))
+        self._reads_states = self._metric.reads_states or bool(getattr(self._compensate, "reads_states", False))
         self._candidates = list(range(decoder.num_layers) if candidates is None else candidates)
         self._span, self._seed, self._given = span, seed, tuple(given)
         self._lookahead, self._confidence, self._parity = lookahead, confidence, parity
@@ -98,53 +99,62 @@ class Pruner:
             shape = model_shape(decoder.model, decoder.family, decoder.dtype)
             placement = place(
                 shape, windows.count, windows.seqlen, memory, decoder.device, resident=True, processes=world_size(),
-                demand=self.metric.demand(shape, span),
+                demand=self._metric.demand(shape, span),
             )  # fmt: skip
         self.placement = placement
-        self.run = Run(
+        """What is kept where."""
+        self._run = Run(
             decoder, windows, placement, candidates=self._candidates, cache=cache,
-            spans=self.metric.needs_gram(span, parity),
-            along_tokens=self.metric.needs_cosines_along_tokens(parity), backward=self.metric.backward,
+            spans=self._metric.needs_gram(span, parity),
+            along_tokens=self._metric.needs_cosines_along_tokens(parity), backward=self._metric.backward,
             shards=1 if confidence is None else max(1, min(LOOKS, windows.count // world_size())),
             backend=backend, progress=progress,
         )  # fmt: skip
-        self.statistics = self.run.statistics
+        self.statistics = self._run.statistics
         """Those of the last scores; a one-shot run goes on using them when layers are gone."""
         self.sequences = 0
         """Calibration sequences that they rest on."""
         self.blocks: dict[int, tuple[int, ...]] = {}
         """The neighbours that each of the last scores is for."""
-        self.held_out = (
+        self._held_out = (
             None
             if held_out is None
             else Run(decoder, held_out, placement, candidates=self._candidates, measured=False, progress=progress)
         )
 
+    def __repr__(self) -> str:
+        gone = f"layers {listed(self.removed)} gone" if self.removed else "none gone"
+        return f"<Pruner of {self.stack.num_layers} layers, {gone}, by {type(self._metric).__name__}>"
+
     @property
     def stack(self) -> LayerStack:
         """What survives."""
-        return self.run.stack
+        return self._run.stack
 
     @property
     def layer_forwards(self) -> float:
         """Passes of the calibration set through one layer, so far."""
-        return self.run.layer_forwards
+        return self._run.layer_forwards
 
     @property
     def removed(self) -> list[int]:
         """Original indices of the layers that :meth:`remove` took out, in the order of their removal."""
         return [layer for step in self._steps for layer in step.record.block]
 
-    def candidates(self, most: int | None = None) -> Candidates:
+    def release(self) -> None:
+        """Let go of the states that are kept; what was scored and removed stays."""
+        self._run.release()
+
+    def _round_candidates(self, most: int | None = None) -> Candidates:
         """What the metric looks at; ``most`` layers may still go."""
         return Candidates(
-            run=self.run,
+            run=self._run,
             layers=[layer for layer in self._candidates if layer in self.stack.alive],
             span=self._span if most is None else min(self._span, most),
             seed=self._seed,
             given=self._given,
             parity=self._parity,
-            lookahead=(lambda block: self._estimate(block, self.run.statistics).scale) if self._lookahead else None,
+            lookahead=(lambda block: self._estimate(block, self._run.statistics).scale) if self._lookahead else None,
         )
 
     def score(self, *, keep: bool = True, most: int | None = None) -> dict[int, float]:
@@ -152,37 +162,37 @@ class Pruner:
 
         ``keep`` off promises that no score will follow; ``most`` is how many layers may still go.
         """
-        candidates = self.candidates(None if most is None else whole("most", most, 1))
-        for shard in self.run.shards:
-            self.run.update(shard, keep=keep or self._reads_states)
-            self.metric.observe(candidates, shard)
+        candidates = self._round_candidates(None if most is None else whole("most", most, 1))
+        for shard in self._run.shards:
+            self._run.update(shard, keep=keep or self._reads_states)
+            self._metric.observe(candidates, shard)
             if self._confidence is not None and self._decided(candidates):
                 break
-        self.statistics = self.run.statistics
+        self.statistics = self._run.statistics
         self.sequences = len(self.statistics.tokens)
-        self.run.scores = self.metric.score(candidates)
-        self.blocks = {first: candidates.block(first) for first in self.run.scores}
+        self._run.scores = self._metric.score(candidates)
+        self.blocks = {first: candidates.block(first) for first in self._run.scores}
         self._scored = self.stack
-        self.sequence_scores = SequenceScores.of(self.metric, candidates)
-        return self.run.scores
+        self.sequence_scores = SequenceScores.of(self._metric, candidates)
+        return self._run.scores
 
     def _decided(self, candidates: Candidates) -> bool:
         assert self._confidence is not None
-        layers, sums = self.metric.sequence_scores(candidates)
+        layers, sums = self._metric.sequence_scores(candidates)
         columns = [i for i, layer in enumerate(layers) if set(candidates.block(layer)) <= set(candidates.layers)]
-        return separated(sums[:, columns], self.run.windows.count, self._confidence)
+        return separated(sums[:, columns], self._run.windows.count, self._confidence)
 
     def _estimate(self, block: tuple[int, ...], statistics: Statistics) -> Seam:
-        return self._compensate(Removal(self.run, block, statistics, self.held_out))
+        return self._compensate(Removal(self._run, block, statistics, self._held_out))
 
-    def removal(self, *block: int) -> Seam:
+    def _cut(self, *block: int) -> Seam:
         """Remove a surviving layer, or neighbours from below, and put the compensation, estimated from the last
         scores' statistics, in their place: of the dense model in a one-shot run. There is no way back."""
         seam = self._estimate(block, self.statistics)
-        self.put(block, seam)
+        self._put(block, seam)
         return seam
 
-    def record(
+    def _record(
         self, block: tuple[int, ...], seam: Seam, scores: Mapping[int, float], spent: float, started: float,
         free: Collection[int],
     ) -> RoundRecord:  # fmt: skip
@@ -191,7 +201,7 @@ class Pruner:
         sure = self.sequence_scores.certainty(block, free) if self.sequence_scores is not None and scores else None
         return RoundRecord(
             layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=dict(scores),
-            layer_forwards=self.layer_forwards - spent, zero_rows=self.zero_rows(block[0]),
+            layer_forwards=self.layer_forwards - spent, zero_rows=int(self.statistics.of(block[0]).zero_rows.sum()),
             dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
             seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
         )  # fmt: skip
@@ -211,20 +221,20 @@ class Pruner:
         if len(block) > 1 and self._span == 1:
             raise OptionError(
                 f"remove: {len(block)} layers at once need statistics across them: "
-                + (f"make the pruner with span={len(block)}, or " if self.metric.spans else "")
+                + (f"make the pruner with span={len(block)}, or " if self._metric.spans else "")
                 + "remove them one by one"
             )
-        for shard in self.run.shards:
-            self.run.update(shard)
-        self.statistics = self.run.statistics
+        for shard in self._run.shards:
+            self._run.update(shard)
+        self.statistics = self._run.statistics
         self.sequences = len(self.statistics.tokens)
-        before = self.run.snapshot()
-        held_out_before = None if self.held_out is None else self.held_out.snapshot()
+        before = self._run.snapshot()
+        held_out_before = None if self._held_out is None else self._held_out.snapshot()
         fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
-        scores = dict(self.run.scores) if fresh else {}
+        scores = dict(self._run.scores) if fresh else {}
         scored, free = self._scored, set(self._candidates) & set(self.stack.alive)
-        seam = self.removal(*block)
-        record = self.record(block, seam, scores, spent, started, free)
+        seam = self._cut(*block)
+        record = self._record(block, seam, scores, spent, started, free)
         self._steps.append(_Step(before, held_out_before, self.blocks, scored, record, self.sequence_scores))
         return seam
 
@@ -238,13 +248,13 @@ class Pruner:
         if not self._steps:
             raise OptionError("undo: no layer has been removed; call remove() first")
         step = self._steps.pop()
-        self.run.restore(step.before, states=self._reads_states or self.metric.backward)
-        if self.held_out is not None and step.held_out_before is not None:
-            self.held_out.restore(step.held_out_before)
-        if self.metric.reads_states:
-            self.metric = type(self.metric)()  # what it has kept is of the model that was
+        self._run.restore(step.before, states=self._reads_states or self._metric.backward)
+        if self._held_out is not None and step.held_out_before is not None:
+            self._held_out.restore(step.held_out_before)
+        if self._metric.reads_states:
+            self._metric = type(self._metric)()  # what it has kept is of the model that was
         self.blocks, self._scored, self.sequence_scores = dict(step.blocks), step.scored, step.sequence_scores
-        self.statistics = self.run.statistics
+        self.statistics = self._run.statistics
         self.sequences = len(self.statistics.tokens)
         return tuple(step.record.block)
 
@@ -257,7 +267,7 @@ class Pruner:
         row longer than the model has positions for, or for one of [T] that is longer than its context.
         """
         if windows is None:
-            return self.run.loss()
+            return self._run.loss()
         context = context_of(self.decoder.config)
         windows = loose_windows(windows, self.decoder.vocab_size, context)
         check_context(windows.seqlen, self.decoder.position_rows, context)
@@ -285,23 +295,15 @@ class Pruner:
             layer_forwards=self.layer_forwards, perplexity=None, seconds=sum(r.seconds for r in rounds),
         )  # fmt: skip
 
-    def put(self, block: tuple[int, ...], seam: Seam) -> None:
+    def _put(self, block: tuple[int, ...], seam: Seam) -> None:
         """Remove neighbouring survivors with a compensation that is already known."""
-        for run in (self.run, self.held_out):
+        for run in (self._run, self._held_out):
             if run is not None:
                 put_in_place(run, block, seam)
-
-    def restore(self, block: tuple[int, ...], scale: float, overlays: Mapping[int, Overlay]) -> None:
-        """The same from a record."""
-        self.put(block, Seam(scale, overlays=overlays))
 
     def scale_of(self, *block: int) -> float:
         """The scale that removing these neighbours now would leave behind."""
         return self._estimate(block, self.statistics).scale
-
-    def zero_rows(self, layer: int) -> int:
-        """Calibration tokens at which the layer's input or output is the zero vector."""
-        return self.statistics.zero_rows(layer)
 
 
 def choose_candidates(
@@ -340,11 +342,6 @@ def lowest(scores: Mapping[int, float], among: Iterable[int]) -> int:
     return min(among, key=lambda layer: (scores[layer], layer))
 
 
-def choose(pruner: Pruner, left: Iterable[int]) -> tuple[int, ...] | None:
-    """:func:`choose_block` among the last scores."""
-    return choose_block(pruner.run.scores, pruner.blocks, set(left) & set(pruner.stack.alive))
-
-
 def choose_block(
     scores: Mapping[int, float], blocks: Mapping[int, tuple[int, ...]], free: set[int]
 ) -> tuple[int, ...] | None:
@@ -373,7 +370,7 @@ def run_rounds(
     if one_shot and sum(len(earlier.block) for earlier in done) < layers:
         pruner.score(keep=False, most=layers)  # of the dense model, also when going on: the scales come from there
     for number, earlier in enumerate(done):
-        pruner.restore(tuple(earlier.block), earlier.scale, (overlays or {}).get(number, {}))
+        pruner._put(tuple(earlier.block), Seam(earlier.scale, overlays=(overlays or {}).get(number, {})))
     gone = {layer for earlier in done for layer in earlier.block}
     left = [layer for layer in candidates if layer not in gone]
     spent: float = 0
@@ -384,16 +381,16 @@ def run_rounds(
         while block is None:  # where the layers that are left lie apart, shorter blocks are tried
             if not one_shot:
                 pruner.score(keep=most > 1, most=most)
-            block = choose(pruner, left)
+            block = choose_block(pruner._run.scores, pruner.blocks, set(left) & set(pruner.stack.alive))
             most -= 1
             if block is None and (one_shot or most == 0):
                 raise OptionError(f"{NO_BLOCK}, or leave out --one-shot" if one_shot else NO_BLOCK)
         free, left = left, [layer for layer in left if layer not in block]
         gone |= set(block)
-        scores = pruner.run.scores
+        scores = pruner._run.scores
         shown = {index: scores[index] for index in (block[0], *pruner.stack.alive) if index in scores}
-        seam = pruner.removal(*block)
-        rounds.append(pruner.record(block, seam, dict(sorted(shown.items())), spent, started, free))
+        seam = pruner._cut(*block)
+        rounds.append(pruner._record(block, seam, dict(sorted(shown.items())), spent, started, free))
         spent = pruner.layer_forwards
         if on_round is not None:
             on_round(rounds[-1], seam.overlays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,40 +13,26 @@ from typing import Any
 from torch import nn
 
 from prunecomp.checkpoint.apply import apply_plan
-from prunecomp.checkpoint.card import CARD, Card, model_card
-from prunecomp.checkpoint.claim import claimed
+from prunecomp.checkpoint.export import export, proved_fold
 from prunecomp.checkpoint.fold import FoldPlan, plan_fold
-from prunecomp.checkpoint.numbers import check_built_alike
-from prunecomp.checkpoint.proof import LayerProof, prove_fold
-from prunecomp.checkpoint.recipe import RECIPE, merge_recipe
-from prunecomp.checkpoint.scales import plan_as_stored
-from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_export
-from prunecomp.checkpoint.writer import (
-    DEFAULT_SHARD_BYTES,
-    GENERATION,
-    atomic_folder,
-    check_output,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from prunecomp.checkpoint.proof import LayerProof
+from prunecomp.checkpoint.verify import Verification
+from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, place
 from prunecomp.engine.progress import Progress, silent
-from prunecomp.errors import CheckpointError, OptionError, PrunecompWarning
+from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.evaluation.profile import Profile
-from prunecomp.io.plain import read_object
-from prunecomp.io.values import flag, function, whole
-from prunecomp.model.config import prune_generation, prune_stored, without_code
-from prunecomp.model.files import STATED
+from prunecomp.io.escape import html_table, one_line
+from prunecomp.io.values import flag, function, listed, whole
 from prunecomp.model.loader import load_decoder
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
-from prunecomp.names import ATTENTIONS, RECORD
+from prunecomp.names import ATTENTIONS
 from prunecomp.options import PruneOptions
 from prunecomp.repair import Outcome
 
@@ -96,7 +81,7 @@ class RoundRecord:
     """Where that lies with a probability of 95 %: from, to."""
 
 
-@dataclass
+@dataclass(repr=False)
 class PruneResult:
     """The outcome of :func:`prunecomp.prune`, over weights that are still as they were."""
 
@@ -125,6 +110,25 @@ class PruneResult:
     """What :meth:`save` read back of the checkpoint that it wrote last; None before, and where it was told not to."""
     _put_back: Callable[[], None] | None = None
     """What makes the model that was pruned what it was, where it was changed in place."""
+
+    def __repr__(self) -> str:
+        return f"PruneResult({self._summary()}, scales {listed([f'{scale:.4g}' for scale in self.scales])})"
+
+    def _summary(self) -> str:
+        """Model, layers gone, perplexities."""
+        gone = f"layers {listed(self.removed)} of {self.stack.num_layers} gone"
+        if self.perplexity is None:
+            return f"{one_line(self.model_source.name)}: {gone}"
+        dense, pruned = (f"{self.perplexity[name]:.4g}" for name in ("dense", "pruned"))
+        return f"{one_line(self.model_source.name)}: {gone}, perplexity {dense} -> {pruned}"
+
+    def _repr_html_(self) -> str:
+        """The rounds, for a notebook."""
+        rows = [
+            (number, listed(r.block), "" if r.score is None else f"{r.score:.5g}", f"{r.scale:.5g}")
+            for number, r in enumerate(self.rounds, start=1)
+        ]
+        return html_table(self._summary(), ("round", "layers", self.options.metric, "scale"), rows)
 
     @property
     def removed(self) -> list[int]:
@@ -194,14 +198,8 @@ class PruneResult:
 
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
-        decoder = self.model_source.load()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
-            check_built_alike(decoder, self.stack.alive)
-        plan = plan_fold(decoder, self.stack, self.options.fold)
-        if plan.factors:
-            self.model_source.check_fold(plan.form)
-        return plan, prove_fold(decoder, self.stack, plan, self.calibration.tokens[0])
+        with self._dense():
+            return proved_fold(self.model_source, self.stack, self.options.fold, self.calibration.tokens[0])
 
     def save(
         self,
@@ -230,114 +228,33 @@ class PruneResult:
         function("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         self.options = replace(self.options, max_shard_size=shard_bytes / 1e9, verify=verify, recipe=recipe)
-        with claimed(out), self._dense():
-            check_output(out, overwrite, self.model_source.base)
-            with atomic_folder(out, overwrite) as folder:
-                self._write(folder, shard_bytes, verify, recipe, command, progress)
-        if self.on_saved is not None:
-            self.on_saved()
+        with self._dense():
+            export(
+                self, out, fold=self.options.fold, command=command or self._call(), shard_bytes=shard_bytes,
+                verify=verify, recipe=recipe, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
         return out
 
-    def _write(
-        self, folder: Path, shard_bytes: int, verify: bool, recipe: bool, command: str | None, progress: Progress
-    ) -> None:
-        plan, proofs = self.prove()
-        model_source = self.model_source
-        decoder = model_source.load()
-        merge = (
-            merge_recipe(decoder, plan, model_source.base, model_source.layers, model_source.quantised)
-            if recipe
-            else None
-        )
-        config = self._config(plan)
-        as_stored = plan_as_stored(plan, decoder, model_source.plain_tensors(), model_source.stored)
-        digests: dict[str, str] | None = {} if verify else None
-        write_tensors(folder, model_source.tensors(), model_source.layers, as_stored, shard_bytes, progress, digests)
-        write_json(folder / "config.json", config)
-        self.model_source.write_companions(folder)
-        self._prune_generation(folder / GENERATION)
-        self.verified = None if digests is None else self._verify(folder, digests, plan, proofs)
-        del decoder
-        self._measure(folder, progress)
-        record = {**self.record(), "fold_proofs": [asdict(p) for p in proofs]}
-        write_json(folder / RECORD, record)
-        write_text(folder / CARD, model_card(self._card(command)))
-        if merge is not None:
-            write_text(folder / RECIPE, merge)
-
-    def _verify(self, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]) -> Verification:
-        some = self.calibration.take(slice(0, WINDOWS))
-        shortest = some.seqlen if some.lengths is None else int(some.lengths.min())
-        tokens = some.tokens[:, :shortest]  # padding would be no part of a window
-        measured = Measured(self.model_source.load(), self.model_source.as_loaded(), self.stack, plan, proofs)
-        return verify_export(folder, digests, measured, tokens, self.model_source.load_export)
-
-    def _measure(self, folder: Path, progress: Progress) -> None:
-        """Perplexity of what was written, in the place of that of the seam model: a fold rounds. Left as it is, and
-        called what it is, where the other processes of a job do not take part, or memory holds no second model."""
+    def measure(self, folder: Path, progress: Progress = silent) -> None:
+        """Perplexity of the export in ``folder``, in the place of that of the seam model: a fold rounds. Left as it is,
+        and called what it is, where the other processes of a job do not take part, or memory holds no second model."""
         if self.perplexity is None or self.evaluation is None or world_size() > 1:
             return
-        placement, device = self.placement, self.model_source.device
-        dtype = str(self.model_source.dtype).removeprefix("torch.")
-        attention = str(self.model_source.load().config._attn_implementation)
-        if self.model_source.resident:
-            shape, windows = self.model_source.shape(), self.evaluation
+        source, placement, windows = self.model_source, self.placement, self.evaluation
+        attention = str(source.load().config._attn_implementation)
+        if source.resident:
+            memory = available_memory(source.device)
             try:
-                placement = place(shape, windows.count, windows.seqlen, available_memory(device), device)
+                placement = place(source.shape(), windows.count, windows.seqlen, memory, source.device)
             except OptionError:
                 return
-        self.model_source.release()
-        export = load_decoder(
-            folder, dtype=dtype, device=str(device), group_size=placement.group_size,
-            attention=attention if attention in ATTENTIONS else "auto",
+        source.release()
+        exported = load_decoder(
+            folder, dtype=str(source.dtype).removeprefix("torch."), device=str(source.device),
+            group_size=placement.group_size, attention=attention if attention in ATTENTIONS else "auto",
         )  # fmt: skip
-        dense = LayerStack.dense(export.num_layers)
-        measured = perplexity(export, dense, self.evaluation, placement, progress)
+        measured = perplexity(exported, LayerStack.dense(exported.num_layers), windows, placement, progress)
         self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
-
-    def _config(self, plan: FoldPlan) -> dict[str, Any]:
-        """The exported configuration."""
-        model_source, stack = self.model_source, self.stack
-        family = model_source.load().family
-        config = prune_stored(model_source.raw_config(), model_source.config, family, stack.num_layers, stack.alive)
-        config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
-        stated = config.get("quantization_config")
-        if stated is not None:
-            config["quantization_config"] = model_source.renumber_rules(stated, plan.renumber)
-        return config
-
-    def _prune_generation(self, path: Path) -> None:
-        """Leave out what names layers; a file that has nothing of the kind stays as it is."""
-        if not path.is_file():
-            return
-        stored = read_object(path, CheckpointError)
-        pruned = prune_generation(stored)
-        if pruned != stored:
-            write_json(path, pruned)
-
-    def _card(self, command: str | None) -> Card:
-        base = Path(self.model_source.name)
-        record, windows, verified = self.record(), self.calibration, self.verified
-        return Card(
-            base=base.resolve().name if base.is_dir() else self.model_source.name.partition("@")[0],
-            licence=self.model_source.licence(),
-            num_layers=self.stack.num_layers,
-            removals=[(r.block, r.score, r.scale) for r in self.rounds],
-            metric=self.options.metric,
-            compensation=self.options.compensation,
-            repair=None if self.repair is None else self.repair.taken,
-            fold=self.options.fold,
-            command=command or self._call(),
-            calibration=f"{windows.source}, {windows.count} windows of {windows.seqlen} tokens"
-            + (", each from BOS on" if windows.bos == "each" else ""),
-            digest=windows.digest,
-            versions={"prunecomp": record["prunecomp"], **record["versions"]},
-            perplexity=record["perplexity"],
-            quantised=self.model_source.quantised,
-            verified="no"
-            if verified is None
-            else f"{verified.tensors} tensors, logits within {verified.logits_error:.2g} of the measured model's",
-        )
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prunecomp.evaluation.bootstrap import LEVEL
 from prunecomp.evaluation.estimate import Estimate
 from prunecomp.evaluation.profile import ModelProfile, Profile
 from prunecomp.io.escape import markdown as escaped
+from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.report.console import Console, Table
 
 Grid = tuple[str, list[str], list[list[str]]]

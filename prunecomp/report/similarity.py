@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunecomp.errors import OptionError
-from prunecomp.scores import ScoreResult
+from prunecomp.pruning.scores import ScoreResult
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

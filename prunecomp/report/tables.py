@@ -7,11 +7,11 @@ from typing import Any
 from rich.filesize import decimal as _decimal
 
 from prunecomp.engine.states import Tier
-from prunecomp.evaluation.bootstrap import LEVEL
+from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.pruning.plan import RunPlan
 from prunecomp.pruning.result import SEAMS, PruneResult
+from prunecomp.pruning.scores import ScoreResult
 from prunecomp.report.console import Table
-from prunecomp.scores import ScoreResult
 
 
 def decimal(nbytes: float) -> str:

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import metadata_load
 
 import prunecomp
-from prunecomp.checkpoint.card import Licence, read_licence
+from prunecomp.model.source.licence import Licence, read_licence
 from tests.models import build, draw_tokens
 
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import prunecomp
 import prunecomp.checkpoint.writer as writer
-import prunecomp.pruning.result
-from prunecomp.checkpoint.verify import _has_experts, tensor_digest
+from prunecomp.checkpoint import export
+from prunecomp.checkpoint.verify import _has_experts
 from prunecomp.errors import OutputError
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.weights import tensor_digest
 from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
 
@@ -41,7 +42,7 @@ def test_the_record_says_what_was_verified(generator: torch.Generator, tmp_path:
 def test_without_verify_nothing_is_read_back(
     generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prunecomp.pruning.result, "verify_export", lambda *_: pytest.fail("verified"))
+    monkeypatch.setattr(export, "verify_export", lambda *_: pytest.fail("verified"))
     out = pruned(generator).save(tmp_path / "out", verify=False)
     assert json.loads((out / "prunecomp.json").read_text())["verified"] is None
 
@@ -98,17 +99,19 @@ def test_a_config_that_does_not_fit_the_weights_is_told(
     message: str,
 ) -> None:
     result = pruned(generator)
-    right = prunecomp.pruning.result.prune_stored
-    monkeypatch.setattr(prunecomp.pruning.result, "prune_stored", lambda *some: {**right(*some), **change})
+    right = export.prune_stored
+    monkeypatch.setattr(export, "prune_stored", lambda *some: {**right(*some), **change})
     with pytest.raises(OutputError, match=message):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_logits_of_a_wrong_seam_are_refused(generator: torch.Generator, tmp_path: Path) -> None:
+def test_logits_of_a_wrong_seam_are_refused(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = pruned(generator)
     plan, proofs = result.prove()
-    result.prove = lambda: (plan, proofs)  # type: ignore[method-assign]
+    monkeypatch.setattr(export, "proved_fold", lambda *given: (plan, proofs))
     result.stack = dataclasses.replace(result.stack, seams=(1.0, 1.0, 3.0, 1.0))
     with pytest.raises(OutputError, match="its logits are off by"):
         result.save(tmp_path / "out")

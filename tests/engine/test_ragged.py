@@ -34,7 +34,7 @@ def ragged(model: Any, generator: torch.Generator) -> Windows:
 
 def records(pruner: Pruner, layers: int) -> list[torch.Tensor]:
     pruner.score()
-    return [part for layer in range(layers) for part in vars(pruner.run.statistics.record(layer)).values()]
+    return [part for layer in range(layers) for part in vars(pruner._run.statistics.of(layer)).values()]
 
 
 def test_padding_does_not_reach_the_statistics(model: Any, generator: torch.Generator) -> None:
@@ -66,7 +66,7 @@ def test_block_influence_is_a_mean_over_real_tokens(generator: torch.Generator) 
     pruner = Pruner(Decoder(model), windows)
     scores = pruner.score()
     assert windows.num_tokens == 86
-    cosine = pruner.run.statistics.stats(2).cosine.sum()
+    cosine = pruner._run.statistics.of(2).cosine.sum()
     assert scores[2] == pytest.approx(1 - float(cosine) / 86)
 
 

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from prunecomp.evaluation.bootstrap import (
+from prunecomp.metrics.bootstrap import (
     DRAWS,
     LEVEL,
     choice_certainty,

@@ -20,8 +20,8 @@ from prunecomp.evaluation.language import Language, common_prefix
 from prunecomp.evaluation.profile import Named, in_use
 from prunecomp.evaluation.prompts import PROMPTS
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack, Overlay
+from prunecomp.pruning.language import language_of
 from tests.models import CASES, build
 from tests.seeds import seed
 from tests.tolerances import ROUNDINGS

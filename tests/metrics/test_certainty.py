@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import prunecomp
-from prunecomp.evaluation.bootstrap import draws
+from prunecomp.metrics.bootstrap import draws
 from tests.models import build, draw_tokens
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import prunecomp
+from prunecomp.compensation import Seam
 from prunecomp.data.windows import Windows
 from prunecomp.engine import states
 from prunecomp.engine.candidates import leave_one_out
@@ -77,7 +78,7 @@ def test_a_loss_has_the_bits_of_the_pruned_model_itself(
     for _ in range(3):
         scores = pruner.score()
         for layer, score in scores.items():
-            trial = pruner.run.fork()
+            trial = pruner._run.fork()
             trial.remove((layer,))
             assert trial.loss(keep=False) == score, layer
         pruner.remove(min((layer for layer in scores if layer > 0), key=lambda layer: scores[layer]))
@@ -206,8 +207,8 @@ def test_a_round_that_breaks_off_leaves_nothing_half_kept(
     placement = replace(Pruner(decoder, windows, **options).placement, micro_batch=2)
     pruner = Pruner(decoder, windows, placement=placement, **options)
     pruner.score()  # keeps the streams of candidates 1 to 5 at position 6
-    pruner.cut(8)
-    pruner.run.scores = {7: 0.0}  # so that this round wants them, and that of 6, at position 7
+    pruner._cut(8)
+    pruner._run.scores = {7: 0.0}  # so that this round wants them, and that of 6, at position 7
     call, calls = decoder.call, 0
 
     def failing(*arguments: Any) -> torch.Tensor:
@@ -221,10 +222,10 @@ def test_a_round_that_breaks_off_leaves_nothing_half_kept(
         patch.setattr(decoder, "call", failing)
         with pytest.raises(KeyboardInterrupt):
             pruner.score()
-    pruner.cut(7)
+    pruner._cut(7)
     again = Pruner(decoder, windows, placement=placement, cache=False, **options)
-    again.restore((8,), 1.0, {})
-    again.restore((7,), 1.0, {})
+    again._put((8,), Seam(1.0))
+    again._put((7,), Seam(1.0))
     assert pruner.score() == again.score()
 
 
@@ -233,11 +234,11 @@ def test_a_part_whose_loss_alone_was_asked_for_has_no_say(generator: torch.Gener
     windows = Windows(draw_tokens(model, generator, windows=40), "")
     pruner = Pruner(Decoder(model), windows, metric="ppl", candidates=range(1, 5), confidence=0.5)
     pruner.score()
-    pruner.cut(2)
+    pruner._cut(2)
     pruner.loss()  # brings every part up to date
     scores = pruner.score()
-    counted = pruner.metric._counted(pruner.candidates())
-    first = pruner.metric.sequence_scores(pruner.candidates())[1]
+    counted = pruner._metric._counted(pruner._round_candidates())
+    first = pruner._metric.sequence_scores(pruner._round_candidates())[1]
     assert scores.keys() == {1, 3, 4}
     assert len(first) == sum(shard.windows.count for shard, _ in counted) >= 16
 
@@ -267,7 +268,7 @@ def test_streams_kept_from_the_last_round_start_where_they_were_kept(generator: 
     tokens = draw_tokens(model, generator)
     pruner = Pruner(Decoder(model), Windows(tokens, ""), metric="ppl", candidates=[1, 2, 3, 4, 5, 6])
     pruner.score()
-    kept = pruner.metric._streams[pruner.run.shards[0]]
+    kept = pruner._metric._streams[pruner._run.shards[0]]
     k = len(next(iter(kept.below.values())).alive) + 1
     pruner.remove(6)
     before = pruner.layer_forwards
@@ -276,7 +277,7 @@ def test_streams_kept_from_the_last_round_start_where_they_were_kept(generator: 
     main = 1  # the scoring pass runs the one layer above the cut
     assert pruner.layer_forwards - before == main + len(below) * (7 - k) + sum(7 - 1 - p for p in above)
     again = Pruner(Decoder(model), Windows(tokens, ""), metric="ppl", candidates=[1, 2, 3, 4, 5, 6], cache=False)
-    again.restore((6,), pruner.stack.seams[6] if len(pruner.stack.seams) > 6 else 1.0, {})
+    again._put((6,), Seam(pruner.stack.seams[6] if len(pruner.stack.seams) > 6 else 1.0))
     assert again.score() == pytest.approx(scores, rel=0, abs=0)
 
 
@@ -314,8 +315,8 @@ def test_only_what_is_asked_for_is_scored(generator: torch.Generator) -> None:
     model = build("llama")
     pruner = Pruner(Decoder(model), Windows(draw_tokens(model, generator), ""), metric="ppl", candidates=[2, 4])
     assert set(pruner.score()) == {2, 4}
-    shard = pruner.run.shards[0]
-    sums = leave_one_out(pruner.run, shard, {5: pruner.stack.remove(5)}, None)
+    shard = pruner._run.shards[0]
+    sums = leave_one_out(pruner._run, shard, {5: pruner.stack.remove(5)}, None)
     assert sums.shape == (5, 1)
 
 

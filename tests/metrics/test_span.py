@@ -176,7 +176,7 @@ def test_a_cut_at_the_very_top(generator: torch.Generator, top: list[int]) -> No
     scores = pruner.score()
     assert pruner.layer_forwards - before == 1
     fresh = Pruner(Decoder(model), Windows(tokens, "test"), metric="bi", span=2, placement=room(5))
-    fresh.run.remove(top)
+    fresh._run.remove(top)
     assert fresh.score() == scores
     assert set(scores) == set(range(5 - len(top)))
 
@@ -248,10 +248,10 @@ def test_where_not_all_states_fit_windows_are_taken_in_turn(generator: torch.Gen
     for ours, theirs in zip(rounds, plain, strict=True):
         assert ours.scores == pytest.approx(theirs.scores, rel=SCALE)
         assert ours.layer_forwards == len(ours.scores) + 1  # nothing is kept from round to round
-    rows = max(shard.states.shape.num_tokens for shard in pruner.run.shards)
-    assert len(pruner.run.shards) > 1
+    rows = max(shard.states.shape.num_tokens for shard in pruner._run.shards)
+    assert len(pruner._run.shards) > 1
     assert 5 * rows <= boundaries * 7 * 1400, "all boundaries of a part fit where some of all windows do"
-    for shard in pruner.run.shards:
+    for shard in pruner._run.shards:
         assert not shard.states.kept
         assert not shard.states._spare
 
@@ -314,18 +314,18 @@ def test_losses_of_trials_leave_the_states_of_a_span_run_alone(generator: torch.
     tokens = draw_tokens(model, generator)
     pruner = Pruner(Decoder(model), Windows(tokens, "test"), metric="bi", span=2, placement=room(5))
     scores = pruner.score()
-    trial = pruner.run.trial()
+    trial = pruner._run.trial()
     trial.remove([2, 3], 1.5)
     loss = trial.loss(keep=False)
     fresh = Run(Decoder(model), Windows(tokens, "test"), room(5), stack=trial.stack, measured=False)
     assert loss == fresh.loss()
-    assert pruner.run.shards[0].states.kept == {1, 2, 3, 4, 5}
+    assert pruner._run.shards[0].states.kept == {1, 2, 3, 4, 5}
     assert pruner.score() == scores
     pruner.remove(2, 3)
-    pruner.run.loss()  # brings the statistics up to date, and takes no Gram matrix
+    pruner._run.loss()  # brings the statistics up to date, and takes no Gram matrix
     after = pruner.score()
     other = Pruner(Decoder(model), Windows(tokens, "test"), metric="bi", span=2, placement=room(5))
-    other.run.remove([2, 3], pruner.stack.seams[2])
+    other._run.remove([2, 3], pruner.stack.seams[2])
     assert after == other.score()
 
 

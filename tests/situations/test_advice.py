@@ -15,7 +15,7 @@ import torch
 import prunecomp.checkpoint.fold as fold
 import prunecomp.checkpoint.proof as proof
 import prunecomp.checkpoint.verify as verify
-import prunecomp.pruning.result
+from prunecomp.checkpoint import export
 from tests.command_line import Result, invoke
 from tests.models import build, draw_tokens
 
@@ -69,8 +69,8 @@ def test_a_failed_verification(form: str, other: str, prune: Prune, monkeypatch:
 
 
 def test_an_export_that_computes_something_else(prune: Prune, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = prunecomp.pruning.result.prune_stored
-    monkeypatch.setattr(prunecomp.pruning.result, "prune_stored", lambda *some: {**right(*some), "rms_norm_eps": 3.0})
+    right = export.prune_stored
+    monkeypatch.setattr(export, "prune_stored", lambda *some: {**right(*some), "rms_norm_eps": 3.0})
     failed = prune()
     assert advised(failed) == [["--resume", "--no-verify"]]
     assert prune(*advised(failed)[0]).exit_code == 0

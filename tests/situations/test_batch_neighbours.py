@@ -98,7 +98,7 @@ def test_statistics_are_those_of_each_row_alone(case: str, decoder: type[Decoder
     def cosines(windows: Windows) -> torch.Tensor:
         pruner = Pruner(decoder(model), windows)
         pruner.score()
-        return torch.stack([pruner.statistics.stats(layer).cosine for layer in range(4)])
+        return torch.stack([pruner.statistics.of(layer).cosine for layer in range(4)])
 
     together = cosines(Windows(tokens, "test", lengths))
     for number, length in enumerate(LENGTHS):

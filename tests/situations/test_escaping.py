@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 from safetensors.numpy import save_file
 
-from prunecomp.checkpoint.card import Card, Licence, model_card
+from prunecomp.checkpoint.card import Card, model_card
 from prunecomp.cli import inspecting
 from prunecomp.compare import Arm, Comparison
 from prunecomp.compare.results import ArmWork, Measurement, Text
 from prunecomp.io.escape import code, code_block, csv_cell, markdown, one_line, plot_label
+from prunecomp.model.source.licence import Licence
 from prunecomp.report.comparison import INSTALLED, comparison_tables, csv_text, perplexity_figure
 from prunecomp.report.comparison import markdown as comparison_markdown
 from prunecomp.report.console import Console

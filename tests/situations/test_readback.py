@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import prunecomp
 import prunecomp.model.source.folder
 import prunecomp.model.source.reference as reference
-import prunecomp.pruning.result
+from prunecomp.checkpoint import export
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import CheckpointError, OutputError
 from prunecomp.model.decoder import Decoder
@@ -55,11 +55,9 @@ def one_forgotten(plan: FoldPlan) -> FoldPlan:
 def test_wrong_weights_are_refused_in_16_bits(
     wrong: Wrong, dtype: torch.dtype, generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = prunecomp.pruning.result.write_tensors
+    right = export.write_tensors
     monkeypatch.setattr(
-        prunecomp.pruning.result,
-        "write_tensors",
-        lambda f, s, layers, plan, *rest: right(f, s, layers, wrong(plan), *rest),
+        export, "write_tensors", lambda f, s, layers, plan, *rest: right(f, s, layers, wrong(plan), *rest)
     )
     with pytest.raises(OutputError, match=r"of the base model|is missing"):
         pruned(generator, dtype).save(tmp_path / "out")
@@ -69,11 +67,11 @@ def test_wrong_weights_are_refused_in_16_bits(
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("fold", ["up", "down"])
 def test_a_seam_that_is_off_by_a_percent_is_refused(
-    fold: str, dtype: torch.dtype, generator: torch.Generator, tmp_path: Path
+    fold: str, dtype: torch.dtype, generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = pruned(generator, dtype, fold=fold)
     plan, proofs = result.prove()
-    result.prove = lambda: (plan, proofs)  # type: ignore[method-assign]
+    monkeypatch.setattr(export, "proved_fold", lambda *given: (plan, proofs))
     seams = list(result.stack.seams)
     seams[1] *= 1.01
     result.stack = replace(result.stack, seams=tuple(seams))
@@ -95,8 +93,8 @@ def test_a_config_that_says_another_function_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every one of them moves logits by less than 16-bit activations do, or not by much more."""
-    right = prunecomp.pruning.result.prune_stored
-    monkeypatch.setattr(prunecomp.pruning.result, "prune_stored", lambda *some: {**right(*some), **change})
+    right = export.prune_stored
+    monkeypatch.setattr(export, "prune_stored", lambda *some: {**right(*some), **change})
     with pytest.raises(OutputError, match="the export does not compute what was measured"):
         pruned(generator, dtype).save(tmp_path / "out")
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunecomp.checkpoint.card import Licence
-from prunecomp.checkpoint.rules import renumber_rules
 from prunecomp.data.sources import Tokenize
 from prunecomp.engine.placement import ModelShape
-from prunecomp.errors import FoldError, PrunecompWarning
-from prunecomp.model.config import prune_stored
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.quantised import Dequantised
+from prunecomp.model.source.licence import Licence
 from prunecomp.model.source.reference import whole_by_transformers
 from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource
 
@@ -93,33 +88,11 @@ class ModelSource:
         plain = self.plain_tensors()
         return plain.method if isinstance(plain, Dequantised) else None
 
-    def renumber_rules(self, stated: Any, renumber: Mapping[int, int]) -> Any:
-        """``stated``, the ``quantization_config``, once layers have the numbers of ``renumber``. Raises
-        :class:`CheckpointError` for a rule that cannot follow them."""
-        modules = {name.rpartition(".")[0] for name in self.tensors().names()}
-        return renumber_rules(stated, families.find(self.config.model_type), self.layers, renumber, modules)
-
     part_of: str | None = None
     """The ``model_type`` of the multimodal model whose text decoder this is, if it is one."""
 
-    def check_fold(self, form: str) -> None:
-        """Raise :class:`FoldError` where a fold cannot take this form."""
-        if form == "down" and self.part_of is not None:
-            raise FoldError(
-                f"--fold down scales the embedding, and in {self.part_of} images enter the stream beside it, unscaled: "
-                "use --fold up"
-            )
-
-    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
-        """Raise for what is known before any work to have no export: of a compensation that is put in by a ``fold`` of
-        this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
-        if fold is not None:
-            self.check_fold(fold)
-        alive = tuple(layer for layer in range(self.num_layers) if layer != min(candidates))
-        with warnings.catch_warnings():  # what follows the layers is told of when it is written
-            warnings.simplefilter("ignore", PrunecompWarning)
-            family = families.find(self.config.model_type)
-            prune_stored(self.raw_config(), self.config, family, self.num_layers, alive)
+    def check_written(self, *, folded: bool) -> None:
+        """Raise for what is known before any work to keep this model, ``folded`` or as it is, from being written."""
 
     @property
     def vocab_size(self) -> int:

@@ -10,11 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from prunecomp.checkpoint.writer import GENERATION, write_json
 from prunecomp.errors import CheckpointError, PrunecompWarning
-from prunecomp.io.plain import read_json, read_object
+from prunecomp.io.plain import read_json, read_object, write_json
 from prunecomp.model.config import prune_generation, without_code
-from prunecomp.model.files import WEIGHTS, is_index
+from prunecomp.model.files import GENERATION, WEIGHTS, is_index
 
 OURS = ("config.json", "README.md", "prunecomp.json", "mergekit.yml")
 """Written anew, or about the model as it was."""

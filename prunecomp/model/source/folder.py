@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.scales import check_repair
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import CheckpointError
@@ -29,9 +26,10 @@ from prunecomp.model.loader import (
     reason_of,
     text_decoder_of,
 )
-from prunecomp.model.quantised import dequantised, quantisation
+from prunecomp.model.quantised import dequantised
 from prunecomp.model.source.base import ModelSource
 from prunecomp.model.source.companions import TOKENIZERS, Companions, find_companions
+from prunecomp.model.source.licence import Licence, read_licence
 from prunecomp.model.source.reference import check_read_alike, whole_by_transformers
 from prunecomp.model.stored import layers_path, stored_names, under_model_names
 from prunecomp.model.weights import TensorSource, fingerprint, open_checkpoint
@@ -106,17 +104,8 @@ class FolderSource(ModelSource):
     def layers(self) -> str:
         return layers_path(self._plain, families.find(self.config.model_type))
 
-    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
-        super().check_export(candidates, fold, replaces)
+    def check_written(self, *, folded: bool) -> None:
         _ = self._companions
-        stated = quantisation(self.config)
-        if stated is None:
-            return
-        if fold is not None:
-            check_repair(self.described, self.plain_tensors(), self.stored, replaces)
-        lowest = min(candidates)  # every number above it changes
-        alive = [layer for layer in range(self.num_layers) if layer != lowest]
-        self.renumber_rules(stated, {layer: number for number, layer in enumerate(alive)})
 
     def raw_config(self) -> dict[str, Any]:
         return read_object(self.folder / "config.json", CheckpointError)

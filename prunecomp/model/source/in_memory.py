@@ -6,15 +6,12 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from prunecomp.checkpoint.card import Licence, read_licence
-from prunecomp.checkpoint.verify import tensor_digest
 from prunecomp.data.sources import Tokenize, Tokenizer
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.errors import PrunecompWarning
@@ -22,7 +19,8 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
 from prunecomp.model.source.base import ModelSource
 from prunecomp.model.source.companions import copy_tokenizer
-from prunecomp.model.weights import ModuleTensors, TensorSource
+from prunecomp.model.source.licence import Licence, read_licence
+from prunecomp.model.weights import ModuleTensors, TensorSource, tensor_digest
 
 
 class InMemorySource(ModelSource):
@@ -57,10 +55,9 @@ class InMemorySource(ModelSource):
         self._decoder.check_plain("a checkpoint of it")
         return ModuleTensors(self._decoder.model)
 
-    def check_export(self, candidates: Collection[int], fold: str | None, replaces: bool) -> None:
-        super().check_export(candidates, fold, replaces)
+    def check_written(self, *, folded: bool) -> None:
         check_as_built(self._decoder)
-        if fold is not None:
+        if folded:
             self._decoder.check_plain("a fold")
 
     def raw_config(self) -> dict[str, Any]:

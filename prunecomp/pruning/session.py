@@ -92,8 +92,8 @@ class Session:
         # Every process must come to the same placement.
         on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
         return place(
-            model_source.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder), model_source.device,
-            resident=model_source.resident, processes=world_size(), demand=demand,
+            model_source.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder),
+            model_source.device, resident=model_source.resident, processes=world_size(), demand=demand,
         )  # fmt: skip
 
     def compiles(self, windows: Windows, placement: Placement, rounds: int = 1) -> bool:

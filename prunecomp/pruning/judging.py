@@ -11,9 +11,9 @@ from prunecomp.engine.progress import Progress
 from prunecomp.evaluation.agreement import Standing, TextQuality, on_text
 from prunecomp.evaluation.profile import Named, Profile, capabilities
 from prunecomp.model.source import ModelSource
-from prunecomp.model.source.language import language_of
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
+from prunecomp.pruning.language import language_of
 
 
 def judged(
