@@ -82,7 +82,9 @@ def main() -> None:
     )  # fmt: skip
     record = {
         "model": given.model.name,
-        "calibration": {"file": MIXTURE.name, "windows": SAMPLES, "seqlen": SEQLEN, "digest": calibration.digest},
+        "calibration": {
+            "files": [text.name for text in MIXTURE], "windows": SAMPLES, "seqlen": SEQLEN, "digest": calibration.digest,
+        },
         "metric": "bi", "dtype": "float32", "threads": torch.get_num_threads(), "machine": platform.processor(),
         "versions": {name: version(name) for name in ("prunecomp", "torch", "transformers")},
         "seconds": {"choosing": chosen, "all": time.perf_counter() - started},

@@ -30,7 +30,7 @@ from prunecomp.pruning.pruner import run_rounds
 from prunecomp.pruning.result import PruneResult
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
-from prunecomp.repair import check_repairable, demand_of
+from prunecomp.repair import RIDGE, check_repairable, demand_of
 from prunecomp.repair import repair as fit_repair
 
 
@@ -82,7 +82,7 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
         if asked.repair != "none":
             pruner.release()
             stack, outcome = fit_repair(
-                pruner.decoder, windows, placement, stack, asked.repair, asked.ridge, replaces=replaces,
+                pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE, replaces=replaces,
                 progress=asked.progress,
             )  # fmt: skip
         quality, found = judged(model_source, stack, placement, asked, eval_windows, asked.profile, asked.progress)

@@ -14,6 +14,7 @@ Attention = Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "e
 Compile = Literal["auto", "on", "off"]
 Backend = Literal["auto", "reference", "native", "triton", "cuda"]
 Parity = Literal["official"]
+RunPreset = Literal["paper"]
 PresetName = Literal["paper-table5", "paper"]
 
 BOS: tuple[str, ...] = get_args(Bos)

@@ -40,7 +40,9 @@ def quantised(generator: torch.Generator) -> Any:
 
 def logits(model: Any, tokens: torch.Tensor, fold: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the model with folded weights, and of the one with seams, both in float32."""
-    result = prunecomp.prune(model, len(LOWER), tokens[:1, :6], metric="given", given=list(LOWER), fold=fold)
+    result = prunecomp.prune(
+        model, len(LOWER), tokens[:1, :6], metric="given", given=list(LOWER), fold=fold, preset="paper"
+    )
     result.stack = LayerStack.dense(result.stack.num_layers)
     for layer, scale in LOWER.items():
         result.stack = result.stack.remove(layer, scale)

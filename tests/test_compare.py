@@ -102,8 +102,7 @@ def equals_separate_runs(result: Comparison, model: Any, calibration: Any, texts
             for name, text in texts.items():
                 theirs = prunecomp.prune(
                     model, count, calibration, eval=text, metric=arm.metric, compensation=arm.compensation,
-                    one_shot=arm.one_shot, parity=arm.parity, **options,
-                )  # fmt: skip
+                    one_shot=arm.one_shot, parity=arm.parity, **options, preset="paper")  # fmt: skip
                 assert ours.removed == theirs.removed, arm
                 assert ours.scales == theirs.scales, arm
                 assert theirs.perplexity == {"dense": result.dense[name], "pruned": ours.perplexity[name]}, arm

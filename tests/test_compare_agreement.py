@@ -25,7 +25,13 @@ def test_agreement_is_that_of_prune_and_is_shown(generator: torch.Generator) -> 
     )
     for one in found.measurements:
         run = prunecomp.prune(
-            model, one.layers, tokens, eval=text, metric=one.arm.metric, compensation=one.arm.compensation
+            model,
+            one.layers,
+            tokens,
+            eval=text,
+            metric=one.arm.metric,
+            compensation=one.arm.compensation,
+            preset="paper",
         )
         quality = run.quality[1]
         assert quality.agreement is not None

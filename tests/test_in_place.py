@@ -71,7 +71,7 @@ def test_applied_is_the_pruned_model_and_then_what_it_was(case: str, repair: str
 def test_apply_leaves_nothing_behind_that_points_at_the_dense_model(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "dense")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
-    prunecomp.prune(model, 2, TOKENS).apply(model)
+    prunecomp.prune(model, 2, TOKENS, preset="paper").apply(model)
     assert not [path for path in (model.config._name_or_path, model.name_or_path) if path]
     assert str(tmp_path) not in repr(model.config) + repr(model.generation_config) + model.config.to_json_string()
     model.save_pretrained(tmp_path / "pruned")
@@ -84,7 +84,7 @@ def test_an_export_of_a_model_object_has_the_tokenizer_of_its_parent(tmp_path: P
     folder = save(small(), tmp_path / "dense")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    result = prunecomp.prune(model, 1, TOKENS)
+    result = prunecomp.prune(model, 1, TOKENS, preset="paper")
     result.apply(model)
     out = result.save(tmp_path / "out")
     for file in [*folder.glob("tokenizer*"), folder / "chat_template.jinja"]:
@@ -93,13 +93,13 @@ def test_an_export_of_a_model_object_has_the_tokenizer_of_its_parent(tmp_path: P
         orphan = build("llama")
         orphan.config._name_or_path = name
         with pytest.warns(PrunecompWarning, match="the export has no tokenizer: .* give tokenizer="):
-            prunecomp.prune(orphan, 1, TOKENS).save(tmp_path / f"orphan-{number}")
+            prunecomp.prune(orphan, 1, TOKENS, preset="paper").save(tmp_path / f"orphan-{number}")
 
 
 def test_a_result_is_saved_and_applied_again_after_apply(tmp_path: Path) -> None:
     model = build("llama")
     other, dense = copy.deepcopy(model), everything(model)
-    result = prunecomp.prune(model, 2, TOKENS)
+    result = prunecomp.prune(model, 2, TOKENS, preset="paper")
     result.save(tmp_path / "before")
     result.apply(model)
     applied = everything(model)
@@ -118,7 +118,7 @@ def test_a_result_is_saved_and_applied_again_after_apply(tmp_path: Path) -> None
 def test_a_result_is_saved_while_it_is_applied(tmp_path: Path) -> None:
     model = build("llama")
     dense = everything(model)
-    result = prunecomp.prune(model, 2, TOKENS)
+    result = prunecomp.prune(model, 2, TOKENS, preset="paper")
     result.save(tmp_path / "before")
     with result.applied(model):
         applied = everything(model)
@@ -133,7 +133,9 @@ def test_a_result_is_saved_while_it_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_cut_and_pruned_config_are_the_structure_of_an_export(tmp_path: Path, case: str) -> None:
     model, tokens = build(case), TOKENS
-    out = prunecomp.prune(model, 3, tokens, metric="given", given=[4, 1, 2], compensation="none").save(tmp_path / "out")
+    out = prunecomp.prune(model, 3, tokens, metric="given", given=[4, 1, 2], compensation="none", preset="paper").save(
+        tmp_path / "out"
+    )
     config = prunecomp.pruned_config(model.config, [1, 2, 4])
     assert model.config.num_hidden_layers == 6, "the given one is left alone"
     written = AutoConfig.from_pretrained(out)
@@ -172,7 +174,7 @@ def test_the_layer_map_is_recorded_and_follows_the_model_it_was_made_from(tmp_pa
     folder, maps = tmp_path / "dense", []
     for number, given in enumerate(([5, 1], [3], [0])):
         out = tmp_path / str(number)
-        prunecomp.prune(folder, len(given), TOKENS, metric="given", given=given).save(out)
+        prunecomp.prune(folder, len(given), TOKENS, metric="given", given=given, preset="paper").save(out)
         maps.append(json.loads((out / "config.json").read_text())["layer_map"])
         assert json.loads((out / "prunecomp.json").read_text())["layer_map"] == maps[-1]
         assert AutoConfig.from_pretrained(out).layer_map == maps[-1]
@@ -231,7 +233,10 @@ def test_a_wrapped_model_is_unwrapped(tmp_path: Path, wrapper: str) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator)
     bare, wrapped = copy.deepcopy(model), WRAPPERS[wrapper](model)
-    result, plain = prunecomp.prune(wrapped, 2, tokens), prunecomp.prune(bare, 2, tokens)
+    result, plain = (
+        prunecomp.prune(wrapped, 2, tokens, preset="paper"),
+        prunecomp.prune(bare, 2, tokens, preset="paper"),
+    )
     assert (result.removed, result.scales) == (plain.removed, plain.scales)
     name = "model.safetensors"
     assert (result.save(tmp_path / "a") / name).read_bytes() == (plain.save(tmp_path / "b") / name).read_bytes()
@@ -269,11 +274,11 @@ class Adapted(nn.Module):
 
 def test_an_adapter_inside_is_told_before_any_work() -> None:
     model = build("llama")
-    result = prunecomp.prune(model, 1, TOKENS)
+    result = prunecomp.prune(model, 1, TOKENS, preset="paper")
     attention = model.model.layers[2].self_attn
     attention.q_proj = Adapted(attention.q_proj)
     for call in (
-        lambda: prunecomp.prune(model, 1, "no such file"),
+        lambda: prunecomp.prune(model, 1, "no such file", preset="paper"),
         lambda: prunecomp.evaluate(model, "no such file"),
         lambda: prunecomp.cut(model, [1]),
         lambda: result.apply(model),
@@ -286,15 +291,15 @@ def test_the_folder_of_an_adapter_names_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"holds an adapter of peft, and no model\. Its base is org/base"):
-        prunecomp.prune(tmp_path, 1, TOKENS)
+        prunecomp.prune(tmp_path, 1, TOKENS, preset="paper")
 
 
 def test_what_is_a_part_of_a_model_is_told() -> None:
     model = build("llama")
     with pytest.raises(CheckpointError, match="with its head, as AutoModelForCausalLM loads it"):
-        prunecomp.prune(model.model, 1, "no such file")
+        prunecomp.prune(model.model, 1, "no such file", preset="paper")
     with pytest.raises(OptionError, match="a Sequential is no model"):
-        prunecomp.prune(nn.Sequential(model), 1, "no such file")
+        prunecomp.prune(nn.Sequential(model), 1, "no such file", preset="paper")
 
 
 def test_a_revision_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +310,7 @@ def test_a_revision_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: py
         return str(folder)
 
     monkeypatch.setattr("prunecomp.model.hub.snapshot_download", snapshot)
-    out = prunecomp.prune("org/name@v1.0", 1, TOKENS).save(tmp_path / "out")
+    out = prunecomp.prune("org/name@v1.0", 1, TOKENS, preset="paper").save(tmp_path / "out")
     prunecomp.score("org/name", TOKENS)
     assert set(asked) == {("org/name", "v1.0"), ("org/name", None)}
     assert "base_model: org/name\n" in (out / "README.md").read_text()

@@ -126,7 +126,7 @@ def test_a_token_takes_the_way_that_is_told(generator: torch.Generator, tmp_path
 
     sys.setprofile(watch)
     try:
-        prunecomp.prune(model, 1, calibration=tokens).save(tmp_path / "out")
+        prunecomp.prune(model, 1, calibration=tokens, preset="paper").save(tmp_path / "out")
     finally:
         sys.setprofile(None)
     assert list(entered) == [name for name, _ in way]

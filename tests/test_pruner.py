@@ -20,7 +20,7 @@ from tests.tolerances import SCALE
 
 
 def run(model: Any, tokens: torch.Tensor, layers: int, **options: Any) -> prunecomp.PruneResult:
-    return prunecomp.prune(model, layers, tokens, **options)
+    return prunecomp.prune(model, layers, tokens, **options, preset="paper")
 
 
 @pytest.mark.parametrize("one_shot", [False, True], ids=["iterative", "one-shot"])
@@ -40,7 +40,13 @@ def test_choices_and_scales_agree_with_the_oracle_on_the_bundled_model(
     reference_model: Any, layers: int, seqlen: int
 ) -> None:
     result = prunecomp.prune(
-        reference_model, layers, reference_model / "calibration.txt", samples=6, seqlen=seqlen, dtype="float32"
+        reference_model,
+        layers,
+        reference_model / "calibration.txt",
+        samples=6,
+        seqlen=seqlen,
+        dtype="float32",
+        preset="paper",
     )
     model = result.model_source.load().model
     removed, scales, _ = iterative.prune(model, result.calibration.tokens, layers)

@@ -51,7 +51,9 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("theirs")
 def test_an_installed_package_adds_a_metric_and_a_compensation(generator: Any) -> None:
     model = build("llama")
-    result = prunecomp.prune(model, 2, draw_tokens(model, generator), metric="middle", compensation="half")
+    result = prunecomp.prune(
+        model, 2, draw_tokens(model, generator), metric="middle", compensation="half", preset="paper"
+    )
     assert result.removed == [3, 2]
     assert result.scales == [0.5, 0.5]
     assert {"middle", "broken", "bi"} <= set(METRICS)

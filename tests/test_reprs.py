@@ -48,7 +48,7 @@ def tokens(model: Any) -> torch.Tensor:
 def results(model: Any, tokens: torch.Tensor) -> list[Any]:
     pruner = prunecomp.pruner_for(model, tokens)
     return [
-        prunecomp.prune(model, 2, calibration=tokens, eval=tokens),
+        prunecomp.prune(model, 2, calibration=tokens, eval=tokens, preset="paper"),
         prunecomp.score(model, tokens),
         prunecomp.compare(model, [1, 2], tokens, eval={HOSTILE: tokens}),
         prunecomp.collect(model, tokens),

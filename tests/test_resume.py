@@ -196,7 +196,7 @@ class Case:
 
     def run(self, **changes: Any) -> prunecomp.PruneResult:
         arguments = {"model": self.model, "layers": 2, "calibration": self.tokens, "journal": self.journal}
-        return prunecomp.prune(**{**arguments, **changes})
+        return prunecomp.prune(**{**arguments, **changes}, preset="paper")
 
 
 @pytest.fixture

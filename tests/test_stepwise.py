@@ -133,7 +133,7 @@ def test_steps_by_the_lowest_score_are_what_prune_does(generator: torch.Generato
     for _ in range(3):
         scores = pruner.score()
         pruner.remove(min(scores, key=lambda layer: (scores[layer], layer)))
-    result, expected = pruner.result(), prunecomp.prune(model, 3, tokens)
+    result, expected = pruner.result(), prunecomp.prune(model, 3, tokens, preset="paper")
     assert result.removed == expected.removed == pruner.removed
     assert result.scales == expected.scales
     assert [r.score for r in result.rounds] == [r.score for r in expected.rounds]

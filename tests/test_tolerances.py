@@ -23,7 +23,7 @@ SEAM = 0.8
 def test_a_wrong_fold_crosses_the_tolerance(generator: torch.Generator, layer: int, writer: str) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 1, tokens, metric="given", given=[2])
+    result = prunecomp.prune(model, 1, tokens, metric="given", given=[2], preset="paper")
     result.stack = LayerStack.dense(6).remove(2, SEAM)
     decoder = Decoder(model)
     with decoder.evaluating():

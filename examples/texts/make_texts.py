@@ -86,14 +86,15 @@ def main() -> None:
     options = parser.parse_args()
     books = split_titles(options.books.read_text(encoding="utf-8"))
     here = Path(__file__).parent
-    mixture = [
-        without_slurs(books["The Hound of the Baskervilles"]),
-        without_slurs(books["Journal of the Plague Year"]),
-        "\n\n\n".join(manual(options.sqlite, MANUALS)),
-        "\n\n\n".join(modules(options.tornado, MODULES)),
-    ]
+    mixture = {
+        "fiction": without_slurs(books["The Hound of the Baskervilles"]),
+        "report": without_slurs(books["Journal of the Plague Year"]),
+        "documentation": "\n\n\n".join(manual(options.sqlite, MANUALS)),
+        "code": "\n\n\n".join(modules(options.tornado, MODULES)),
+    }
     bundled = here.parent.parent / "prunecomp" / "data" / "texts"
-    (bundled / "mixture.txt").write_text("\n\n\n".join(cut(part).strip() for part in mixture) + "\n", encoding="utf-8")
+    for kind, text in mixture.items():
+        (bundled / f"{kind}.txt").write_text(cut(text).strip() + "\n", encoding="utf-8")
     (here / "verse.txt").write_text(cut(without_slurs(books["Poems"])), encoding="utf-8")
     (here / "code.txt").write_text(cut("\n\n\n".join(modules(options.tornado, OTHER_MODULES))), encoding="utf-8")
 

@@ -207,13 +207,13 @@ def shown(value: Any) -> str:
 
 
 def ridge(option: str, value: Any) -> float | None:
-    """In units of the mean diagonal of the Gram matrix; None where it is to be chosen."""
-    if value is None or value == "auto":
+    """In units of the mean diagonal of the Gram matrix."""
+    if value is None:
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 1e-6 <= number <= 1e6:
-        raise OptionError(f"{option} {shown(value)}: give auto, or a number from 1e-6 to 1e6; 1 is the usual one")
+        raise OptionError(f"{option} {shown(value)}: give a number from 1e-6 to 1e6; 1 is the usual one")
     return number

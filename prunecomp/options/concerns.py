@@ -38,6 +38,7 @@ from prunecomp.names import (
     MetricName,
     Parity,
     RepairName,
+    RunPreset,
 )
 from prunecomp.options.declare import Options, option
 
@@ -140,18 +141,23 @@ class Choice(Options):
         decides=True,
     )
     metric: MetricName = option("bi", "what layers are scored by", text, of=f"{STEPS} plan", panel=RUN, decides=True)
+    preset: RunPreset | None = option(
+        None, "paper: Prune&Comp as published, --compensation scale and --repair none; other options win", of="prune",
+        panel=RUN, decides=None,
+    )  # fmt: skip
     compensation: CompensationName = option(
-        "scale", "what stands in for a layer while others are chosen", text, of=STEPS, panel=RUN, decides=True
-    )
+        "scale", "what stands in for a layer while others are chosen", text, of=STEPS, panel=RUN, decides=True,
+        shown_default="scale, but none where a repair is fitted",
+    )  # fmt: skip
     repair: RepairName = option(
         "none", "fitted to the dense model once all layers are chosen: refit (the down projection below each gap), "
         "joint (attention's output too), or auto (judged on text left out of the fit, nothing included)",
-        of="prune", panel=RUN, decides=True,
+        of="prune", panel=RUN, decides=True, shown_default="auto, but none where a compensation is named",
     )  # fmt: skip
     ridge: float | None = option(
         None, "how strongly a repair is drawn to the weights that are there, in units of the Gram matrix's mean "
-        "diagonal; 1 is usual", ridge, of="prune", takes="float | str | None", metavar="NUMBER", decides=True,
-        shown_default="auto: judged as the repair is",
+        "diagonal", ridge, of="prune", takes="float | str | None", metavar="NUMBER", decides=True,
+        shown_default="1",
     )  # fmt: skip
     span: int | None = option(
         None, "neighbours that go together, for bi, span and angular", partial(whole, least=1), of=f"{STEPS} plan",

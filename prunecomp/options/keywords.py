@@ -25,6 +25,7 @@ from prunecomp.names import (
     Parity,
     PresetName,
     RepairName,
+    RunPreset,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class ScoreKeywords(CollectKeywords, total=False):
 class PruneKeywords(ScoreKeywords, total=False):
     """Of :func:`prunecomp.prune`."""
 
+    preset: RunPreset | None
     repair: RepairName
     ridge: float | str | None
     one_shot: bool

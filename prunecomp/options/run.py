@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
     """The options of a run: those that decide determine its choices, together with model and calibration digest."""
 
+    @classmethod
+    def implied(cls, caller: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """``prune`` repairs at the end, unless what stands in the seams is named, by itself or as what the paper has;
+        the layers are then chosen with nothing in place, which chose better ones on real models."""
+        if caller != "prune" or given.get("preset") is not None:
+            return {}
+        named = "compensation" in given or given.get("lookahead")
+        found = {} if "repair" in given else {"repair": "none" if named else "auto"}
+        repairs = {**found, **given}["repair"] not in ("none", None)
+        return found if named or not repairs else {**found, "compensation": "none"}
+
     def check(
         self,
         metrics: Mapping[str, type[Metric]],

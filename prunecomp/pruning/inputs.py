@@ -21,8 +21,9 @@ from prunecomp.engine.placement import free_host_memory
 from prunecomp.errors import OptionError
 from prunecomp.model.source import ModelSource
 
-MIXTURE = Path(__file__).parent.parent / "data" / "texts" / "mixture.txt"
-"""What is calibrated on where nothing is given: fiction, a report, documentation and code, one after another."""
+TEXTS = Path(__file__).parent.parent / "data" / "texts"
+MIXTURE = [TEXTS / f"{kind}.txt" for kind in ("fiction", "documentation", "code", "report")]
+"""What is calibrated on where nothing is given, as much of each."""
 
 
 def calibration_windows(
@@ -36,9 +37,8 @@ def calibration_windows(
 ) -> Windows:
     """Windows of one length cut from the whole text, or ``documents`` one by one, as conversations always are; of
     several sources by their weights (see :func:`prunecomp.data.mixture.parts_of`); of :data:`MIXTURE` without a
-    source. Raises :class:`OptionError` or
-    :class:`DataError`."""
-    source = MIXTURE if source is None else source
+    source. Raises :class:`OptionError` or :class:`DataError`."""
+    source = MIXTURE[:samples] if source is None else source
     length = choose_seqlen(seqlen, model_source.config)
     parts = parts_of(source)
     if parts is None:

@@ -1,14 +1,14 @@
-"""Which repair is taken: by what the model then loses on a stretch of text that was left out of the fit.
+"""Which repair is taken: by what the model then loses on text that was left out of the fit.
 
-The calibration is cut into stretches, sources or kinds where it holds several one after another. Each is left out once:
-what is judged is fitted on the others, and the loss of the whole repaired model is measured on it.
+Each source of the calibration is left out once, or each stretch of it where it is one source: what is judged is fitted
+on the others, and the loss of the whole repaired model is measured on it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -24,11 +24,7 @@ from prunecomp.repair.refit import RIDGE, Repaired, bare, refit
 from prunecomp.repair.writers import attention_writer, mlp_writer
 
 STRETCHES = 4
-"""Parts of the calibration, each left out once."""
-
-RIDGES = (RIDGE, 3.0)
-"""None lighter than the default: on text like the calibration one looks better than it is, and stretches of one kind of
-text cannot tell."""
+"""Parts of a calibration of one source, each left out once."""
 
 JUDGED_TOKENS = 2**16
 """Tokens that a judgement looks at, from windows spread over the calibration: enough for losses to differ by less than
@@ -58,24 +54,22 @@ class Verdict:
     """What was taken, and what was seen."""
 
     setting: Setting
-    losses: dict[str, list[float]]
-    """Nats a token on each stretch by the name of the setting; empty where nothing was compared."""
+    losses: dict[str, dict[str, float]]
+    """Nats a token by the name of the setting, then of what was left out; empty where nothing was compared."""
     layer_forwards: float
     """Passes of all calibration windows through one layer."""
 
 
-def settings(decoder: Decoder, kind: str, ridge: float | None, loop: LayerStack, replaces: bool) -> list[Setting]:
+def settings(decoder: Decoder, kind: str, ridge: float, loop: LayerStack, replaces: bool) -> list[Setting]:
     """What is compared, the first the one that is taken where there is nothing to compare on.
 
-    ``ridge`` None lets the ridge be chosen too; ``replaces`` off rules out what puts new weights in place.
+    ``replaces`` off rules out what puts new weights in place.
     """
     fits: list[Setting] = []
     if replaces and any(mlp_writer(decoder, layer) is not None for layer in range(decoder.num_layers)):
         together = any(attention_writer(decoder, layer) is not None for layer in range(decoder.num_layers))
         best = ("joint" if together else "refit") if kind == "auto" else kind
-        fits = [Setting(best, one) for one in (RIDGES if ridge is None else (ridge,))]
-        if kind == "auto" and decoder.family.mlp_norm is None:
-            fits.append(replace(fits[0], scalar=False))
+        fits = [Setting(best, ridge)]
     if kind != "auto":
         return fits
     scalars = [] if fits or decoder.family.mlp_norm is not None else [Setting("scalar")]
@@ -110,11 +104,11 @@ def judge(
     stretches = stretches_of(windows)
     if len(candidates) == 1 or len(stretches) < 2:
         return Verdict(candidates[0], {}, 0.0)
-    losses: dict[str, list[float]] = {setting.name: [] for setting in candidates}
+    losses: dict[str, dict[str, float]] = {setting.name: {} for setting in candidates}
     forwards = 0.0
     with progress("judging", len(stretches) * len(candidates), "trials") as advance:
-        for number, left_out in enumerate(stretches):
-            rows = torch.cat([rows for other, rows in enumerate(stretches) if other != number])
+        for name, left_out in stretches.items():
+            rows = torch.cat([rows for other, rows in stretches.items() if other != name]).sort().values
             seen, unseen = windows.take(rows), windows.take(left_out)
             for setting in candidates:
                 stack = loop if setting.kind == "loop" else bare(loop)
@@ -123,17 +117,17 @@ def judge(
                     stack = repaired.stack
                     forwards += repaired.window_forwards
                 run = Run(decoder, unseen, placement, stack=stack, measured=False)
-                losses[setting.name].append(loss_of(run))
+                losses[setting.name][name] = loss_of(run)
                 forwards += run.layer_forwards * unseen.count
                 advance(1)
     names = [setting.name for setting in candidates]
     fair = [name for name in names if "none" not in losses or no_worse(losses[name], losses["none"])]
-    best = min(fair, key=lambda name: sum(losses[name]))
+    best = min(fair, key=lambda name: sum(losses[name].values()))
     return Verdict(candidates[names.index(best)], losses, forwards / windows.count)
 
 
-def no_worse(losses: Sequence[float], than: Sequence[float]) -> bool:
-    return all(mine <= its for mine, its in zip(losses, than, strict=True))
+def no_worse(losses: Mapping[str, float], than: Mapping[str, float]) -> bool:
+    return all(loss <= than[name] for name, loss in losses.items())
 
 
 def loss_of(run: Run) -> float:
@@ -144,9 +138,15 @@ def loss_of(run: Run) -> float:
         return math.inf
 
 
-def stretches_of(windows: Windows) -> list[torch.Tensor]:
-    """Rows of the windows that are judged on, stretch by stretch, in the order of the text; several processes need
-    some each, so there are fewer where there are few windows."""
+def stretches_of(windows: Windows) -> dict[str, torch.Tensor]:
+    """Rows of the windows that are judged on, by source, or in order by stretch; several processes need some each, so
+    there are fewer stretches where there are few windows."""
     judged = min(windows.count, max(STRETCHES * world_size(), JUDGED_TOKENS * windows.count // windows.num_tokens))
     rows = torch.linspace(0, windows.count - 1, judged).round().long().unique()
-    return list(rows.tensor_split(max(1, min(STRETCHES, len(rows) // world_size()))))
+    if windows.kinds is not None:
+        of_kind = {name: rows[windows.kinds[rows] == kind] for kind, name in enumerate(windows.kind_names)}
+        sources = {name: those for name, those in of_kind.items() if len(those) >= world_size()}
+        if len(sources) > 1:
+            return sources
+    stretches = rows.tensor_split(max(1, min(STRETCHES, len(rows) // world_size())))
+    return {f"stretch {number}": stretch for number, stretch in enumerate(stretches, start=1)}

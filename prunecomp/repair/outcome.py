@@ -12,7 +12,7 @@ from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.repair.judge import judge, put, settings
-from prunecomp.repair.refit import GapRecord, bare
+from prunecomp.repair.refit import RIDGE, GapRecord, bare
 from prunecomp.repair.writers import mlp_writer
 
 
@@ -24,9 +24,9 @@ class Outcome:
     taken: str
     """``none``: nothing in place of the layers; ``loop``: the seams that the choosing left; ``scalar``; or what was
     fitted."""
-    losses: dict[str, list[float]]
-    """Nats a token on each stretch of the calibration that was left out, by what was compared; empty where nothing
-    was."""
+    losses: dict[str, dict[str, float]]
+    """Nats a token by what was compared, on each source or stretch of the calibration that was left out; empty where
+    nothing was compared."""
     gaps: list[GapRecord]
     layer_forwards: float
     """Passes of all calibration windows through one layer, judging and fitting together."""
@@ -49,13 +49,13 @@ def repair(
     placement: Placement,
     stack: LayerStack,
     kind: str,
-    ridge: float | None = None,
+    ridge: float = RIDGE,
     *,
     replaces: bool = True,
     progress: Progress = silent,
 ) -> tuple[LayerStack, Outcome]:
-    """The repaired model, and what was done: ``kind`` is a ``RepairName`` but ``none``, ``ridge`` None to have it
-    chosen; ``replaces`` off keeps ``auto`` to what puts no new weights in place."""
+    """The repaired model, and what was done: ``kind`` is a ``RepairName`` but ``none``; ``replaces`` off keeps ``auto``
+    to what puts no new weights in place."""
     started = time.perf_counter()
     verdict = judge(decoder, windows, placement, stack, settings(decoder, kind, ridge, stack, replaces), progress)
     setting, forwards, gaps = verdict.setting, verdict.layer_forwards, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal as _decimal
@@ -59,12 +60,12 @@ def repair_tables(result: PruneResult) -> list[Table]:
     gaps.caption = f"{repair.layer_forwards:.1f} layer-forwards, {repair.seconds:.1f} s"
     if not repair.losses:
         return [gaps]
-    seen = Table(title="nats a token on each stretch of the calibration, left out of the fit")
+    seen = Table(title="nats a token on what was left out of the fit")
     seen.add_column("repair")
-    for number in range(len(next(iter(repair.losses.values())))):
-        seen.add_column(str(number + 1), justify="right")
+    for name in next(iter(repair.losses.values())):
+        seen.add_column(Path(name).name, justify="right")
     for name, losses in repair.losses.items():
-        seen.add_row(f"{name} (taken)" if name == repair.taken else name, *(f"{loss:.4f}" for loss in losses))
+        seen.add_row(f"{name} (taken)" if name == repair.taken else name, *(f"{loss:.4f}" for loss in losses.values()))
     return [seen, gaps]
 
 

@@ -20,7 +20,7 @@ def test_a_card_tells_what_was_done(generator: torch.Generator, tmp_path: Path, 
     base = saved(model)
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: acme-1\ntags: [x]\n---\n# Base\n")
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(base, 2, tokens, metric="given", given=[4, 1], eval=tokens)
+    result = prunecomp.prune(base, 2, tokens, metric="given", given=[4, 1], eval=tokens, preset="paper")
     out = result.save(tmp_path / "out")
     text = (out / "README.md").read_text()
     front: Any = metadata_load(out / "README.md")
@@ -40,7 +40,7 @@ def test_a_card_tells_what_was_done(generator: torch.Generator, tmp_path: Path, 
 
 def test_a_command_line_stands_in_the_card(generator: torch.Generator, tmp_path: Path) -> None:
     model = build("llama")
-    result = prunecomp.prune(model, 1, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 1, draw_tokens(model, generator), preset="paper")
     out = result.save(tmp_path / "out", command="prunecomp prune base --layers 1", verify=False)
     text = (out / "README.md").read_text()
     assert "\nprunecomp prune base --layers 1\n" in text

@@ -45,7 +45,7 @@ def test_exported_logits_match_the_seam_model(
 ) -> None:
     model.to(dtype)
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 1, tokens, fold=fold)
+    result = prunecomp.prune(model, 1, tokens, fold=fold, preset="paper")
     stack = prune_by_hand(result, REMOVALS)
     out = result.save(tmp_path / "out")
 
@@ -61,7 +61,7 @@ def test_exported_logits_match_the_seam_model(
 
 
 def test_apply_gives_the_tensors_that_save_writes(model: Any, generator: torch.Generator, tmp_path: Path) -> None:
-    result = prunecomp.prune(model, 3, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 3, draw_tokens(model, generator), preset="paper")
     out = result.save(tmp_path / "out")
     other = copy.deepcopy(model)
     result.apply(other)
@@ -78,13 +78,13 @@ def test_apply_gives_the_tensors_that_save_writes(model: Any, generator: torch.G
 def test_generation_with_a_cache_equals_generation_without(
     model: Any, generator: torch.Generator, tmp_path: Path
 ) -> None:
-    out = prunecomp.prune(model, 3, draw_tokens(model, generator)).save(tmp_path / "out")
+    out = prunecomp.prune(model, 3, draw_tokens(model, generator), preset="paper").save(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert_the_cache_holds(loaded, draw_tokens(model, generator, windows=1, seqlen=6), 20)
 
 
 def test_applied_model_generates_with_a_cache(model: Any, generator: torch.Generator) -> None:
-    result = prunecomp.prune(model, 3, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 3, draw_tokens(model, generator), preset="paper")
     result.apply(model)
     assert_the_cache_holds(model, draw_tokens(model, generator, windows=1, seqlen=6), 20)
 
@@ -92,7 +92,7 @@ def test_applied_model_generates_with_a_cache(model: Any, generator: torch.Gener
 def test_up_fold_leaves_everything_below_the_lowest_cut_byte_for_byte(
     model: Any, generator: torch.Generator, tmp_path: Path
 ) -> None:
-    result = prunecomp.prune(model, 1, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 1, draw_tokens(model, generator), preset="paper")
     prune_by_hand(result, {3: 1.7})
     written = load_file(result.save(tmp_path / "out") / "model.safetensors")
     original = model.state_dict()
@@ -114,7 +114,7 @@ def test_sharded_in_and_sharded_out(
     tokens = draw_tokens(model, generator)
     base = saved(model, max_shard_size="60KB")
     assert (base / "model.safetensors.index.json").exists()
-    result = prunecomp.prune(base, 3, tokens)
+    result = prunecomp.prune(base, 3, tokens, preset="paper")
     single = result.save(tmp_path / "single")
     sharded = result.save(tmp_path / "sharded", shard_bytes=40_000)
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
@@ -124,7 +124,7 @@ def test_sharded_in_and_sharded_out(
         with safe_open(sharded / file, framework="pt") as shard:
             assert torch.equal(shard.get_tensor(name), whole[name]), name
     assert all(path.stat().st_size < 60_000 for path in sharded.glob("*.safetensors"))
-    from_memory = prunecomp.prune(model, 3, tokens)
+    from_memory = prunecomp.prune(model, 3, tokens, preset="paper")
     assert from_memory.removed == result.removed
     assert from_memory.scales == result.scales
 
@@ -133,13 +133,15 @@ def test_export_keeps_the_dtype_of_the_checkpoint(
     generator: torch.Generator, tmp_path: Path, saved: Callable[..., Path]
 ) -> None:
     model = build("llama")
-    out = prunecomp.prune(saved(model), 2, draw_tokens(model, generator), dtype="bfloat16").save(tmp_path / "out")
+    out = prunecomp.prune(saved(model), 2, draw_tokens(model, generator), dtype="bfloat16", preset="paper").save(
+        tmp_path / "out"
+    )
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.float32}
 
 
 def test_a_wrong_adapter_is_caught_by_the_proof(generator: torch.Generator, tmp_path: Path) -> None:
     model = build("llama-tied-biased")
-    result = prunecomp.prune(model, 1, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 1, draw_tokens(model, generator), preset="paper")
     prune_by_hand(result, {2: 1.5})
     decoder = result.model_source.load()
     decoder.family = dataclasses.replace(decoder.family, writers=("mlp.down_proj",))
@@ -150,7 +152,7 @@ def test_a_wrong_adapter_is_caught_by_the_proof(generator: torch.Generator, tmp_
 
 def test_an_overflowing_fold_is_refused_by_tensor_name(generator: torch.Generator, tmp_path: Path) -> None:
     model = build("llama").half()
-    result = prunecomp.prune(model, 1, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 1, draw_tokens(model, generator), preset="paper")
     with torch.no_grad():  # after the run, which would meet an infinite activation
         model.model.layers[5].mlp.down_proj.weight[0, 0] = 6e4
     prune_by_hand(result, {1: 0.5})
@@ -192,7 +194,7 @@ def test_a_list_beside_a_period_stays_in_it() -> None:
 def test_windowed_layers_keep_their_kind(generator: torch.Generator, tmp_path: Path) -> None:
     model = build("qwen3")
     assert model.config.layer_types[1:3] == ["full_attention", "sliding_attention"]
-    result = prunecomp.prune(model, 1, draw_tokens(model, generator))
+    result = prunecomp.prune(model, 1, draw_tokens(model, generator), preset="paper")
     prune_by_hand(result, {0: 1.2, 4: 0.9})
     loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out"))
     assert loaded.config.layer_types == ["full_attention"] + ["sliding_attention"] * 3

@@ -34,11 +34,15 @@ def test_each_tensor_of_a_mixed_checkpoint_keeps_its_dtype(
 
     rewrite(base, mix)
     before = load_file(base / "model.safetensors")
-    out = prunecomp.prune(base, 1, draw_tokens(model, generator), metric="given", given=[5]).save(tmp_path / "out")
+    out = prunecomp.prune(base, 1, draw_tokens(model, generator), metric="given", given=[5], preset="paper").save(
+        tmp_path / "out"
+    )
     written = load_file(out / "model.safetensors")
     assert {t.dtype for t in written.values()} == {torch.float32, torch.float16, torch.bfloat16}
     assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in written.items())
-    cut = prunecomp.prune(base, 1, draw_tokens(model, generator), metric="given", given=[0]).save(tmp_path / "cut")
+    cut = prunecomp.prune(base, 1, draw_tokens(model, generator), metric="given", given=[0], preset="paper").save(
+        tmp_path / "cut"
+    )
     for name, tensor in load_file(cut / "model.safetensors").items():
         parts = name.split(".")
         if parts[1] == "layers":
@@ -54,7 +58,7 @@ def test_a_head_stored_though_tied_stays_equal_to_the_embedding(
     base = saved(model)
     rewrite(base, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(base, 2, tokens, metric="given", given=[1, 3], fold=fold)
+    result = prunecomp.prune(base, 2, tokens, metric="given", given=[1, 3], fold=fold, preset="paper")
     out = result.save(tmp_path / "out")
     written = load_file(out / "model.safetensors")
     assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
@@ -73,7 +77,7 @@ def test_tensors_that_no_layer_owns_are_copied_bit_for_bit(
         "model.extra.fp8": torch.arange(8, dtype=torch.uint8).view(torch.float8_e4m3fn),
     }
     rewrite(base, lambda tensors: {**tensors, **extra})
-    out = prunecomp.prune(base, 2, draw_tokens(model, generator)).save(tmp_path / "out")
+    out = prunecomp.prune(base, 2, draw_tokens(model, generator), preset="paper").save(tmp_path / "out")
     written = load_file(out / "model.safetensors")
     for name, tensor in extra.items():
         assert written[name].dtype == tensor.dtype
@@ -93,4 +97,4 @@ def test_tensors_under_a_prefix_that_transformers_does_not_look_under_are_refuse
     base = saved(model)
     rewrite(base, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
     with pytest.raises(CheckpointError, match=r"transformers finds no tensor that fits .*model\.embed_tokens\.weight"):
-        prunecomp.prune(base, 2, draw_tokens(model, generator))
+        prunecomp.prune(base, 2, draw_tokens(model, generator), preset="paper")

@@ -79,10 +79,12 @@ def test_layers_go_without_a_fold(published: tuple[Path, Any], generator: torch.
     tokens = draw_tokens(model, generator, windows=3, seqlen=14)
     assert prunecomp.score(folder, tokens).scores == prunecomp.score(model, tokens).scores
     options = {"metric": "given", "given": [4, 0], "compensation": "none"}
-    result = prunecomp.prune(folder, 2, tokens, **options)
+    result = prunecomp.prune(folder, 2, tokens, **options, preset="paper")
     out = result.save(tmp_path / "out")
     assert result.verified is not None
-    plain = load_file(prunecomp.prune(model, 2, tokens, **options).save(tmp_path / "plain") / "model.safetensors")
+    plain = load_file(
+        prunecomp.prune(model, 2, tokens, **options, preset="paper").save(tmp_path / "plain") / "model.safetensors"
+    )
     written = load_file(out / "model.safetensors")
     before = load_file(folder / "model.safetensors")
     new = "model.layers.5.mlp.experts.down_proj"
@@ -97,7 +99,9 @@ def test_layers_go_without_a_fold(published: tuple[Path, Any], generator: torch.
 @pytest.mark.parametrize("compensation", ["scale", "search"])
 def test_no_fold_goes_into_powers_of_two(published: tuple[Path, Any], compensation: str) -> None:
     with pytest.raises(FoldError, match=r"down_proj is quantised and cannot be multiplied: its scales are powers of"):
-        prunecomp.prune(published[0], 1, torch.zeros(1, 8, dtype=torch.int64), compensation=compensation)
+        prunecomp.prune(
+            published[0], 1, torch.zeros(1, 8, dtype=torch.int64), compensation=compensation, preset="paper"
+        )
 
 
 @pytest.mark.parametrize(

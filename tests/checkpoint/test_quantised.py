@@ -98,7 +98,7 @@ def test_removal_alone_copies_every_tensor_bit_for_bit(
 ) -> None:
     folder, model = checkpoint.folder, checkpoint.model
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(folder, 2, tokens, metric="given", given=list(GONE), compensation="none")
+    result = prunecomp.prune(folder, 2, tokens, metric="given", given=list(GONE), compensation="none", preset="paper")
     out = result.save(tmp_path / "out")
     assert result.verified is not None
     layers = families.find(model.config.model_type).layers

@@ -58,7 +58,7 @@ def test_formats_that_are_not_read(saved: Callable[..., Path], stated: dict[str,
     base = saved(build("llama"))
     change_config(base, quantization_config=stated)
     with pytest.raises(CheckpointError, match=message):
-        prunecomp.prune(base, 1, TOKENS)
+        prunecomp.prune(base, 1, TOKENS, preset="paper")
 
 
 @pytest.mark.parametrize("repair", ["refit", "joint"])
@@ -75,11 +75,11 @@ def test_scales_that_are_quantised_too_take_no_fold(
 ) -> None:
     folder, meant, model = made(NESTED, saved, generator)
     with pytest.raises(FoldError, match=r"cannot be multiplied: its scales are quantised too.*--compensation none"):
-        prunecomp.prune(folder, 1, "no-such-file.txt")
+        prunecomp.prune(folder, 1, "no-such-file.txt", preset="paper")
     decoder = load_decoder(folder)
     for name, weight in meant.items():
         assert torch.allclose(decoder.stored(name).double(), weight, rtol=2**-22, atol=0)
-    result = prunecomp.prune(folder, 1, draw_tokens(model, generator), compensation="none")
+    result = prunecomp.prune(folder, 1, draw_tokens(model, generator), compensation="none", preset="paper")
     assert result.save(tmp_path / "out").is_dir()
     with pytest.raises(FoldError, match="its scales are quantised too"):
         pruned_by_scale(folder, draw_tokens(model, generator)).save(tmp_path / "scaled")
@@ -87,7 +87,7 @@ def test_scales_that_are_quantised_too_take_no_fold(
 
 
 def pruned_by_scale(folder: Path, tokens: torch.Tensor) -> prunecomp.PruneResult:
-    result = prunecomp.prune(folder, 1, tokens, metric="given", given=[2], compensation="none")
+    result = prunecomp.prune(folder, 1, tokens, metric="given", given=[2], compensation="none", preset="paper")
     result.stack = LayerStack.dense(result.stack.num_layers).remove(2, 1.5)
     return result
 
@@ -96,7 +96,7 @@ def test_scales_that_are_powers_of_two_take_no_fold(saved: Callable[..., Path], 
     folder, _, _ = made(FP8["fp8-blocks"], saved, generator)
     change_config(folder, quantization_config={**FP8["fp8-blocks"].config, "scale_fmt": "ue8m0"})
     with pytest.raises(FoldError, match=r"powers of two \(scale_fmt ue8m0\)"):
-        prunecomp.prune(folder, 1, "no-such-file.txt")
+        prunecomp.prune(folder, 1, "no-such-file.txt", preset="paper")
 
 
 def test_a_weight_without_a_scale_takes_no_fold(
@@ -108,11 +108,13 @@ def test_a_weight_without_a_scale_takes_no_fold(
     del tensors["model.layers.3.mlp.down_proj.weight_scale_inv"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(FoldError, match=r"layers.3.mlp.down_proj.weight is quantised.*it has no scale of its own"):
-        prunecomp.prune(folder, 1, "no-such-file.txt")
-    prunecomp.prune(folder, 1, draw_tokens(model, generator), compensation="none").save(tmp_path / "out")
+        prunecomp.prune(folder, 1, "no-such-file.txt", preset="paper")
+    prunecomp.prune(folder, 1, draw_tokens(model, generator), compensation="none", preset="paper").save(
+        tmp_path / "out"
+    )
     save_file({**tensors, "model.layers.3.mlp.down_proj.scale": torch.ones(())}, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"is called model.layers.3.mlp.down_proj.scale; weight_scale_inv can"):
-        prunecomp.prune(folder, 1, "no-such-file.txt", compensation="none")
+        prunecomp.prune(folder, 1, "no-such-file.txt", compensation="none", preset="paper")
 
 
 def test_a_scale_that_overflows_is_refused(
@@ -123,7 +125,7 @@ def test_a_scale_that_overflows_is_refused(
     tensors = load_file(path)
     tensors["model.layers.4.self_attn.o_proj.scales"][0, 0] = 60000.0
     save_file(tensors, path, metadata={"format": "pt"})
-    result = prunecomp.prune(folder, 1, draw_tokens(model, generator), metric="given", given=[2])
+    result = prunecomp.prune(folder, 1, draw_tokens(model, generator), metric="given", given=[2], preset="paper")
     result.stack = LayerStack.dense(6).remove(2, 0.5)
     with pytest.raises(FoldError, match=r"o_proj.scales times 2 overflows torch.float16"):
         result.save(tmp_path / "out")
@@ -137,9 +139,9 @@ def test_patterns_that_do_not_follow_their_layers_are_refused_before_any_work(
     stated = {**COMPRESSED["compressed-int4"].config, "ignore": [r"re:.*layers\.[1-2]\.mlp.*"]}
     change_config(folder, quantization_config=stated)
     with pytest.raises(CheckpointError, match="picks layers in a way"):
-        prunecomp.prune(folder, 1, "no-such-file.txt")
+        prunecomp.prune(folder, 1, "no-such-file.txt", preset="paper")
     with pytest.raises(prunecomp.errors.DataError):
-        prunecomp.prune(folder, 1, "no-such-file.txt", keep=[0, 1, 2])
+        prunecomp.prune(folder, 1, "no-such-file.txt", keep=[0, 1, 2], preset="paper")
 
 
 def test_names_of_layers_are_renumbered_in_the_export(
@@ -148,7 +150,7 @@ def test_names_of_layers_are_renumbered_in_the_export(
     folder, _, model = made(FP8["fp8-blocks"], saved, generator)
     stated = {**FP8["fp8-blocks"].config, "modules_to_not_convert": ["lm_head", "model.layers.2", "model.layers.5.mlp"]}
     change_config(folder, quantization_config=stated)
-    result = prunecomp.prune(folder, 2, draw_tokens(model, generator), metric="given", given=[0, 2])
+    result = prunecomp.prune(folder, 2, draw_tokens(model, generator), metric="given", given=[0, 2], preset="paper")
     config = json.loads((result.save(tmp_path / "out") / "config.json").read_text())
     assert config["quantization_config"] == {**stated, "modules_to_not_convert": ["lm_head", "model.layers.3.mlp"]}
 
@@ -157,7 +159,7 @@ def test_a_recipe_for_mergekit_is_refused(
     saved: Callable[..., Path], generator: torch.Generator, tmp_path: Path
 ) -> None:
     folder, _, model = made(AWQ["awq"], saved, generator)
-    result = prunecomp.prune(folder, 1, draw_tokens(model, generator))
+    result = prunecomp.prune(folder, 1, draw_tokens(model, generator), preset="paper")
     with pytest.raises(OptionError, match=r"mergekit does not read quantised weights \(awq\)"):
         result.save(tmp_path / "out", recipe=True)
     command = ["prune", str(folder), "--layers", "1", "--calibration", "none.txt", "--out", str(tmp_path / "cli")]
@@ -193,12 +195,12 @@ def test_a_model_object_with_quantised_modules_runs_and_is_not_folded(
         with pytest.raises(CheckpointError, match=f"the metric {metric} needs plain ones. Give the folder"):
             prunecomp.score(model, tokens, metric=metric)
     with pytest.raises(CheckpointError, match="holds quantised weights, and a fold needs plain ones"):
-        prunecomp.prune(model, 1, TOKENS)
+        prunecomp.prune(model, 1, TOKENS, preset="paper")
     pruner = prunecomp.pruner_for(model, tokens)
     pruner.remove(2)
     with pytest.raises(CheckpointError, match="a fold needs plain ones"):
         pruner.result().save(tmp_path / "out")
-    result = prunecomp.prune(model, 2, tokens, compensation="none")
+    result = prunecomp.prune(model, 2, tokens, compensation="none", preset="paper")
     with pytest.raises(CheckpointError, match="a checkpoint of it needs plain ones"):
         result.save(tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -214,7 +216,7 @@ def test_integers_without_a_quantization_config_are_refused(
     folder, _, _ = made(COMPRESSED["compressed-int8"], saved, generator)
     change_config(folder, quantization_config=None)
     with pytest.raises(CheckpointError, match=r"stored in integers, and the config states no quantization_config"):
-        prunecomp.prune(folder, 1, TOKENS)
+        prunecomp.prune(folder, 1, TOKENS, preset="paper")
 
 
 EXPERTS = Variant({"quant_method": "fp8", "weight_block_size": [16, 16], "fmt": "e4m3"}, fp8((16, 16)), "")
@@ -272,7 +274,7 @@ def test_a_measured_scale_of_a_stream_that_changes_its_size_is_refused(
             with pytest.raises(
                 FoldError, match="with a scale that was measured, and in OLMo 2/3 a fold changes the size"
             ):
-                prunecomp.prune(folder, 1, "no-such-file.txt")
-            prunecomp.prune(folder, 1, tokens, compensation="none").save(tmp_path / "none")
+                prunecomp.prune(folder, 1, "no-such-file.txt", preset="paper")
+            prunecomp.prune(folder, 1, tokens, compensation="none", preset="paper").save(tmp_path / "none")
         else:
             pruned_by(folder, tokens, LOWER, "up").save(tmp_path / "folded")

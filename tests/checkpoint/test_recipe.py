@@ -26,7 +26,7 @@ def base(request: pytest.FixtureRequest, saved: Callable[..., Path]) -> Path:
 
 def export(base: Path, generator: torch.Generator, out: Path, **options: Any) -> Path:
     tokens = draw_tokens(build("llama"), generator)
-    result = prunecomp.prune(base, 2, tokens, metric="given", given=[1, 3], **options)
+    result = prunecomp.prune(base, 2, tokens, metric="given", given=[1, 3], **options, preset="paper")
     return result.save(out, recipe=True)
 
 
@@ -87,6 +87,6 @@ def test_what_no_recipe_can_say_is_refused(
         export(base, generator, tmp_path / "out", repair="refit")
     model = build("llama")
     with pytest.raises(OptionError, match="neither"):
-        prunecomp.prune(model, 1, draw_tokens(model, generator)).save(tmp_path / "out", recipe=True)
+        prunecomp.prune(model, 1, draw_tokens(model, generator), preset="paper").save(tmp_path / "out", recipe=True)
     assert not (tmp_path / "out").exists()
     assert (export(base, generator, tmp_path / "out", compensation="none") / "mergekit.yml").exists()

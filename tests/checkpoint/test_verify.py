@@ -27,7 +27,7 @@ Damage = Callable[[dict[str, torch.Tensor]], None]
 
 def pruned(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> prunecomp.PruneResult:
     model = build("llama").to(dtype)
-    return prunecomp.prune(model, 2, draw_tokens(model, generator), metric="given", given=[1, 3])
+    return prunecomp.prune(model, 2, draw_tokens(model, generator), metric="given", given=[1, 3], preset="paper")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -33,7 +33,7 @@ def test_scales_agree_with_float64_on_full_reruns(
     model: Any, generator: torch.Generator, name: str, formula: Any
 ) -> None:
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 3, tokens, compensation=name)
+    result = prunecomp.prune(model, 3, tokens, compensation=name, preset="paper")
     work = copy.deepcopy(model).double()
     names = list(range(6))
     for layer, scale in zip(result.removed, result.scales, strict=True):
@@ -46,7 +46,7 @@ def test_scales_agree_with_float64_on_full_reruns(
 @pytest.mark.parametrize("name", ["norm", "lsq"])
 def test_exports_equal_the_seam_model(model: Any, generator: torch.Generator, tmp_path: Any, name: str) -> None:
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 3, tokens, compensation=name)
+    result = prunecomp.prune(model, 3, tokens, compensation=name, preset="paper")
     loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out"))
     decoder = Decoder(model)
     with decoder.evaluating():
@@ -66,4 +66,4 @@ def test_a_layer_that_turns_the_stream_around_has_no_least_squares_scale(generat
         layer.mlp.up_proj.weight.abs_()
         layer.post_attention_layernorm.weight.abs_()
     with pytest.raises(NumericalError, match="layer 0: no scale can be estimated"):
-        prunecomp.prune(model, 1, tokens, metric="given", given=[0], compensation="lsq")
+        prunecomp.prune(model, 1, tokens, metric="given", given=[0], compensation="lsq", preset="paper")

@@ -31,7 +31,7 @@ def test_the_search_begins_with_what_nothing_would_do(generator: torch.Generator
 
 def test_search_finds_the_scale_of_least_loss(model: Any, generator: torch.Generator) -> None:
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 1, tokens, metric="given", given=[2], compensation="search")
+    result = prunecomp.prune(model, 1, tokens, metric="given", given=[2], compensation="search", preset="paper")
 
     def exact(scale: float) -> float:
         work = copy.deepcopy(model).double()
@@ -44,7 +44,7 @@ def test_search_finds_the_scale_of_least_loss(model: Any, generator: torch.Gener
         assert value == pytest.approx(exact(scale), rel=1e-4)
     found = exact(result.scales[0])
     assert found <= exact(1.0) + 1e-5
-    paper = prunecomp.prune(model, 1, tokens, metric="given", given=[2]).scales[0]
+    paper = prunecomp.prune(model, 1, tokens, metric="given", given=[2], preset="paper").scales[0]
     assert found <= exact(paper) + 1e-5
 
 

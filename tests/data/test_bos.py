@@ -92,9 +92,12 @@ def test_protocols_and_official_parity_are_as_published(model: Any, text: Path) 
     assert evaluation_windows(model_source, f"wikitext2-test={text}", 12).bos == "start"
     assert evaluation_windows(model_source, f"wikitext2-test={text}", 12, "each").bos == "each"
     options: dict[str, Any] = {"samples": 4, "seqlen": 12, "tokenizer": made}
-    official = prunecomp.prune(model, 1, text, parity="official", **options)
+    official = prunecomp.prune(model, 1, text, parity="official", **options, preset="paper")
     assert official.record()["calibration"]["bos"] == "start"
-    assert prunecomp.prune(model, 1, text, parity="official", bos="each", **options).calibration.bos == "each"
+    assert (
+        prunecomp.prune(model, 1, text, parity="official", bos="each", **options, preset="paper").calibration.bos
+        == "each"
+    )
 
 
 def test_each_is_refused_where_it_cannot_be(model: Any, text: Path) -> None:
@@ -118,7 +121,7 @@ def test_every_function_takes_it_and_the_record_and_the_card_tell(model: Any, te
         job(model, text, bos="each", **options)
     compared = prunecomp.compare(model, [1], text, eval={"a": text}, bos="each", **options)
     assert {compared.calibration.bos, *(one.bos for one in compared.texts)} == {"each"}
-    result = prunecomp.prune(model, 1, text, eval=text, bos="each", **options)
+    result = prunecomp.prune(model, 1, text, eval=text, bos="each", **options, preset="paper")
     out = result.save(tmp_path / "out")
     record = json.loads((out / "prunecomp.json").read_text())
     assert record["options"]["bos"] == record["calibration"]["bos"] == record["perplexity"]["bos"] == "each"

@@ -158,7 +158,7 @@ def test_a_generator_is_asked_for_no_more_than_is_needed() -> None:
 def test_a_generator_for_two_purposes_is_told() -> None:
     rows = iter(ROWS)
     with pytest.raises(DataError, match="is given twice, and can be read once"):
-        prunecomp.prune(model(), 1, rows, eval=rows)
+        prunecomp.prune(model(), 1, rows, eval=rows, preset="paper")
 
 
 def test_too_little_text_is_said_with_how_often_it_is_used() -> None:

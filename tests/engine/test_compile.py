@@ -17,7 +17,7 @@ from tests.tolerances import SCALE
 def test_compiled_layers_choose_the_same(generator: torch.Generator) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator)
-    plain, compiled = (prunecomp.prune(model, 2, tokens, compile=option) for option in ("off", "on"))
+    plain, compiled = (prunecomp.prune(model, 2, tokens, compile=option, preset="paper") for option in ("off", "on"))
     assert compiled.compiled
     assert not plain.compiled
     assert compiled.removed == plain.removed

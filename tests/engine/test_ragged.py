@@ -78,7 +78,7 @@ def test_rounds_and_perplexity_agree_padded_packed_and_streamed(
     windows = ragged(model, generator)
     source = windows.tokens.clone()
     source[torch.arange(24) >= windows.lengths.unsqueeze(1)] = -1
-    plain = prunecomp.prune(model, 3, source.numpy(), eval=source.numpy())
+    plain = prunecomp.prune(model, 3, source.numpy(), eval=source.numpy(), preset="paper")
     losses = []
     with torch.no_grad():
         for row, n in zip(windows.tokens, windows.lengths.tolist(), strict=True):
@@ -88,7 +88,7 @@ def test_rounds_and_perplexity_agree_padded_packed_and_streamed(
         monkeypatch.setattr(Decoder, "packs", True)
     model.save_pretrained(tmp_path / "base")
     other = prunecomp.prune(
-        tmp_path / "base", 3, source.numpy(), eval=source.numpy(), device_memory=500_000, disk=tmp_path
+        tmp_path / "base", 3, source.numpy(), eval=source.numpy(), device_memory=500_000, disk=tmp_path, preset="paper"
     )
     assert other.placement.group_size == 1
     assert other.removed == plain.removed

@@ -42,10 +42,17 @@ def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
 ) -> None:
     tokens = draw_tokens(model, generator, windows=7, seqlen=33)
     base = saved(model, max_shard_size="60KB")
-    plain = prunecomp.prune(base, 4, tokens, dtype=dtype, eval=tokens)
+    plain = prunecomp.prune(base, 4, tokens, dtype=dtype, eval=tokens, preset="paper")
     limit = needed(model.to(getattr(torch, dtype)), tokens, -1 if on_disk else 2)
     limited = prunecomp.prune(
-        base, 4, tokens, dtype=dtype, eval=tokens, device_memory=limit, disk=tmp_path if on_disk else None
+        base,
+        4,
+        tokens,
+        dtype=dtype,
+        eval=tokens,
+        device_memory=limit,
+        disk=tmp_path if on_disk else None,
+        preset="paper",
     )
     assert plain.placement.group_size is None
     assert limited.placement.group_size == 1
@@ -67,8 +74,8 @@ def test_every_budget_gives_the_same_bits_and_a_full_one_recomputes_nothing(
     model = build("llama")
     tokens = draw_tokens(model, generator, windows=5)
     base = saved(model)
-    plain = prunecomp.prune(base, 4, tokens, cache=False)
-    limited = prunecomp.prune(base, 4, tokens, device_memory=needed(model, tokens, boundaries))
+    plain = prunecomp.prune(base, 4, tokens, cache=False, preset="paper")
+    limited = prunecomp.prune(base, 4, tokens, device_memory=needed(model, tokens, boundaries), preset="paper")
     assert limited.placement.kept_boundaries == min(boundaries, 5)
     assert (limited.removed, limited.scales) == (plain.removed, plain.scales)
     alive, least = list(range(6)), 6
@@ -90,9 +97,9 @@ def test_memory_that_does_not_hold_two_layers_is_refused(
     with pytest.raises(
         OptionError, match=r"two layers, the embedding and one window of 24 tokens need [\d,]+; give more"
     ):
-        prunecomp.prune(base, 1, tokens, device_memory=100_000)
+        prunecomp.prune(base, 1, tokens, device_memory=100_000, preset="paper")
     with pytest.raises(OptionError, match="give --disk DIR"):
-        prunecomp.prune(base, 1, tokens, device_memory=needed(model, tokens, -1))
+        prunecomp.prune(base, 1, tokens, device_memory=needed(model, tokens, -1), preset="paper")
 
 
 def test_a_disk_that_is_not_there_or_too_small_is_refused(
@@ -103,11 +110,11 @@ def test_a_disk_that_is_not_there_or_too_small_is_refused(
     base = saved(model)
     limit = needed(model, tokens, -1)
     with pytest.raises(OptionError, match="no such folder"):
-        prunecomp.prune(base, 1, tokens, device_memory=limit, disk=tmp_path / "missing")
+        prunecomp.prune(base, 1, tokens, device_memory=limit, disk=tmp_path / "missing", preset="paper")
     usage = type("usage", (), {"free": 100})
     monkeypatch.setattr("prunecomp.engine.states.shutil.disk_usage", lambda folder: usage)
     with pytest.raises((OutputError, OptionError), match=r"100 bytes free|no tier has them"):
-        prunecomp.prune(base, 1, tokens, device_memory=limit, disk=tmp_path)
+        prunecomp.prune(base, 1, tokens, device_memory=limit, disk=tmp_path, preset="paper")
 
 
 def test_a_streamed_weight_that_is_not_finite_is_named(generator: torch.Generator, saved: Callable[..., Path]) -> None:
@@ -116,7 +123,7 @@ def test_a_streamed_weight_that_is_not_finite_is_named(generator: torch.Generato
         model.model.layers[3].mlp.up_proj.weight[2, 1] = torch.nan
     tokens = draw_tokens(model, generator)
     with pytest.raises(NumericalError, match=r"model\.safetensors: model\.layers\.3\.mlp\.up_proj\.weight"):
-        prunecomp.prune(saved(model), 1, tokens, device_memory=needed(model, tokens, 1))
+        prunecomp.prune(saved(model), 1, tokens, device_memory=needed(model, tokens, 1), preset="paper")
 
 
 def test_groups_cut_the_layers_in_order() -> None:

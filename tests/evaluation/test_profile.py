@@ -66,7 +66,14 @@ def test_streamed_models_agree_with_the_dense_one_as_resident_ones_do(reference_
     text = prunecomp_tokens(str(reference_model / "evaluation.txt"), reference_model)
     runs = [
         prunecomp.prune(
-            reference_model, 2, text, eval=text, compensation="scale", dtype="float32", device_memory=memory
+            reference_model,
+            2,
+            text,
+            eval=text,
+            compensation="scale",
+            dtype="float32",
+            device_memory=memory,
+            preset="paper",
         ).record()
         for memory in (None, 20_000_000)
     ]

@@ -60,7 +60,9 @@ def build(case: str) -> Any:
 
 def pruned_by(model: Any, tokens: torch.Tensor, removals: dict[int, float], fold: str) -> prunecomp.PruneResult:
     """The result of a run, with scales far from 1 in place of those it found."""
-    result = prunecomp.prune(model, len(removals), tokens, metric="given", given=list(removals), fold=fold)
+    result = prunecomp.prune(
+        model, len(removals), tokens, metric="given", given=list(removals), fold=fold, preset="paper"
+    )
     stack = LayerStack.dense(result.stack.num_layers)
     for layer, scale in removals.items():
         stack = stack.remove(layer, scale)
@@ -151,15 +153,17 @@ def test_a_folder_is_pruned_like_the_model(case: str, generator: torch.Generator
     model.save_pretrained(tmp_path / "base")
     assert describe(tmp_path / "base")["layers"] == 8
     options = {"metric": "bi", "candidates": [0, 2, 3, 4, 7]}
-    expected = prunecomp.prune(model, 3, tokens, **options)
-    resident = prunecomp.prune(tmp_path / "base", 3, tokens, **options)
+    expected = prunecomp.prune(model, 3, tokens, **options, preset="paper")
+    resident = prunecomp.prune(tmp_path / "base", 3, tokens, **options, preset="paper")
     assert resident.removed == expected.removed
     out = resident.save(tmp_path / "out")
     assert resident.verified is not None
     assert resident.verified.logits_error < EPSILON
     shape = model_shape(model, families.find(model.config.model_type), torch.float32)
     room = shape.outer_nbytes + 4 * shape.layer_nbytes + shape.activation_nbytes(tokens.numel())
-    streamed = prunecomp.prune(tmp_path / "base", 3, tokens, device_memory=room, disk=tmp_path, **options)
+    streamed = prunecomp.prune(
+        tmp_path / "base", 3, tokens, device_memory=room, disk=tmp_path, **options, preset="paper"
+    )
     assert streamed.placement.group_size is not None
     assert streamed.scales == resident.scales
     again = streamed.save(tmp_path / "again")

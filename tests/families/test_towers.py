@@ -134,8 +134,8 @@ def test_an_embedding_beside_images_is_not_scaled(generator: torch.Generator, tm
     save_tower("llava", tmp_path / "base")
     tokens = tokens_for(generator)
     with pytest.raises(FoldError, match="in llava images enter the stream beside it, unscaled: use --fold up"):
-        prunecomp.prune(tmp_path / "base", 1, tokens, fold="down")
-    result = prunecomp.prune(tmp_path / "base", 2, tokens, compensation="none")
+        prunecomp.prune(tmp_path / "base", 1, tokens, fold="down", preset="paper")
+    result = prunecomp.prune(tmp_path / "base", 2, tokens, compensation="none", preset="paper")
     result.options = replace(result.options, fold="down")
     result.save(tmp_path / "none")
     result.stack = LayerStack.dense(8).remove(2, 1.5)
@@ -180,7 +180,7 @@ def test_two_decoders_of_one_name_are_told(tmp_path: Path) -> None:
     }
     save_file({**tensors, **twice}, file)
     with pytest.raises(CheckpointError, match=r"several decoders .* draft\.model\., language_model\.model\."):
-        prunecomp.prune(tmp_path / "base", 1, torch.zeros(1, 8, dtype=torch.int64))
+        prunecomp.prune(tmp_path / "base", 1, torch.zeros(1, 8, dtype=torch.int64), preset="paper")
 
 
 def test_an_unknown_text_decoder_is_named(tmp_path: Path) -> None:
@@ -190,12 +190,12 @@ def test_an_unknown_text_decoder_is_named(tmp_path: Path) -> None:
     config["text_config"]["model_type"] = "mamba"
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="model_type 'mamba' is not a known family"):
-        prunecomp.prune(tmp_path / "base", 1, torch.zeros(1, 8, dtype=torch.int64))
+        prunecomp.prune(tmp_path / "base", 1, torch.zeros(1, 8, dtype=torch.int64), preset="paper")
 
 
 def test_a_multimodal_model_object_is_told_to_come_as_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"llava .* text decoder .* folder"):
-        prunecomp.prune(save_tower("llava", tmp_path / "base"), 1, torch.zeros(1, 8, dtype=torch.int64))
+        prunecomp.prune(save_tower("llava", tmp_path / "base"), 1, torch.zeros(1, 8, dtype=torch.int64), preset="paper")
 
 
 def test_no_recipe_for_a_part_of_a_model(generator: torch.Generator, tmp_path: Path) -> None:

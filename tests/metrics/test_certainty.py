@@ -16,7 +16,7 @@ from tests.models import build, draw_tokens
 @pytest.mark.parametrize("metric", ["bi", "angular", "ppl"])
 def test_each_round_knows_its_runner_up_and_margin(metric: str, generator: torch.Generator) -> None:
     model = build("llama")
-    result = prunecomp.prune(model, 3, draw_tokens(model, generator, windows=9), metric=metric, seed=5)
+    result = prunecomp.prune(model, 3, draw_tokens(model, generator, windows=9), metric=metric, seed=5, preset="paper")
     for number, made in enumerate(result.rounds):
         gone = result.removed[: number + 1]
         others = {layer: score for layer, score in made.scores.items() if layer not in gone}
@@ -54,7 +54,7 @@ def test_scores_that_are_no_means_over_these_sequences_say_nothing(
 ) -> None:
     model = build("llama", num_hidden_layers=9)
     tokens = draw_tokens(model, generator)
-    (made,) = prunecomp.prune(model, 1, tokens, **options).rounds
+    (made,) = prunecomp.prune(model, 1, tokens, **options, preset="paper").rounds
     assert (made.probability, made.runner_up, made.margin, made.margin_interval) == (None, None, None, [])
     assert prunecomp.score(model, tokens, **options).intervals == {}
 

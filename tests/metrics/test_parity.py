@@ -81,20 +81,22 @@ def test_span_removes_another_block_where_the_definitions_disagree(generator: to
             layer.self_attn.o_proj.weight.mul_(1e-3)
             layer.mlp.down_proj.weight.mul_(1e-3)
     tokens = draw_tokens(model, generator)
-    assert prunecomp.prune(model, 2, tokens, metric="span").rounds[0].block == [0, 1]
-    official = prunecomp.prune(model, 2, tokens, metric="span", parity="official")
+    assert prunecomp.prune(model, 2, tokens, metric="span", preset="paper").rounds[0].block == [0, 1]
+    official = prunecomp.prune(model, 2, tokens, metric="span", parity="official", preset="paper")
     states = states_of(model, tokens)
     first = min(range(1, 4), key=lambda p: span.along_tokens(states, p, p + 2))
     assert official.rounds[0].block == [first, first + 1]
-    assert prunecomp.prune(model, 4, tokens, metric="span", parity="official").removed == [1, 2, 3, 4]
+    assert prunecomp.prune(model, 4, tokens, metric="span", parity="official", preset="paper").removed == [1, 2, 3, 4]
     with pytest.raises(OptionError, match="no block of --span layers is left"):
-        prunecomp.prune(model, 5, tokens, metric="span", parity="official")
+        prunecomp.prune(model, 5, tokens, metric="span", parity="official", preset="paper")
 
 
 def test_magnitude_scores_what_its_own_scales_have_multiplied(model: Any, generator: torch.Generator) -> None:
     tokens = draw_tokens(model, generator)
     candidates = [1, 2, 3, 4]  # so that there is something below every cut
-    result = prunecomp.prune(model, 3, tokens, metric="magnitude", parity="official", candidates=candidates)
+    result = prunecomp.prune(
+        model, 3, tokens, metric="magnitude", parity="official", candidates=candidates, preset="paper"
+    )
     work = copy.deepcopy(model).double()
     names = list(range(6))
     for number, one_round in enumerate(result.rounds):
@@ -109,7 +111,7 @@ def test_magnitude_scores_what_its_own_scales_have_multiplied(model: Any, genera
             break
         states = [iterative.boundary_states(work, sequence) for sequence in tokens]
         iterative.remove(work, names, layer, iterative.magnitude_scale(states, names.index(layer)))
-    default = prunecomp.prune(model, 3, tokens, metric="magnitude", candidates=candidates)
+    default = prunecomp.prune(model, 3, tokens, metric="magnitude", candidates=candidates, preset="paper")
     assert default.rounds[0].scores == result.rounds[0].scores
     assert result.rounds[1].scores[0] != pytest.approx(default.rounds[1].scores[0], rel=1e-4)
 
@@ -121,8 +123,8 @@ def test_magnitude_under_parity_marches_upwards(generator: torch.Generator) -> N
             layer.load_state_dict(model.model.layers[0].state_dict())
         model.model.layers[6].mlp.up_proj.weight.mul_(0.9)
     tokens = draw_tokens(model, generator)
-    default = prunecomp.prune(model, 3, tokens, metric="magnitude")
-    official = prunecomp.prune(model, 3, tokens, metric="magnitude", parity="official")
+    default = prunecomp.prune(model, 3, tokens, metric="magnitude", preset="paper")
+    official = prunecomp.prune(model, 3, tokens, metric="magnitude", parity="official", preset="paper")
     assert default.removed == [6, 4, 5]
     assert official.scales[0] > 1
     assert official.removed == [6, 7, 8]
@@ -155,11 +157,11 @@ def test_a_checkpoint_runs_in_float16_unless_a_dtype_is_named(generator: torch.G
     model = build("llama").to(torch.bfloat16)
     tokens = draw_tokens(model, generator)
     base = saved(model)
-    assert prunecomp.prune(base, 1, tokens).model_source.dtype == torch.bfloat16
-    official = prunecomp.prune(base, 1, tokens, parity="official")
+    assert prunecomp.prune(base, 1, tokens, preset="paper").model_source.dtype == torch.bfloat16
+    official = prunecomp.prune(base, 1, tokens, parity="official", preset="paper")
     assert official.model_source.dtype == torch.float16
     assert official.options.dtype == "auto"
-    named = prunecomp.prune(base, 1, tokens, parity="official", dtype="float32")
+    named = prunecomp.prune(base, 1, tokens, parity="official", dtype="float32", preset="paper")
     assert named.model_source.dtype == torch.float32
     scores = prunecomp.score(base, tokens, parity="official").scores
     assert scores == official.rounds[0].scores
@@ -169,4 +171,4 @@ def test_a_checkpoint_runs_in_float16_unless_a_dtype_is_named(generator: torch.G
 def test_parity_and_an_early_stop_do_not_go_together(generator: torch.Generator) -> None:
     model = build("llama")
     with pytest.raises(OptionError, match="--parity official has every sequence looked at"):
-        prunecomp.prune(model, 1, draw_tokens(model, generator), parity="official", confidence=0.99)
+        prunecomp.prune(model, 1, draw_tokens(model, generator), parity="official", confidence=0.99, preset="paper")

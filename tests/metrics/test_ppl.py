@@ -60,7 +60,7 @@ def test_losses_and_choices_agree_with_float64_on_full_reruns(
     model: Any, generator: torch.Generator, lookahead: bool
 ) -> None:
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 3, tokens, metric="ppl", lookahead=lookahead)
+    result = prunecomp.prune(model, 3, tokens, metric="ppl", lookahead=lookahead, preset="paper")
     removed, rounds = oracle(model, tokens, 3, [1, 2, 3, 4], lookahead)
     assert result.removed == removed
     for made, losses in zip(result.rounds, rounds, strict=True):
@@ -91,12 +91,13 @@ def test_cached_uncached_and_streamed_runs_agree_bit_for_bit(
     tokens = draw_tokens(model, generator, windows=7, seqlen=33)
     model.save_pretrained(tmp_path / "base")
     options = {"metric": "ppl", "lookahead": lookahead, "candidates": range(6)}
-    plain = prunecomp.prune(tmp_path / "base", 4, tokens, **options)
-    full = prunecomp.prune(tmp_path / "base", 4, tokens, cache=False, **options)
+    plain = prunecomp.prune(tmp_path / "base", 4, tokens, **options, preset="paper")
+    full = prunecomp.prune(tmp_path / "base", 4, tokens, cache=False, **options, preset="paper")
     boundary = tokens.numel() * 48 * 4
     limits = [needed(model, tokens, 2) + 6 * boundary, needed(model, tokens, 0) + 7 * boundary]
     streamed = [
-        prunecomp.prune(tmp_path / "base", 4, tokens, device_memory=limit, disk=tmp_path, **options) for limit in limits
+        prunecomp.prune(tmp_path / "base", 4, tokens, device_memory=limit, disk=tmp_path, **options, preset="paper")
+        for limit in limits
     ]
     assert all(other.placement.group_size == 1 for other in streamed)
     for other in (full, *streamed):
@@ -113,7 +114,13 @@ def test_streamed_weights_are_visited_once_for_all_candidates(
     tokens = draw_tokens(model, generator, windows=7, seqlen=33)
     model.save_pretrained(tmp_path / "base")
     result = prunecomp.prune(
-        tmp_path / "base", 1, tokens, metric="ppl", device_memory=needed(model, tokens, 0) + 400_000, disk=tmp_path
+        tmp_path / "base",
+        1,
+        tokens,
+        metric="ppl",
+        device_memory=needed(model, tokens, 0) + 400_000,
+        disk=tmp_path,
+        preset="paper",
     )
     decoder = result.model_source.load()
     visits: list[int] = []
@@ -143,7 +150,13 @@ def test_streamed_blocks_are_as_large_as_fits_and_stay_within_the_room_for_state
     tokens = draw_tokens(model, generator, windows=8, seqlen=33)
     model.save_pretrained(tmp_path / "base")
     probe = prunecomp.prune(
-        tmp_path / "base", 1, tokens, metric="last", device_memory=needed(model, tokens, 0), disk=tmp_path
+        tmp_path / "base",
+        1,
+        tokens,
+        metric="last",
+        device_memory=needed(model, tokens, 0),
+        disk=tmp_path,
+        preset="paper",
     )
     placement = replace(
         probe.placement, micro_batch=2, group_size=1, disk_folder=tmp_path,
@@ -248,7 +261,7 @@ def test_forwards_are_counted_where_they_happen_and_are_half_of_slebs(model: Any
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, args, output: calls.append(len(output) * (output.shape[1] == 24)))
     tokens = draw_tokens(model, generator, seqlen=24)  # other rows are of a check beforehand
-    result = prunecomp.prune(model, 3, tokens, metric="ppl")
+    result = prunecomp.prune(model, 3, tokens, metric="ppl", preset="paper")
     assert sum(calls) == result.layer_forwards * 5
     # Round one: the model once for its statistics, and for each candidate the layers above it.
     assert result.rounds[0].layer_forwards == 6 + sum(6 - 1 - p for p in (1, 2, 3, 4))
@@ -301,11 +314,11 @@ def test_ragged_windows_weigh_by_their_tokens(model: Any, generator: torch.Gener
 def test_one_shot_and_early_stop(generator: torch.Generator) -> None:
     model = build("llama", num_hidden_layers=8)
     tokens = draw_tokens(model, generator, windows=40)
-    first = prunecomp.prune(model, 1, tokens, metric="ppl").rounds[0].scores
-    one_shot = prunecomp.prune(model, 3, tokens, metric="ppl", one_shot=True)
+    first = prunecomp.prune(model, 1, tokens, metric="ppl", preset="paper").rounds[0].scores
+    one_shot = prunecomp.prune(model, 3, tokens, metric="ppl", one_shot=True, preset="paper")
     assert one_shot.removed == sorted(first, key=lambda layer: first[layer])[:3]
-    early = prunecomp.prune(model, 2, tokens, metric="ppl", confidence=0.999)
-    full = prunecomp.prune(model, 2, tokens, metric="ppl")
+    early = prunecomp.prune(model, 2, tokens, metric="ppl", confidence=0.999, preset="paper")
+    full = prunecomp.prune(model, 2, tokens, metric="ppl", preset="paper")
     assert early.rounds[0].layer == full.rounds[0].layer
     if early.rounds[0].sequences == 40:
         assert early.rounds[0].scores == pytest.approx(full.rounds[0].scores, rel=1e-6)
@@ -334,6 +347,6 @@ def test_progress_comes_to_what_was_announced(generator: torch.Generator) -> Non
 
         yield advance
 
-    prunecomp.prune(model, 2, draw_tokens(model, generator), metric="ppl", progress=progress)
+    prunecomp.prune(model, 2, draw_tokens(model, generator), metric="ppl", progress=progress, preset="paper")
     assert "candidates" in announced
     assert advanced == announced

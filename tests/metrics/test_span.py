@@ -60,7 +60,7 @@ def test_rounds_of_blocks_agree_with_float64_on_full_reruns(
     spread(model, generator)
     tokens = draw_tokens(model, generator)
     result = prunecomp.prune(
-        model, 4, tokens, metric=metric, compensation=compensation, span=n, candidates=[0, 1, 2, 3, 4]
+        model, 4, tokens, metric=metric, compensation=compensation, span=n, candidates=[0, 1, 2, 3, 4], preset="paper"
     )
     blocks, scales, scores, _ = span.prune(
         model, tokens, 4, n, span.METRICS[metric], span.SCALES[compensation], {0, 1, 2, 3, 4}
@@ -79,7 +79,7 @@ def test_one_block_is_the_default_of_span_and_an_export_equals_the_seam_model(
 ) -> None:
     spread(model, generator)
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 3, tokens, metric="span", keep=[5])
+    result = prunecomp.prune(model, 3, tokens, metric="span", keep=[5], preset="paper")
     (block,), _, _, oracle = span.prune(model, tokens, 3, 3, span.influence, span.magnitude_scale, {0, 1, 2, 3, 4})
     assert [r.block for r in result.rounds] == [block]
     assert block == list(range(block[0], block[0] + 3))
@@ -95,7 +95,7 @@ def test_one_block_is_the_default_of_span_and_an_export_equals_the_seam_model(
 def test_greedy_blocks_export_what_the_seam_model_gives(model: Any, generator: torch.Generator, tmp_path: Path) -> None:
     spread(model, generator)
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(model, 4, tokens, metric="bi", span=2, compensation="lsq")
+    result = prunecomp.prune(model, 4, tokens, metric="bi", span=2, compensation="lsq", preset="paper")
     loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out"))
     decoder = Decoder(model)
     with decoder.evaluating():
@@ -191,7 +191,9 @@ def test_one_shot_takes_blocks_and_scales_of_the_dense_model(model: Any, generat
     exact = copy.deepcopy(model).double()
     states = [iterative.boundary_states(exact, sequence) for sequence in tokens]
     scores = {p: span.influence(states, p, p + 2) for p in range(3)}
-    result = prunecomp.prune(model, 4, tokens, span=2, one_shot=True, candidates=[0, 1, 2, 3, 5], compensation="lsq")
+    result = prunecomp.prune(
+        model, 4, tokens, span=2, one_shot=True, candidates=[0, 1, 2, 3, 5], compensation="lsq", preset="paper"
+    )
     assert result.layer_forwards == 6
     expected = sorted([[0, 1], [2, 3]], key=lambda block: scores[block[0]])
     assert [r.block for r in result.rounds] == expected
@@ -206,9 +208,9 @@ def test_one_shot_without_room_for_whole_blocks_is_refused(generator: torch.Gene
     model = build("llama")
     tokens = draw_tokens(model, generator)
     with pytest.raises(OptionError, match="--layers 5 must be a multiple of it"):
-        prunecomp.prune(model, 5, tokens, span=2, one_shot=True)
+        prunecomp.prune(model, 5, tokens, span=2, one_shot=True, preset="paper")
     with pytest.raises(OptionError, match="no block of --span layers is left"):
-        prunecomp.prune(model, 2, tokens, span=2, one_shot=True, candidates=[0, 2, 4])
+        prunecomp.prune(model, 2, tokens, span=2, one_shot=True, candidates=[0, 2, 4], preset="paper")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_where_no_block_is_whole_shorter_ones_go(
     model = spread(build("llama"), generator)
     tokens = draw_tokens(model, generator)
     layers = 2 if blocks is None else 3
-    result = prunecomp.prune(model, layers, tokens, metric="span", **options)
+    result = prunecomp.prune(model, layers, tokens, metric="span", **options, preset="paper")
     free = set(range(6)) - set(options.get("keep", [])) & set(options.get("candidates", range(6)))
     expected, scales, _, _ = span.prune(model, tokens, layers, layers, span.influence, span.magnitude_scale, free)
     assert [r.block for r in result.rounds] == expected
@@ -295,9 +297,9 @@ def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
     assert full - place(shape, 5, 24, Memory(10**12), CPU).peak_nbytes[Tier.device] == demand.nbytes(5 * 24)
     boundary = 5 * 24 * shape.hidden_size * shape.itemsize
     limit = full - 4 * shape.layer_nbytes + (states - 5 + 1) * boundary
-    plain = prunecomp.prune(base, 4, tokens, metric="bi", span=2)
+    plain = prunecomp.prune(base, 4, tokens, metric="bi", span=2, preset="paper")
     streamed = prunecomp.prune(
-        base, 4, tokens, metric="bi", span=2, device_memory=limit, disk=None if states else tmp_path
+        base, 4, tokens, metric="bi", span=2, device_memory=limit, disk=None if states else tmp_path, preset="paper"
     )
     assert streamed.placement.group_size == 1
     assert streamed.placement.capacity[Tier.device] == states
@@ -332,7 +334,7 @@ def test_losses_of_trials_leave_the_states_of_a_span_run_alone(generator: torch.
 def test_an_early_stop_looks_at_blocks(generator: torch.Generator) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator, windows=64, seqlen=8)
-    full = prunecomp.prune(model, 4, tokens, metric="angular", span=2)
-    early = prunecomp.prune(model, 4, tokens, metric="angular", span=2, confidence=0.9)
+    full = prunecomp.prune(model, 4, tokens, metric="angular", span=2, preset="paper")
+    early = prunecomp.prune(model, 4, tokens, metric="angular", span=2, confidence=0.9, preset="paper")
     assert early.removed == full.removed
     assert min(r.sequences for r in early.rounds) < 64

@@ -139,22 +139,27 @@ def test_a_run_that_ends_early_chooses_what_the_full_one_does(
 ) -> None:
     text = reference_model / "calibration.txt"
     options = {"samples": 64, "seqlen": 64, "metric": metric, "dtype": "float32"}
-    early = prunecomp.prune(reference_model, 3, text, confidence=0.999, **options)
-    full = prunecomp.prune(reference_model, 3, text, **options)
+    early = prunecomp.prune(reference_model, 3, text, confidence=0.999, **options, preset="paper")
+    full = prunecomp.prune(reference_model, 3, text, **options, preset="paper")
     assert early.removed == full.removed
     used = [r.sequences for r in early.rounds]
     assert used[0] < 64
     assert early.layer_forwards < full.layer_forwards
     # What a round rests on is what was looked at: the same as a run on those sequences alone.
     shuffled = full.calibration.shuffled(0).tokens
-    alone = prunecomp.prune(reference_model, 1, shuffled[: used[0]].numpy(), metric=metric, dtype="float32")
+    alone = prunecomp.prune(
+        reference_model, 1, shuffled[: used[0]].numpy(), metric=metric, dtype="float32", preset="paper"
+    )
     assert early.rounds[0].scores == pytest.approx(alone.rounds[0].scores, rel=1e-9)
     assert early.scales[0] == pytest.approx(alone.scales[0], rel=1e-9)
     streamed = prunecomp.prune(
-        reference_model, 3, text, confidence=0.999, device_memory=25_000_000, disk=tmp_path, **options
+        reference_model, 3, text, confidence=0.999, device_memory=25_000_000, disk=tmp_path, **options, preset="paper"
     )
     assert streamed.placement.group_size == 1
-    for other in (streamed, prunecomp.prune(reference_model, 3, text, confidence=0.999, cache=False, **options)):
+    for other in (
+        streamed,
+        prunecomp.prune(reference_model, 3, text, confidence=0.999, cache=False, **options, preset="paper"),
+    ):
         assert other.scales == early.scales
         assert [r.scores for r in other.rounds] == [r.scores for r in early.rounds]
         assert [r.sequences for r in other.rounds] == used
@@ -163,12 +168,14 @@ def test_a_run_that_ends_early_chooses_what_the_full_one_does(
 def test_sequences_left_out_of_one_round_are_made_up_for_in_the_next(generator: torch.Generator) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator, windows=40)
-    early = prunecomp.prune(model, 3, tokens, confidence=0.5)
+    early = prunecomp.prune(model, 3, tokens, confidence=0.5, preset="paper")
     shuffled = Windows(tokens, "").shuffled(0).tokens
     for number, made in enumerate(early.rounds):
         gone = [r.layer for r in early.rounds[:number]]
         order = [*gone, made.layer]
-        alone = prunecomp.prune(model, number + 1, shuffled[: made.sequences], metric="given", given=order)
+        alone = prunecomp.prune(
+            model, number + 1, shuffled[: made.sequences], metric="given", given=order, preset="paper"
+        )
         if len({r.sequences for r in early.rounds[: number + 1]}) == 1:  # else the seams rest on other sequences
             assert made.scale == pytest.approx(alone.scales[-1], rel=1e-9)
     assert all(r.sequences <= 40 for r in early.rounds)
@@ -188,4 +195,4 @@ def test_sequences_left_out_of_one_round_are_made_up_for_in_the_next(generator: 
 def test_options_that_do_not_go_together_are_refused(options: dict[str, object], message: str) -> None:
     model = build("llama", num_hidden_layers=10)
     with pytest.raises(OptionError, match=message):
-        prunecomp.prune(model, 2, torch.zeros(4, 8, dtype=torch.int64), **options)
+        prunecomp.prune(model, 2, torch.zeros(4, 8, dtype=torch.int64), **options, preset="paper")

@@ -50,7 +50,7 @@ def room(boundaries: int, windows: int = 2) -> Placement:
 def test_choices_and_scores_agree_with_a_whole_backward_in_float64(model: Any, generator: torch.Generator) -> None:
     tokens = draw_tokens(model, generator)
     candidates = [0, 1, 2, 4]  # the layers on top stay, so that gradients pass seams
-    result = prunecomp.prune(model, 3, tokens, metric="taylor", candidates=candidates)
+    result = prunecomp.prune(model, 3, tokens, metric="taylor", candidates=candidates, preset="paper")
     removed, rounds = taylor.prune(model, list(tokens), 3, set(candidates))
     assert result.removed == removed
     for ours, theirs in zip(result.rounds, rounds, strict=True):
@@ -112,9 +112,16 @@ def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
     full = place(shape, 5, 24, Memory(10**12), CPU, demand=backward_demand(shape)).peak_nbytes[Tier.device]
     boundary = 5 * 24 * shape.hidden_size * shape.itemsize
     limit = full - 4 * shape.layer_nbytes - 6 * boundary + (0 if on_disk else 4 * boundary)
-    plain = prunecomp.prune(base, 2, tokens, metric="taylor", candidates=range(5))
+    plain = prunecomp.prune(base, 2, tokens, metric="taylor", candidates=range(5), preset="paper")
     streamed = prunecomp.prune(
-        base, 2, tokens, metric="taylor", candidates=range(5), device_memory=limit, disk=tmp_path if on_disk else None
+        base,
+        2,
+        tokens,
+        metric="taylor",
+        candidates=range(5),
+        device_memory=limit,
+        disk=tmp_path if on_disk else None,
+        preset="paper",
     )
     assert plain.placement.group_size is None
     assert plain.placement.kept_boundaries == 6  # every state, and the gradient
@@ -236,12 +243,12 @@ def test_only_candidates_are_scored_and_nothing_below_them_is_differentiated(gen
 
     for number, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda module, args, output, number=number: count(number, output))
-    result = prunecomp.prune(model, 1, tokens, metric="taylor")
+    result = prunecomp.prune(model, 1, tokens, metric="taylor", preset="paper")
     assert set(result.rounds[0].scores) == {4, 5, 6, 7}
     assert calls == [1] * 4 + [2] * 6
     assert result.layer_forwards == sum(calls)
     with pytest.raises(OptionError, match="only 4 of the model's 10 layers are candidates"):
-        prunecomp.prune(model, 4, draw_tokens(model, generator), metric="taylor")
+        prunecomp.prune(model, 4, draw_tokens(model, generator), metric="taylor", preset="paper")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -313,7 +320,7 @@ def test_several_processes_know_the_whole(
         )
         for rank in range(2)
     ]  # fmt: skip
-    expected = [prunecomp.prune(model, 2, tokens, **options) for options in runs]
+    expected = [prunecomp.prune(model, 2, tokens, **options, preset="paper") for options in runs]
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0] == outputs[1], "the same bits for all"

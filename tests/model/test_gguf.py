@@ -90,9 +90,11 @@ def test_pruning_it_is_pruning_the_converted_folder(model: Any, tmp_path: Path, 
     dequantise(here / "model.gguf", torch.bfloat16, tmp_path / "folder")
     named = here if alone else here / "model.gguf"
     with pytest.warns(PrunecompWarning, match="was dequantised to bfloat16 in .*cache"):
-        result = prunecomp.prune(named, 2, TOKENS)
+        result = prunecomp.prune(named, 2, TOKENS, preset="paper")
     out = load_file(result.save(tmp_path / "out") / "model.safetensors")
-    expected = load_file(prunecomp.prune(tmp_path / "folder", 2, TOKENS).save(tmp_path / "other") / "model.safetensors")
+    expected = load_file(
+        prunecomp.prune(tmp_path / "folder", 2, TOKENS, preset="paper").save(tmp_path / "other") / "model.safetensors"
+    )
     assert out.keys() == expected.keys()
     assert all(torch.equal(out[name], expected[name]) for name in expected)
     assert {tensor.dtype for tensor in out.values()} == {torch.bfloat16}

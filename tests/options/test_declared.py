@@ -77,12 +77,12 @@ def test_the_record_has_the_names_that_journals_have() -> None:
 
 def test_what_the_command_line_understands_python_understands(small: Small) -> None:
     tokens = np.load(small.windows)
-    one = prunecomp.prune(small.folder, 2, tokens, keep="0-2", device_memory="1GB")
-    other = prunecomp.prune(small.folder, 2, tokens, keep=[2, 1, 0], device_memory=10**9)
+    one = prunecomp.prune(small.folder, 2, tokens, keep="0-2", device_memory="1GB", preset="paper")
+    other = prunecomp.prune(small.folder, 2, tokens, keep=[2, 1, 0], device_memory=10**9, preset="paper")
     assert one.removed == other.removed
     assert one.options.record() == other.options.record()
     assert one.options.beside() == {"device_memory": 10**9}
-    assert prunecomp.prune(small.folder, 2, tokens, metric="given", given="4,3").removed == [4, 3]
+    assert prunecomp.prune(small.folder, 2, tokens, metric="given", given="4,3", preset="paper").removed == [4, 3]
     measured = prunecomp.compare(small.folder, "1-2", tokens, eval={"x": tokens}, metrics="bi,last")
     assert measured.layers == [1, 2]
     assert [arm.metric for arm in measured.arms] == ["bi", "bi", "last", "last"]
@@ -90,7 +90,7 @@ def test_what_the_command_line_understands_python_understands(small: Small) -> N
 
 def test_a_typo_names_the_nearest(small: Small) -> None:
     with pytest.raises(OptionError, match=r"prune\(\) takes no option metrik: did you mean metric\?"):
-        prunecomp.prune(small.folder, 2, "x", metrik="ppl")  # type: ignore[call-arg]
+        prunecomp.prune(small.folder, 2, "x", metrik="ppl", preset="paper")  # type: ignore[call-arg]
     answer = invoke("prune", small.folder, "--metrik", "ppl")
     assert answer.exit_code == 2
     assert "--metric" in said(answer)

@@ -84,7 +84,7 @@ def test_perplexity_is_that_of_each_row_alone(case: str, tmp_path: Path) -> None
     assert prunecomp.evaluate(tmp_path / "base", rows, device_memory=300_000, disk=tmp_path) == pytest.approx(
         expected, rel=1e-6
     )
-    together = prunecomp.prune(model, 1, rows, eval=rows)
+    together = prunecomp.prune(model, 1, rows, eval=rows, preset="paper")
     assert together.perplexity is not None
     assert together.perplexity["dense"] == pytest.approx(expected, rel=1e-6)
 

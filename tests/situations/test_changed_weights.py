@@ -17,12 +17,12 @@ from tests.situations.folders import TOKENS, folder_of
 
 
 def begun(folder: Path, journal: Path) -> None:
-    prunecomp.prune(folder, 2, TOKENS, journal=journal)
+    prunecomp.prune(folder, 2, TOKENS, journal=journal, preset="paper")
     assert journal.is_file()
 
 
 def resume(folder: Path, journal: Path) -> None:
-    prunecomp.prune(folder, 2, TOKENS, journal=journal, resume=True)
+    prunecomp.prune(folder, 2, TOKENS, journal=journal, resume=True, preset="paper")
 
 
 @pytest.mark.parametrize("place", [0.31, 0.72, -5])

@@ -45,7 +45,7 @@ def test_what_goes_along_and_what_does_not(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, folder / "2_Dense" / "model.safetensors")
     (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]))
     with pytest.warns(PrunecompWarning, match="not in the export") as told:
-        out = prunecomp.prune(folder, 1, TOKENS).save(tmp_path / "out")
+        out = prunecomp.prune(folder, 1, TOKENS, preset="paper").save(tmp_path / "out")
     ours = {"config.json", "model.safetensors", "README.md", "prunecomp.json", "generation_config.json"}
     assert relative(out) == {*KEPT, *ours}
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in KEPT)
@@ -63,7 +63,7 @@ def test_nothing_refers_to_code_that_is_left_behind(tmp_path: Path) -> None:
     edit_json(folder / "config.json", custom_pipelines={"x": {"impl": "own.Pipeline"}})
     (folder / "own.py").write_text("raise SystemExit('run')")
     with pytest.warns(PrunecompWarning) as told:
-        out = prunecomp.prune(folder, 1, TOKENS).save(tmp_path / "out")
+        out = prunecomp.prune(folder, 1, TOKENS, preset="paper").save(tmp_path / "out")
     for file in ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json"):
         assert any(f"{file}: auto_map" in str(w.message) for w in told), file
         assert json.loads((out / file).read_text())["kept"] == 5
@@ -93,7 +93,7 @@ def test_links_are_followed_to_what_is_the_models(tmp_path: Path) -> None:
     with pytest.warns(
         PrunecompWarning, match=r"LICENSE .a link out.*folder/ .a link to a folder.*gone.txt .*id .a link"
     ):
-        out = prunecomp.prune(snapshot, 1, TOKENS).save(tmp_path / "out")
+        out = prunecomp.prune(snapshot, 1, TOKENS, preset="paper").save(tmp_path / "out")
     assert {"tokenizer.json", "tekken.json", "spiece.model"} < relative(out)
     assert not {"LICENSE", "id", "gone.txt", "folder"} & {path.name for path in out.iterdir()}
     assert not any(path.is_symlink() for path in out.iterdir())
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_told_before_the_work(tmp_path: Path, file: str, conte
     folder = folder_of("llama", tmp_path / "base")
     (folder / file).write_text(content)
     with pytest.raises(CheckpointError, match=file):
-        prunecomp.prune(folder, 1, "no such file")
+        prunecomp.prune(folder, 1, "no such file", preset="paper")
 
 
 @pytest.mark.parametrize("content", ["[]", "5", '{"tokenizer_class": 5}', '{"added_tokens_decoder": 7}', "{"])
@@ -145,7 +145,7 @@ def test_files_of_unusual_size_stay_behind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(companions, "LARGEST_LINKED", 1000)
     out = tmp_path / "out"
     with pytest.warns(PrunecompWarning, match=r"linked\.txt .a link out.*notes\.bin\.txt .more than 2,000"):
-        prunecomp.prune(base, 1, TOKENS).save(out)
+        prunecomp.prune(base, 1, TOKENS, preset="paper").save(out)
     assert (out / "small.txt").read_text() == "x" * 500
     assert not (out / "linked.txt").exists()
     assert not (out / "notes.bin.txt").exists()

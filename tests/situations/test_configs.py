@@ -26,7 +26,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "plan": lambda folder: prunecomp.plan(folder, 2),
     "score": lambda folder: prunecomp.score(folder, TOKENS),
     "eval": lambda folder: prunecomp.evaluate(folder, TOKENS),
-    "prune": lambda folder: prunecomp.prune(folder, 2, "no such file"),
+    "prune": lambda folder: prunecomp.prune(folder, 2, "no such file", preset="paper"),
     "compare": stored_as,
 }
 
@@ -150,7 +150,7 @@ def test_both_names_of_a_field_follow(tmp_path: Path) -> None:
     layers = json.loads((folder / "config.json").read_text())["n_layer"]
     edit_json(folder / "config.json", num_hidden_layers=layers, num_layers=layers)
     with pytest.warns(PrunecompWarning, match="num_layers seem to run by layers"):
-        out = prunecomp.prune(folder, 1, TOKENS[:, :12] % 60).save(tmp_path / "out")
+        out = prunecomp.prune(folder, 1, TOKENS[:, :12] % 60, preset="paper").save(tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
     assert config["n_layer"] == config["num_hidden_layers"] == config["num_layers"] == layers - 1
     assert len(theirs(out).transformer.h) == layers - 1

@@ -34,7 +34,11 @@ def test_a_file_of_its_own(tmp_path: Path, file: str, stated: dict[str, Any], ki
     folder = folder_of("llama", tmp_path / "base")
     edit_tensors(folder / "model.safetensors", as_fp8)
     (folder / file).write_text(json.dumps(stated))
-    for run in (describe, lambda f: prunecomp.plan(f, 1), lambda f: prunecomp.prune(f, 1, "no such file")):
+    for run in (
+        describe,
+        lambda f: prunecomp.plan(f, 1),
+        lambda f: prunecomp.prune(f, 1, "no such file", preset="paper"),
+    ):
         with pytest.raises(CheckpointError, match=rf"{file} says how weights are quantised \({kind}"):
             run(folder)
     edit_json(folder / "config.json", quantization_config={"quant_method": "modelopt", "quant_algo": kind})
@@ -67,7 +71,10 @@ def test_plain_weights_under_a_config_that_says_they_are_quantised(tmp_path: Pat
     folder = folder_of("llama", tmp_path / "base")
     right = prunecomp.evaluate(folder, TOKENS)
     edit_json(folder / "config.json", quantization_config=stated)
-    for run in (lambda f: prunecomp.prune(f, 1, "no such file"), lambda f: prunecomp.evaluate(f, TOKENS)):
+    for run in (
+        lambda f: prunecomp.prune(f, 1, "no such file", preset="paper"),
+        lambda f: prunecomp.evaluate(f, TOKENS),
+    ):
         with pytest.raises(CheckpointError, match=r"is stored so: take it out of config\.json"):
             run(folder)
     edit_json(folder / "config.json", quantization_config=None)

@@ -155,7 +155,9 @@ def test_weights_that_may_not_be_read_are_there(small: Small, tmp_path: Path) ->
 @pytest.mark.parametrize("option", ["model", "disk", "journal"])
 def test_lone_surrogates_name_no_path(small: Small, option: str) -> None:
     with pytest.raises(OptionError, match=option):
-        prunecomp.prune(**{"model": small.folder, "layers": 1, "calibration": small.windows, option: "\ud800"})
+        prunecomp.prune(
+            **{"model": small.folder, "layers": 1, "calibration": small.windows, option: "\ud800"}, preset="paper"
+        )
 
 
 def test_a_model_whose_name_is_no_utf_8_is_not_called_damaged(small: Small, tmp_path: Path) -> None:

@@ -75,7 +75,11 @@ def outcome() -> Iterator[Callable[[Path], None]]:
     """Run what looks at a folder; any error but ours goes through."""
 
     def run(folder: Path) -> None:
-        for look in (describe, lambda f: prunecomp.score(f, TOKENS), lambda f: prunecomp.prune(f, 1, TOKENS)):
+        for look in (
+            describe,
+            lambda f: prunecomp.score(f, TOKENS),
+            lambda f: prunecomp.prune(f, 1, TOKENS, preset="paper"),
+        ):
             try:
                 look(folder)
             except PrunecompError:

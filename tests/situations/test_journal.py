@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begun(folder: Path, out: Path, layers: int = 2, **options: Any) -> Path:
     """The whole journal of a run whose checkpoint was not saved."""
     journal = journal_path(out)
-    prunecomp.prune(folder / "base", layers, folder / "tokens.npy", journal=journal, **options)
+    prunecomp.prune(folder / "base", layers, folder / "tokens.npy", journal=journal, **options, preset="paper")
     return journal
 
 
@@ -227,9 +227,9 @@ def test_a_journal_removes_its_own_weights_and_nobody_elses(tmp_path: Path) -> N
 
 def test_a_journal_that_another_run_has_begun_since_stays(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    first = prunecomp.prune(folder / "base", 2, folder / "tokens.npy", journal=path)
+    first = prunecomp.prune(folder / "base", 2, folder / "tokens.npy", journal=path, preset="paper")
     path.unlink()
-    prunecomp.prune(folder / "base", 1, folder / "tokens.npy", journal=path)
+    prunecomp.prune(folder / "base", 1, folder / "tokens.npy", journal=path, preset="paper")
     before = path.read_bytes()
     first.save(tmp_path / "out")
     assert path.read_bytes() == before
@@ -238,7 +238,7 @@ def test_a_journal_that_another_run_has_begun_since_stays(folder: Path, tmp_path
 def test_an_export_is_none_the_worse_for_a_journal_that_cannot_be_removed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = prunecomp.prune(folder / "base", 2, folder / "tokens.npy", journal=tmp_path / "journal")
+    result = prunecomp.prune(folder / "base", 2, folder / "tokens.npy", journal=tmp_path / "journal", preset="paper")
     assert result.on_saved is not None
 
     def denied(path: Path) -> bytes:

@@ -46,9 +46,9 @@ def test_attention_that_is_divided_by_the_layers_number(generator: torch.Generat
         with pytest.raises(
             CheckpointError, match=r"layer 1 of this gpt2 model would be another under .* attn\.scaling"
         ):
-            prunecomp.prune(model_source, 2, tokens)
+            prunecomp.prune(model_source, 2, tokens, preset="paper")
     with pytest.raises(CheckpointError, match="its new number 2"):
-        prunecomp.prune(model, 2, tokens, candidates=[2, 3, 4])
+        prunecomp.prune(model, 2, tokens, candidates=[2, 3, 4], preset="paper")
     with pytest.raises(CheckpointError, match="depends on its number"):
         prunecomp.pruner_for(model, tokens)
     ids = tmp_path / "ids.npy"
@@ -63,7 +63,7 @@ def test_what_moves_no_layer_is_done(generator: torch.Generator, tmp_path: Path)
     tokens = draw_tokens(model, generator, windows=2, seqlen=12)
     prunecomp.score(model, tokens)
     prunecomp.evaluate(model, tokens)
-    result = prunecomp.prune(model, 2, tokens, metric="given", given=[5, 4])
+    result = prunecomp.prune(model, 2, tokens, metric="given", given=[5, 4], preset="paper")
     loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "out")).eval()
     decoder = Decoder(model)
     with decoder.evaluating():
@@ -80,7 +80,7 @@ def test_a_number_that_is_looked_at_while_running(generator: torch.Generator, mo
     forward = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) * (1 + 0.01 * self.layer_idx))
     with pytest.raises(CheckpointError, match="layer 5 of this llama model gives something else under the number 0"):
-        prunecomp.prune(model, 2, draw_tokens(model, generator))
+        prunecomp.prune(model, 2, draw_tokens(model, generator), preset="paper")
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_a_field_that_does_not_follow_is_told_before_the_run(
     known = families.find(model.config.model_type)
     monkeypatch.setitem(families._by_type, known.model_types[0], replace(known, **{without: lacking}))  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=message):
-        prunecomp.prune(model, 2, draw_tokens(model, generator))
+        prunecomp.prune(model, 2, draw_tokens(model, generator), preset="paper")
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3"])
 def test_pruned_in_place_saved_and_reloaded(case: str, generator: torch.Generator, tmp_path: Path) -> None:
     model = build(case)
     tokens = draw_tokens(model, generator, windows=2, seqlen=12)
-    prunecomp.prune(model, 3, tokens, metric="given", given=[0, 2, 3]).apply(model)
+    prunecomp.prune(model, 3, tokens, metric="given", given=[0, 2, 3], preset="paper").apply(model)
     model.save_pretrained(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tests.models import build
 from tests.situations.folders import TOKENS, logits, theirs
 
 RUNS: dict[str, Callable[[Any], object]] = {
-    "prune": lambda model: prunecomp.prune(model, 1, "no such file"),
+    "prune": lambda model: prunecomp.prune(model, 1, "no such file", preset="paper"),
     "score": lambda model: prunecomp.score(model, "no such file"),
     "evaluate": lambda model: prunecomp.evaluate(model, "no such file"),
     "pruner_for": lambda model: prunecomp.pruner_for(model, "no such file"),
@@ -37,7 +37,7 @@ def test_layers_that_are_elsewhere(run: str, path: str) -> None:
 
 
 def test_a_result_is_not_applied_to_a_model_that_is_not_there() -> None:
-    result = prunecomp.prune(build("llama"), 1, TOKENS)
+    result = prunecomp.prune(build("llama"), 1, TOKENS, preset="paper")
     with pytest.raises(CheckpointError, match="no values here"):
         result.apply(offloaded("model.layers.3"))
 
@@ -57,7 +57,7 @@ def test_a_model_without_its_head() -> None:
 def test_a_head_that_shares_the_memory_of_the_embedding_is_saved(tmp_path: Path) -> None:
     model = build("llama")
     model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.data)
-    result = prunecomp.prune(model, 1, TOKENS)
+    result = prunecomp.prune(model, 1, TOKENS, preset="paper")
     out = theirs(result.save(tmp_path / "out"))
     result.apply(model)
     assert torch.allclose(logits(out), logits(model), atol=1e-4)
@@ -109,7 +109,7 @@ def test_a_model_that_is_another_than_its_config_makes(change: Callable[[Any], N
     model = build("llama", tie_word_embeddings=False)
     change(model)
     with pytest.raises(CheckpointError, match=CHANGED[change]):
-        prunecomp.prune(model, 1, "no such file")
+        prunecomp.prune(model, 1, "no such file", preset="paper")
 
 
 def test_the_advice_for_one_that_is_tied_or_no_longer_quantised(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_advice_for_one_that_is_tied_or_no_longer_quantised(tmp_path: Path) 
     model.config.tie_word_embeddings = True
     stated(model)
     del model.config.quantization_config
-    prunecomp.prune(model, 1, TOKENS).save(tmp_path / "out")
+    prunecomp.prune(model, 1, TOKENS, preset="paper").save(tmp_path / "out")
 
 
 @pytest.mark.parametrize("run", RUNS)

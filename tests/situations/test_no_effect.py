@@ -39,7 +39,7 @@ IDLE: list[tuple[dict[str, Any], str]] = [
 def test_in_every_function_that_takes_it(small: Small, options: dict[str, Any], message: str) -> None:
     tokens = np.load(small.windows)
     with pytest.raises(OptionError, match=message):
-        prunecomp.prune(small.folder, 2, tokens, device="cpu", **options)
+        prunecomp.prune(small.folder, 2, tokens, device="cpu", **options, preset="paper")
     if "resume" in options or "confidence" in options or {"keep", "candidates", "fold"} & options.keys():
         return
     with pytest.raises(OptionError, match=message):
@@ -94,18 +94,20 @@ def test_one_arm_that_an_option_acts_in_is_enough(small: Small) -> None:
 
 def test_what_is_done_anyway_may_be_asked_for(small: Small) -> None:
     tokens = np.load(small.windows)
-    plain = prunecomp.prune(small.folder, 2, tokens, metric="span")
-    asked = prunecomp.prune(small.folder, 2, tokens, metric="span", one_shot=True, span=2, samples=4, seqlen=16)
+    plain = prunecomp.prune(small.folder, 2, tokens, metric="span", preset="paper")
+    asked = prunecomp.prune(
+        small.folder, 2, tokens, metric="span", one_shot=True, span=2, samples=4, seqlen=16, preset="paper"
+    )
     assert asked.removed == plain.removed
-    assert prunecomp.prune(small.folder, 1, tokens, metric="ppl", span=1, keep=[0]).removed
-    longer = prunecomp.prune(small.folder, 2, tokens, metric="given", given=[4, 1, 3])
+    assert prunecomp.prune(small.folder, 1, tokens, metric="ppl", span=1, keep=[0], preset="paper").removed
+    longer = prunecomp.prune(small.folder, 2, tokens, metric="given", given=[4, 1, 3], preset="paper")
     assert longer.removed == [4, 1]  # an order may go on beyond what is removed now
 
 
 def test_a_model_in_memory_is_used_as_it_is(small: Small) -> None:
     tokens = np.load(small.windows)
     model = prunecomp.pruner_for(small.folder, tokens).decoder.model
-    assert prunecomp.prune(model, 1, tokens, dtype="float32", device="cpu", attn="sdpa").removed
+    assert prunecomp.prune(model, 1, tokens, dtype="float32", device="cpu", attn="sdpa", preset="paper").removed
     for option, value in (("dtype", "float16"), ("dtype", torch.bfloat16), ("attn", "eager")):
         for function in (prunecomp.score, prunecomp.collect, prunecomp.evaluate, prunecomp.pruner_for):
             with pytest.raises(OptionError, match=f"--{option} .*: a model in memory is used as it is"):

@@ -59,8 +59,8 @@ def test_of_prune(
     if refused.get("device", "").startswith("cuda") and torch.cuda.is_available():
         pytest.skip("there is a card")
     with pytest.raises(OptionError, match=re.escape(advice)):
-        prunecomp.prune(small.folder, **{"layers": 2, "calibration": tokens, **refused})
-    assert prunecomp.prune(small.folder, **{"layers": 2, "calibration": tokens, **advised}).removed
+        prunecomp.prune(small.folder, **{"layers": 2, "calibration": tokens, **refused}, preset="paper")
+    assert prunecomp.prune(small.folder, **{"layers": 2, "calibration": tokens, **advised}, preset="paper").removed
 
 
 def test_where_a_stream_is_zero_no_compensation_is_needed(tokens: np.ndarray) -> None:
@@ -68,8 +68,8 @@ def test_where_a_stream_is_zero_no_compensation_is_needed(tokens: np.ndarray) ->
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
     with pytest.raises(NumericalError, match="or use --compensation none"):
-        prunecomp.prune(model, 1, tokens)
-    assert prunecomp.prune(model, 1, tokens, compensation="none").removed
+        prunecomp.prune(model, 1, tokens, preset="paper")
+    assert prunecomp.prune(model, 1, tokens, compensation="none", preset="paper").removed
 
 
 SHAPE = ModelShape(
@@ -99,13 +99,13 @@ def test_blocks_find_room_on_a_disk(small: Small, tokens: np.ndarray, tmp_path: 
     for limit in range(40_000, 400_000, 20_000):
         message = ""
         try:
-            prunecomp.prune(small.folder, 1, many, device_memory=limit, **options)
+            prunecomp.prune(small.folder, 1, many, device_memory=limit, **options, preset="paper")
         except OptionError as error:
             message = str(error)
         if "--disk" in message:
             break
     assert "give --disk DIR, more --device-memory, or fewer windows" in message
-    assert prunecomp.prune(small.folder, 1, many, device_memory=limit, disk=tmp_path, **options).removed
+    assert prunecomp.prune(small.folder, 1, many, device_memory=limit, disk=tmp_path, **options, preset="paper").removed
 
 
 def test_a_block_of_layers_is_removed_as_it_is_said(small: Small, tokens: np.ndarray) -> None:

@@ -108,9 +108,12 @@ def test_a_comparison_is_bounded_by_the_model(small: Small, tmp_path: Path, laye
 def test_all_the_candidates_that_were_named_can_go(small: Small) -> None:
     tokens = np.load(small.windows)
     for more in ({}, {"one_shot": True}, {"confidence": 0.9}, {"metric": "ppl"}, {"metric": "span"}):
-        assert sorted(prunecomp.prune(small.folder, 2, tokens, candidates=[3, 4], **more).removed) == [3, 4]
+        assert sorted(prunecomp.prune(small.folder, 2, tokens, candidates=[3, 4], **more, preset="paper").removed) == [
+            3,
+            4,
+        ]
     with pytest.raises(OptionError, match="at most 5 can be removed"):
-        prunecomp.prune(small.folder, 6, tokens, candidates=range(6))
+        prunecomp.prune(small.folder, 6, tokens, candidates=range(6), preset="paper")
 
 
 @pytest.mark.parametrize("command", ["prune", "plan"])
@@ -171,7 +174,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 def test_an_argument_of_another_kind_is_named(arguments: dict[str, Any], message: str, memory_model: Any) -> None:
     model, tokens = memory_model
     with pytest.raises(OptionError, match=message):
-        prunecomp.prune(**{"model": model, "layers": 2, "calibration": tokens, **arguments})
+        prunecomp.prune(**{"model": model, "layers": 2, "calibration": tokens, **arguments}, preset="paper")
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +185,10 @@ def memory_model(small: Small) -> tuple[Any, np.ndarray]:
 def test_values_of_numpy_and_torch_are_taken(memory_model: Any, small: Small, tmp_path: Path) -> None:
     model, tokens = memory_model
     given = {"seed": np.int64(3), "candidates": torch.tensor([4, 3]), "dtype": torch.float32}
-    result = prunecomp.prune(model, np.int64(2), tokens, device=torch.device("cpu"), **given)
+    result = prunecomp.prune(model, np.int64(2), tokens, device=torch.device("cpu"), **given, preset="paper")
     assert result.options.candidates == [3, 4]
     result.save(tmp_path / "out")  # and its record is JSON
-    half = prunecomp.prune(small.folder, 1, tokens, dtype=torch.float16)
+    half = prunecomp.prune(small.folder, 1, tokens, dtype=torch.float16, preset="paper")
     assert half.options.dtype == "float16"
 
 
@@ -237,9 +240,9 @@ def test_a_pruner_removes_layers_by_number(memory_model: Any, layer: Any) -> Non
 
 @pytest.mark.parametrize("value", [None, 5])
 def test_progress_that_cannot_be_told_is_refused_before_the_work(small: Small, value: Any) -> None:
-    result = prunecomp.prune(small.folder, 1, small.windows)
+    result = prunecomp.prune(small.folder, 1, small.windows, preset="paper")
     for call in (
-        lambda: prunecomp.prune(small.folder, 1, small.windows, progress=value),
+        lambda: prunecomp.prune(small.folder, 1, small.windows, progress=value, preset="paper"),
         lambda: prunecomp.score(small.folder, small.windows, progress=value),
         lambda: prunecomp.evaluate(small.folder, small.windows, progress=value),
         lambda: prunecomp.compare(small.folder, [1], small.windows, eval=small.windows, progress=value),

@@ -95,7 +95,7 @@ def test_an_output_that_can_be_becomes_one(folder: Path, here: Path, target: str
 
 
 def test_saving_tells_an_output_that_cannot_be(folder: Path, here: Path) -> None:
-    result = prunecomp.prune(folder / "base", 1, folder / "tokens.npy")
+    result = prunecomp.prune(folder / "base", 1, folder / "tokens.npy", preset="paper")
     for target in (*TARGETS.values(), "null\0byte"):
         with pytest.raises(OutputError, match="--out"):
             result.save(target)
@@ -182,7 +182,7 @@ def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: p
 def test_a_disk_that_cannot_be_is_told_before_the_work(folder: Path, here: Path, disk: str) -> None:
     base, tokens = folder / "base", folder / "tokens.npy"
     with pytest.raises(OptionError, match="--disk"):
-        prunecomp.prune(base, 1, tokens, disk=disk)
+        prunecomp.prune(base, 1, tokens, disk=disk, preset="paper")
     if "\0" not in disk:
         for command in (["prune", base, "--layers", 1, "--calibration", tokens, "--out", "out"],
                         ["plan", base, "--layers", 1], ["eval", base, "--eval", tokens]):  # fmt: skip

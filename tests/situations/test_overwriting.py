@@ -42,7 +42,7 @@ def test_the_former_stays_where_the_new_one_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
-    result = prunecomp.prune(small.folder, 1, small.windows)
+    result = prunecomp.prune(small.folder, 1, small.windows, preset="paper")
     result.save(out)
     before = files(out)
     for place in ("write_tensors", "model_card"):

@@ -86,7 +86,7 @@ def test_one_pipe_for_two_texts_is_told_before_it_is_read(tmp_path: Path) -> Non
     with pipe(TEXT.encode()) as path:
         for other in (path, f"wikitext2={path}"):
             with pytest.raises(DataError, match=f"it is a pipe that {path} reads too, and can be read once"):
-                prunecomp.prune(folder, 1, path, eval=other, samples=2, seqlen=8)
+                prunecomp.prune(folder, 1, path, eval=other, samples=2, seqlen=8, preset="paper")
         with pytest.raises(DataError, match="can be read once"):
             prunecomp.compare(folder, [1], IDS, eval={"a": path, "b": path}, samples=2, seqlen=8)
         assert len(read_source(path, letters, 256).tokens) == len(TEXT), "nothing was lost"

@@ -25,7 +25,7 @@ def calls(model_source: Any, seqlen: int | None, ids: np.ndarray = IDS) -> list[
         lambda: prunecomp.evaluate(model_source, ids, seqlen=seqlen),
         lambda: prunecomp.score(model_source, ids, **options),
         lambda: prunecomp.collect(model_source, ids, **options),
-        lambda: prunecomp.prune(model_source, 1, ids, **options),
+        lambda: prunecomp.prune(model_source, 1, ids, **options, preset="paper"),
         lambda: prunecomp.compare(model_source, [1], ids, eval=ids, **options),
     ]
 

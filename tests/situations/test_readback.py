@@ -29,7 +29,9 @@ Wrong = Callable[[FoldPlan], FoldPlan]
 
 def pruned(generator: torch.Generator, dtype: torch.dtype, **options: Any) -> prunecomp.PruneResult:
     model = build("mistral").to(dtype)
-    return prunecomp.prune(model, 2, draw_tokens(model, generator), metric="given", given=[1, 3], **options)
+    return prunecomp.prune(
+        model, 2, draw_tokens(model, generator), metric="given", given=[1, 3], **options, preset="paper"
+    )
 
 
 def order(plan: FoldPlan) -> FoldPlan:
@@ -107,7 +109,7 @@ def test_the_record_says_who_read(
     model = build("qwen2-tied").to(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
     tokens = draw_tokens(model, generator)
-    result = prunecomp.prune(tmp_path / "base", 2, tokens, metric="given", given=[1, 3], fold="down")
+    result = prunecomp.prune(tmp_path / "base", 2, tokens, metric="given", given=[1, 3], fold="down", preset="paper")
     if short:
         monkeypatch.setattr(reference, "free_host_memory", lambda: 1000)
     verified = json.loads((result.save(tmp_path / "out") / "prunecomp.json").read_text())["verified"]
@@ -155,7 +157,7 @@ def test_perplexity_is_of_what_was_written(in_memory: bool, generator: torch.Gen
     model.save_pretrained(tmp_path / "base")
     tokens = draw_tokens(model, generator)
     model_source = model if in_memory else tmp_path / "base"
-    result = prunecomp.prune(model_source, 2, tokens, metric="given", given=[1, 3], eval=tokens)
+    result = prunecomp.prune(model_source, 2, tokens, metric="given", given=[1, 3], eval=tokens, preset="paper")
     assert result.perplexity is not None
     before = result.record()["perplexity"]
     assert before["measured_on"].startswith("the model with its seams")
@@ -179,7 +181,7 @@ def test_what_a_model_returns_is_up_to_its_config(fields: dict[str, Any], tmp_pa
     """With ``return_dict: false`` models of transformers cannot read their own backbone: ours must not need it."""
     base = folder_of("llama", tmp_path / "base")
     edit_json(base / "config.json", **fields)
-    out = prunecomp.prune(base, 2, TOKENS).save(tmp_path / "out")
+    out = prunecomp.prune(base, 2, TOKENS, preset="paper").save(tmp_path / "out")
     assert prunecomp.evaluate(out, TOKENS) > 1
 
 
@@ -190,5 +192,5 @@ def test_a_model_stored_in_16_bits_is_measured_in_32(family: str, dtype: torch.d
     torch.manual_seed(3)
     base = tmp_path / "base"
     build_family(family).to(dtype).save_pretrained(base)
-    out = prunecomp.prune(base, 2, TOKENS % 67, dtype="float32").save(tmp_path / "out")
+    out = prunecomp.prune(base, 2, TOKENS % 67, dtype="float32", preset="paper").save(tmp_path / "out")
     assert prunecomp.evaluate(out, TOKENS % 67, dtype="float32") > 1

@@ -31,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 def test_the_export_is_the_model_of_transformers_without_the_layers(
     base: Path, fold: str, dtype: str, memory: int | None, tmp_path: Path
 ) -> None:
-    result = prunecomp.prune(base, 2, TOKENS, fold=fold, dtype=dtype, device_memory=memory)
+    result = prunecomp.prune(base, 2, TOKENS, fold=fold, dtype=dtype, device_memory=memory, preset="paper")
     assert (result.placement.group_size is not None) == (memory is not None)
     whole = theirs(base)
     result.apply(whole)
@@ -69,7 +69,7 @@ def test_a_head_without_an_embedding_is_tied_the_other_way(tmp_path: Path) -> No
 
     edit_tensors(folder / "model.safetensors", rename)
     assert torch.equal(logits(load_decoder(folder).model), logits(theirs(folder)))
-    out = prunecomp.prune(folder, 1, TOKENS, fold="down").save(tmp_path / "out")
+    out = prunecomp.prune(folder, 1, TOKENS, fold="down", preset="paper").save(tmp_path / "out")
     whole = theirs(folder)
-    prunecomp.prune(folder, 1, TOKENS, fold="down").apply(whole)
+    prunecomp.prune(folder, 1, TOKENS, fold="down", preset="paper").apply(whole)
     assert torch.allclose(logits(theirs(out)), logits(whole), atol=1e-4)

@@ -83,7 +83,7 @@ def test_a_run_is_refused_before_it_works_while_another_has_its_output(folder: P
 
 
 def test_saving_is_refused_while_another_run_has_the_output(folder: Path, other: Path) -> None:
-    result = prunecomp.prune(folder / "base", 1, folder / "tokens.npy")
+    result = prunecomp.prune(folder / "base", 1, folder / "tokens.npy", preset="paper")
     with pytest.raises(OutputError, match="another run is writing"):
         result.save(other)
     assert [path.name for path in other.parent.iterdir()] == [".out.lock"]
@@ -91,7 +91,7 @@ def test_saving_is_refused_while_another_run_has_the_output(folder: Path, other:
 
 def test_a_journal_belongs_to_one_process(folder: Path, other: Path) -> None:
     with pytest.raises(JournalError, match="another run is writing"):
-        prunecomp.prune(folder / "base", 1, folder / "tokens.npy", journal=other)
+        prunecomp.prune(folder / "base", 1, folder / "tokens.npy", journal=other, preset="paper")
     assert [path.name for path in other.parent.iterdir()] == [".out.lock"]
 
 

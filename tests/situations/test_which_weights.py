@@ -38,7 +38,7 @@ def sharded(tmp_path: Path) -> Path:
 def test_a_single_file_goes_before_an_index(sharded: Path, tmp_path: Path) -> None:
     other_weights(sharded, "model.safetensors")
     with pytest.warns(PrunecompWarning, match=rf"holds both model.safetensors and {INDEX}: the first is taken"):
-        result = prunecomp.prune(sharded, 2, TOKENS)
+        result = prunecomp.prune(sharded, 2, TOKENS, preset="paper")
     base = theirs(sharded)
     result.apply(base)
     assert torch.allclose(logits(theirs(result.save(tmp_path / "out"))), logits(base), atol=1e-4)
@@ -69,7 +69,7 @@ def test_weights_of_another_name_are_not_the_models(sharded: Path, file: str, tm
     assert torch.equal(ours(sharded), before)
     assert torch.equal(logits(theirs(sharded)), before)
     with pytest.warns(PrunecompWarning, match=f"{file} .weights that are not the model's"):
-        prunecomp.prune(sharded, 1, TOKENS).save(tmp_path / "out")
+        prunecomp.prune(sharded, 1, TOKENS, preset="paper").save(tmp_path / "out")
     assert not (tmp_path / "out" / file).exists()
     for shard in [*sharded.glob("model-*.safetensors"), sharded / INDEX]:
         shard.unlink()
@@ -93,7 +93,7 @@ def test_a_file_that_the_config_names_goes_before_all(sharded: Path, tmp_path: P
     edit_json(sharded / "config.json", transformers_weights="mine.safetensors")
     with pytest.warns(PrunecompWarning, match=r"holds both mine.safetensors"):
         assert torch.equal(ours(sharded), logits(theirs(sharded)))
-    out = prunecomp.prune(sharded, 1, TOKENS).save(tmp_path / "out")
+    out = prunecomp.prune(sharded, 1, TOKENS, preset="paper").save(tmp_path / "out")
     assert "transformers_weights" not in json.loads((out / "config.json").read_text())
     edit_json(sharded / "config.json", transformers_weights="../mine.safetensors")
     with pytest.raises(CheckpointError, match="transformers_weights"):
@@ -130,7 +130,7 @@ def test_pickles_of_both_kinds_with_a_tied_head(archive: bool, tmp_path: Path) -
     before = logits(theirs(folder))
     as_pickle(folder, _use_new_zipfile_serialization=archive)
     assert torch.equal(ours(folder, allow_pickle=True), before)
-    assert prunecomp.prune(folder, 1, TOKENS, allow_pickle=True).save(tmp_path / "out").is_dir()
+    assert prunecomp.prune(folder, 1, TOKENS, allow_pickle=True, preset="paper").save(tmp_path / "out").is_dir()
 
 
 @pytest.mark.parametrize("entry", [3, "text", {"nested": torch.ones(1)}, torch.ones(2, 2).to_sparse()])
@@ -159,7 +159,7 @@ def test_files_that_may_not_be_read(sharded: Path, monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr(Path, method, denied)
             with pytest.raises(CheckpointError, match="Permission denied"):
-                prunecomp.prune(sharded, 1, TOKENS)
+                prunecomp.prune(sharded, 1, TOKENS, preset="paper")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
@@ -169,7 +169,7 @@ def test_a_link_whose_file_did_not_arrive(tmp_path: Path, name: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / name).symlink_to("../../blobs/0123")
     with pytest.raises(CheckpointError, match=f"{name} is a link to nothing: is the download complete"):
-        prunecomp.prune(folder, 1, "no such file")
+        prunecomp.prune(folder, 1, "no such file", preset="paper")
 
 
 def test_a_damaged_index_beside_the_single_file_is_not_read(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_length_is_two_or_more(tmp_path: Path, value: Any) -> None:
         lambda: prunecomp.evaluate(built, IDS, seqlen=value),
         lambda: prunecomp.score(built, IDS, samples=2, seqlen=value),
         lambda: prunecomp.collect(built, IDS, samples=2, seqlen=value),
-        lambda: prunecomp.prune(built, 1, IDS, samples=2, seqlen=value),
+        lambda: prunecomp.prune(built, 1, IDS, samples=2, seqlen=value, preset="paper"),
         lambda: prunecomp.pruner_for(built, IDS, samples=2, seqlen=value),
         lambda: prunecomp.compare(built, [1], IDS, eval=IDS, samples=2, seqlen=value),
         lambda: prunecomp.plan(folder, 1, seqlen=value),
@@ -41,7 +41,7 @@ def test_a_number_of_windows_is_one_or_more(tmp_path: Path, value: Any) -> None:
     calls = [
         lambda: prunecomp.score(built, IDS, samples=value, seqlen=8),
         lambda: prunecomp.collect(built, IDS, samples=value, seqlen=8),
-        lambda: prunecomp.prune(built, 1, IDS, samples=value, seqlen=8),
+        lambda: prunecomp.prune(built, 1, IDS, samples=value, seqlen=8, preset="paper"),
         lambda: prunecomp.pruner_for(built, IDS, samples=value, seqlen=8),
         lambda: prunecomp.plan(folder, 1, samples=value),
     ]
