@@ -83,7 +83,8 @@ def main() -> None:
     record = {
         "model": given.model.name,
         "calibration": {
-            "files": [text.name for text in MIXTURE], "windows": SAMPLES, "seqlen": SEQLEN, "digest": calibration.digest,
+            "files": [text.name for text in MIXTURE],
+            "windows": SAMPLES, "seqlen": SEQLEN, "digest": calibration.digest,
         },
         "metric": "bi", "dtype": "float32", "threads": torch.get_num_threads(), "machine": platform.processor(),
         "versions": {name: version(name) for name in ("prunecomp", "torch", "transformers")},

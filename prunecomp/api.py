@@ -16,7 +16,6 @@ from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import from_leader, rank
 from prunecomp.engine.placement import Placement
-from prunecomp.engine.streams import check_boundaries
 from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS, check_order
@@ -30,7 +29,7 @@ from prunecomp.pruning.pruner import run_rounds
 from prunecomp.pruning.result import PruneResult
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
-from prunecomp.repair import RIDGE, check_repairable, demand_of
+from prunecomp.repair import RIDGE, check_repairable
 from prunecomp.repair import repair as fit_repair
 
 
@@ -62,12 +61,7 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
     check_read_once([asked.calibration, asked.eval])
     windows = session.calibration()
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
-    demand = session.demand()
-    if asked.repair != "none":
-        demand = demand.beside(demand_of(model_source.described, model_source.shape(), asked.repair != "refit"))
-    placement = session.place(windows.count, windows.seqlen, demand)
-    if asked.repair != "none":
-        check_boundaries(placement, model_source.device)
+    placement = session.place(windows.count, windows.seqlen, session.demand())
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
     with open_journal(session, windows, placement, compiled, candidates) as journal:
         first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]

@@ -152,7 +152,7 @@ class Choice(Options):
     repair: RepairName = option(
         "none", "fitted to the dense model once all layers are chosen: refit (the down projection below each gap), "
         "joint (attention's output too), or auto (judged on text left out of the fit, nothing included)",
-        of="prune", panel=RUN, decides=True, shown_default="auto, but none where a compensation is named",
+        of="prune plan", panel=RUN, decides=True, shown_default="auto, but none where a compensation is named",
     )  # fmt: skip
     ridge: float | None = option(
         None, "how strongly a repair is drawn to the weights that are there, in units of the Gram matrix's mean "

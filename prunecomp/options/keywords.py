@@ -108,6 +108,7 @@ class PlanKeywords(TypedDict, total=False):
     """Of :func:`prunecomp.plan`."""
 
     metric: MetricName
+    repair: RepairName
     span: int | None
     samples: int
     seqlen: int | None

@@ -22,9 +22,9 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
 
     @classmethod
     def implied(cls, caller: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """``prune`` repairs at the end, unless what stands in the seams is named, by itself or as what the paper has;
-        the layers are then chosen with nothing in place, which chose better ones on real models."""
-        if caller != "prune" or given.get("preset") is not None:
+        """``prune`` repairs at the end, and ``plan`` reckons with it, unless what stands in the seams is named, by
+        itself or as what the paper has. Layers are then chosen with nothing in place."""
+        if caller not in ("prune", "plan") or given.get("preset") is not None:
             return {}
         named = "compensation" in given or given.get("lookahead")
         found = {} if "repair" in given else {"repair": "none" if named else "auto"}

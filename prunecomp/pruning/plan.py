@@ -12,9 +12,10 @@ from typing_extensions import Unpack
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.placement import ModelShape, Placement, model_shape, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
-from prunecomp.engine.work import Work, rounds, seconds
+from prunecomp.engine.work import Work, rounds, seconds, stretch
 from prunecomp.io.escape import one_line
 from prunecomp.metrics import METRICS
+from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.files import INDEX, SINGLE
 from prunecomp.model.loader import build_skeleton, choose_device, choose_dtype, read_config, resolve_model
@@ -26,6 +27,7 @@ from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import PlanKeywords
 from prunecomp.pruning.inputs import window_length
 from prunecomp.pruning.session import Session
+from prunecomp.repair import most_layer_forwards
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +50,8 @@ class RunPlan:
     first_round: Work
     later_round: Work
     """On average, if cuts fall anywhere with equal chance."""
+    repair: Work
+    """Of the repair at the end, at most."""
     total: Work
     most_layer_forwards: int
     """If every cut were at the bottom."""
@@ -84,7 +88,7 @@ class Outline(ModelSource):
         self.config = read_config(self.folder)
         self._device, self._dtype = choose_device(options.device), choose_dtype(options.dtype, self.config)
         checkpoint = _local_weights(model, self.config)
-        self._skeleton: Any = build_skeleton(self.config, self._dtype, checkpoint=checkpoint)
+        self.described = Decoder(build_skeleton(self.config, self._dtype, checkpoint=checkpoint))
 
     @property
     def device(self) -> torch.device:
@@ -95,14 +99,14 @@ class Outline(ModelSource):
         return self._dtype
 
     def shape(self) -> ModelShape:
-        return model_shape(self._skeleton, families.find(self.config.model_type), self._dtype)
+        return model_shape(self.described.model, families.find(self.config.model_type), self._dtype)
 
 
 def plan(model: str | Path, layers: int, **options: Unpack[PlanKeywords]) -> RunPlan:
     """Plan a run from a model's config alone; rates are measured on the machine, which takes about a second.
 
     The placement has room for what the ``metric`` takes, for blocks of ``span`` layers (by default as
-    :func:`prunecomp.prune` has them); the work is that of its passes.
+    :func:`prunecomp.prune` has them), and the ``repair``; the work is that of the passes, the repair's at most.
     """
     chosen = PruneOptions.of("plan", {"layers": layers, **options})
     if chosen.metric in METRICS and METRICS[chosen.metric].takes_order:  # which ones they are makes no difference
@@ -115,6 +119,13 @@ def plan(model: str | Path, layers: int, **options: Unpack[PlanKeywords]) -> Run
     placement = session.place(samples, seqlen, session.demand())
     shape = outline.shape()
     first, later, total = rounds(shape, placement, samples, seqlen, chosen.layers)
+    repaired = 0.0
+    if chosen.repair != "none":
+        repaired = most_layer_forwards(
+            shape.num_layers, chosen.layers, samples, samples * seqlen, chosen.repair == "auto"
+        )
+    repair = stretch(shape, placement, samples, seqlen, repaired)
+    total = total.plus(repair)
     rates = measure_rates(outline.device, outline.dtype, shape.hidden_size, outline.folder, chosen.disk)
     return RunPlan(
         model=outline.name,
@@ -130,6 +141,7 @@ def plan(model: str | Path, layers: int, **options: Unpack[PlanKeywords]) -> Run
         adds=METRICS[chosen.metric]().adds,
         first_round=first,
         later_round=later,
+        repair=repair,
         total=total,
         most_layer_forwards=sum(shape.num_layers - done for done in range(chosen.layers)),
         rates=rates,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.streams import check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
 from prunecomp.io.values import listed
@@ -23,6 +25,7 @@ from prunecomp.options import PruneOptions
 from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from prunecomp.pruning.pruner import Pruner, choose_candidates
 from prunecomp.pruning.result import Origin
+from prunecomp.repair import demand_of
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -80,8 +83,14 @@ class Session:
                 )
 
     def demand(self) -> Demand:
-        """The memory that the metric takes beside the pass."""
-        return METRICS[self.options.metric]().demand(self.model_source.shape(), self.options.block_size(METRICS))
+        """The memory that the metric, and then the repair, takes beside the pass."""
+        shape, repair = self.model_source.shape(), self.options.repair
+        metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
+        return (
+            metric
+            if repair == "none"
+            else metric.beside(demand_of(self.model_source.described, shape, repair != "refit"))
+        )
 
     def place(self, count: int, seqlen: int, demand: Demand | None = None) -> Placement:
         """The placement of a run over so many windows, within the limits of the options; no weights are loaded."""
@@ -91,10 +100,19 @@ class Session:
         )
         # Every process must come to the same placement.
         on_device, on_host, on_disk = least(memory.device, memory.host, memory.disk)
-        return place(
-            model_source.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder),
-            model_source.device, resident=model_source.resident, processes=world_size(), demand=demand,
+        placed = partial(
+            place, model_source.shape(), count, seqlen, Memory(on_device, on_host, on_disk, memory.disk_folder),
+            model_source.device, resident=model_source.resident, processes=world_size(),
         )  # fmt: skip
+        try:
+            placement = placed(demand=demand)
+        except OptionError as error:
+            if options.repair != "none" and placed() is not None:  # raises where it is not for what the repair takes
+                raise OptionError(f"{error}; or use --repair none, which needs less") from None
+            raise
+        if options.repair != "none" and demand is not None:
+            check_boundaries(placement, model_source.device)
+        return placement
 
     def compiles(self, windows: Windows, placement: Placement, rounds: int = 1) -> bool:
         """Whether the layers are compiled, for a run of so many rounds."""

@@ -138,13 +138,32 @@ def loss_of(run: Run) -> float:
         return math.inf
 
 
+def judged_windows(windows: int, num_tokens: int) -> int:
+    """Of so many windows with so many tokens in all, how many a judgement looks at."""
+    return min(windows, max(STRETCHES * world_size(), JUDGED_TOKENS * windows // num_tokens))
+
+
+def most_layer_forwards(num_layers: int, layers: int, windows: int, num_tokens: int, judged: bool) -> float:
+    """Passes of all windows through one layer that a repair of ``layers`` removals takes at most.
+
+    A fit brings the dense and the pruned stream up to the highest gap, and looks at the layer below each of at most
+    ``layers`` gaps up to three times; a judgement fits on all but one stretch in turn, and passes what is left out
+    twice.
+    """
+    fit = num_layers + (num_layers - layers) + 3 * layers
+    share = judged_windows(windows, num_tokens) / windows if judged else 0.0
+    return fit + share * ((STRETCHES - 1) * fit + 2 * (num_layers - layers))
+
+
 def stretches_of(windows: Windows) -> dict[str, torch.Tensor]:
     """Rows of the windows that are judged on, by source, or in order by stretch; several processes need some each, so
     there are fewer stretches where there are few windows."""
-    judged = min(windows.count, max(STRETCHES * world_size(), JUDGED_TOKENS * windows.count // windows.num_tokens))
+    judged = judged_windows(windows.count, windows.num_tokens)
     rows = torch.linspace(0, windows.count - 1, judged).round().long().unique()
     if windows.kinds is not None:
-        of_kind = {name: rows[windows.kinds[rows] == kind] for kind, name in enumerate(windows.kind_names)}
+        names = windows.kind_names
+        names = names if len(set(names)) == len(names) else tuple(f"{name} ({n})" for n, name in enumerate(names, 1))
+        of_kind = {name: rows[windows.kinds[rows] == kind] for kind, name in enumerate(names)}
         sources = {name: those for name, those in of_kind.items() if len(those) >= world_size()}
         if len(sources) > 1:
             return sources

@@ -138,7 +138,10 @@ def plan_tables(plan: RunPlan) -> list[Table]:
     work = Table(title=f"work for {plan.layers} removals; at most {plan.most_layer_forwards} layer-forwards")
     for heading in ("", "layer-forwards", "TFLOP", "weights moved", "states moved"):
         work.add_column(heading, justify="left" if not heading else "right")
-    for name, part in (("first round", plan.first_round), ("a later one", plan.later_round), ("in all", plan.total)):
+    for name, part in (
+        ("first round", plan.first_round), ("a later one", plan.later_round), ("the repair, at most", plan.repair),
+        ("in all", plan.total),
+    ):  # fmt: skip
         work.add_row(
             name, f"{part.layer_forwards:.1f}", f"{part.flops / 1e12:.2f}", decimal(part.weight_nbytes),
             decimal(sum(part.state_nbytes.values())),
