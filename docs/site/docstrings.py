@@ -38,7 +38,7 @@ def markdown(text: str) -> str:
 def entries(text: str) -> str:
     """Lines ``name : meaning``, with what follows them indented, as a list."""
     parts = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
-    return "\n".join(f"- {ENTRY.sub(r'`\1`: ', dedent(part)).strip()}" for part in parts if part.strip())
+    return "\n".join("- " + ENTRY.sub(r"`\1`: ", dedent(part)).strip() for part in parts if part.strip())
 
 
 def referred(name: str) -> str:

@@ -23,6 +23,9 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/real/README.md": "evidence.md",
+    "benchmarks/results/methods/comparison.md": "results/methods.md",
+    "benchmarks/results/real/smollm2-wikitext/tables.md": "results/smollm2-wikitext.md",
+    "examples/reference_model/README.md": "reference/reference-model.md",
 }
 """Pages by where they stand, and where the site has them."""
 LINK = re.compile(r"(!?\[[^\]]*\])\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
@@ -45,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return label.strip("[]") if path.is_dir() else link[0]
         name = path.relative_to(ROOT).as_posix()
         uri = ELSEWHERE.get(name, name.removeprefix("docs/"))
-        if uri == name and path.is_file() and files.get_file_from_path(uri) is None:
+        if uri == name and path.is_file() and path.suffix != ".md" and files.get_file_from_path(uri) is None:
             files.append(File.generated(config, uri, abs_src_path=str(path)))
         return f"{label}({relpath(uri, dirname(page.file.src_uri))}{anchor or ''})"
 
