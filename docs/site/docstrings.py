@@ -14,6 +14,8 @@ FRONT = Path(__file__).resolve().parents[2] / "prunecomp" / "__init__.py"
 ROLE = re.compile(r":\w+:`~?([\w.]+)`")
 HEADING = re.compile(r"^(\w+)\n-{3,}\n((?:.+\n?)+)", re.MULTILINE)
 ENTRY = re.compile(r"^(\*{0,2}\w[\w, *]*?) : ", re.MULTILINE)
+HOMES = {"compare": "compare.api.compare", "collect": "collect.collect"}
+"""Functions that go by the name of a module."""
 EXAMPLE = re.compile(r"(?:^>>> .*\n(?:.+\n)*)+", re.MULTILINE)
 
 
@@ -43,7 +45,7 @@ def entries(text: str) -> str:
 
 def referred(name: str) -> str:
     short = name.removeprefix("prunecomp.")
-    return f"[`{name}`][prunecomp.{short}]" if short in PUBLIC - {"errors", "__version__"} else f"`{name}`"
+    return f"[`{name}`][prunecomp.{HOMES.get(short, short)}]" if short in PUBLIC - {"errors", "__version__"} else f"`{name}`"
 
 
 class AsMarkdown(griffe.Extension):
