@@ -5,8 +5,9 @@ seconds, not minutes:
 
 - the bundled model stands in for SmolLM2, for names of the hub, and for a GGUF or a quantised checkpoint, for which small
   ones are made (``STAND_INS``);
-- the bundled texts are cut after their first ``CHARACTERS``;
-- where a snippet does not say how many windows, they are ``WINDOWS`` of ``TOKENS`` tokens, in float32.
+- the bundled texts are cut after their first ``CHARACTERS``, and answers to chat prompts after ``ANSWERED`` tokens;
+- where a snippet does not say how many windows, they are ``WINDOWS`` of ``TOKENS`` tokens, in float32, and
+  a probe has ten problems.
 
 What cannot run here is named in ``ELSEWHERE``, with the test that stands for it.
 """
@@ -34,6 +35,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from prunecomp.evaluation.profile import capabilities
 from prunecomp.options import declare
 from tests.checkpoint import quantising
 from tests.command_line import invoke
@@ -51,8 +53,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"sh", "python", "toml"}
 SHOWN = {"", "text", "mermaid", "json"}
 """Fences of what is not run."""
-CHARACTERS, WINDOWS, TOKENS = 6_000, 2, 32
-STAND_INS = {"meta-llama/Llama-3.1-70B": "examples/reference_model"}
+CHARACTERS, WINDOWS, TOKENS, ANSWERED = 1_500, 2, 32, 6
+STAND_INS = {
+    "meta-llama/Llama-3.1-70B": "examples/reference_model",
+    "--layers 16": "--layers 6",  # the bundled model has 16
+    "--samples 24 --seqlen 256": f"--samples {WINDOWS} --seqlen {TOKENS}",
+}
 ELSEWHERE = {
     "pip install": "tests/test_packaging.py installs the package; constraints.txt pins what else there is",
     "make": "the Makefile's targets run these tests and tests/test_demo.py",
@@ -88,9 +94,11 @@ def fences(page: Path) -> list[Fence]:
 def commands(text: str) -> Iterator[list[str]]:
     """The words of each command, without comments."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        for name, other in STAND_INS.items():
+            line = line.replace(name, other)
         words = shlex.split(line, comments=True)
         if words:
-            yield [STAND_INS.get(word, word) for word in words]
+            yield words
 
 
 @pytest.fixture
@@ -106,6 +114,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: torch.Gen
     (tmp_path / "scratch").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(capabilities.__kwdefaults__, "most", ANSWERED)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(declare.Options, "of", classmethod(small_windows(declare.Options.of.__func__)))
     return tmp_path
@@ -120,10 +129,13 @@ def link_or_cut(source: str, target: str) -> None:
 
 def small_windows(of: Any) -> Any:
     """Options read as ever, with small windows where nothing is said of them."""
-    usual = {"samples": WINDOWS, "seqlen": TOKENS, "dtype": "float32"}
+    usual = {"samples": WINDOWS, "seqlen": TOKENS, "dtype": "float32", "items": 10}
 
     def read(cls: Any, caller: str, given: Mapping[str, Any], *on: Any, **more: Any) -> Any:
         known = {each.name for each in cls.options(caller)}
+        data = given.get("calibration")
+        if data is not None and (not isinstance(data, str) or data.endswith(".npy")):  # windows as they are
+            known -= {"samples", "seqlen"}
         return of(cls, caller, {**{n: v for n, v in usual.items() if n in known}, **given}, *on, **more)
 
     return read
