@@ -56,6 +56,7 @@ SHOWN = {"", "text", "mermaid", "json"}
 CHARACTERS, WINDOWS, TOKENS, ANSWERED = 1_500, 2, 32, 6
 STAND_INS = {
     "meta-llama/Llama-3.1-70B": "examples/reference_model",
+    " --host-memory 200GB": "",  # there is none behind a CPU
     "--layers 16": "--layers 6",  # the bundled model has 16
     "--samples 24 --seqlen 256": f"--samples {WINDOWS} --seqlen {TOKENS}",
 }
@@ -66,7 +67,7 @@ ELSEWHERE = {
     "torchrun --nnodes": "needs several machines; tests/test_distributed.py has several processes",
     "vllm serve": "vLLM is no dependency",
 }
-SLOW = {"many-gpus.md"}
+SLOW = {"many-gpus.md", "tutorial.md", "profile.md", "compare.md"}
 
 
 @dataclass(frozen=True)
