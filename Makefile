@@ -1,7 +1,7 @@
 # On a machine with Python 3.10 or newer:
 #
 #   make demo         install the package and what it needs to run, and prune SmolLM2-135M
-#   make test         lint, types, and all tests but the slow ones, from fixed seeds
+#   make test         lint, types, the site, and all tests but the slow ones, from fixed seeds
 #   make test-all     the slow ones too
 #   make soak         every test that draws, SEEDS=30 times, from seeds that are drawn afresh
 #   make coverage     lines and branches that the tests reach, and which test reaches which

@@ -189,8 +189,8 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
 def evaluate(model: Any, eval: Any, **options: Unpack[EvaluateKeywords]) -> float:
     """Perplexity over the non-overlapping windows of a text, each standing alone; a remainder is dropped.
 
-    The exponential of the mean loss in nats a predicted token. ``eval`` and options are those of :func:`prune`. Raises a
-    subclass of :class:`prunecomp.errors.PrunecompError`.
+    The exponential of the mean loss in nats a predicted token. ``eval`` and options are those of :func:`prune`. Raises
+    a subclass of :class:`prunecomp.errors.PrunecompError`.
 
     >>> tokens = torch.arange(64).view(2, 32)  # [N, S]
     >>> prunecomp.evaluate("examples/reference_model", tokens, dtype="float32") > 1

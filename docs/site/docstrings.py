@@ -45,7 +45,11 @@ def entries(text: str) -> str:
 
 def referred(name: str) -> str:
     short = name.removeprefix("prunecomp.")
-    return f"[`{name}`][prunecomp.{HOMES.get(short, short)}]" if short in PUBLIC - {"errors", "__version__"} else f"`{name}`"
+    return (
+        f"[`{name}`][prunecomp.{HOMES.get(short, short)}]"
+        if short in PUBLIC - {"errors", "__version__"}
+        else f"`{name}`"
+    )
 
 
 class AsMarkdown(griffe.Extension):

@@ -3,7 +3,7 @@
 A page has a folder of its own, in which examples/ and models/ are what a reader has in a checkout. So that a page takes
 seconds, not minutes:
 
-- the bundled model stands in for SmolLM2, for names of the hub, and for a GGUF or a quantised checkpoint, for which small
+- the bundled model stands in for SmolLM2 and names of the hub; for a GGUF and a quantised checkpoint, small
   ones are made (``STAND_INS``);
 - the bundled texts are cut after their first ``CHARACTERS``, and answers to chat prompts after ``ANSWERED`` tokens;
 - where a snippet does not say how many windows, they are ``WINDOWS`` of ``TOKENS`` tokens, in float32, and
@@ -168,7 +168,9 @@ def run_command(words: list[str], folder: Path) -> None:
         small = ["--samples", str(WINDOWS), "--seqlen", str(TOKENS), "--dtype", "float32"]
         program = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], *small]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+        done = subprocess.run(
+            program, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
         assert done.returncode == 0, done.stderr
     elif words[0] == "python":
         before, sys.argv = sys.argv, words[1:]
