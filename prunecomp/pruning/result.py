@@ -286,8 +286,8 @@ class PruneResult:
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
         """Within, ``model`` is the pruned one, as :meth:`apply` makes it; afterwards it is what it was, bit for bit.
 
-        with result.applied(model):
-            model.generate(...)
+        >>> with result.applied(model):
+        ...     model.generate(...)
         """
         with self._dense():
             plan, _ = self.prove()
