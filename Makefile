@@ -57,7 +57,7 @@ PYTEST := python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 MARK ?= not slow
 
 docs: $(VENV)/.tests
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test: lint docs
 	$(BIN)/$(PYTEST) -m "$(MARK)"
