@@ -1,12 +1,13 @@
 # On a machine with Python 3.10 or newer:
 #
 #   make demo         install the package and what it needs to run, and prune SmolLM2-135M
-#   make test         lint, types, and all tests but the slow ones, from fixed seeds
+#   make test         lint, types, the site, and all tests but the slow ones, from fixed seeds
 #   make test-all     the slow ones too
 #   make soak         every test that draws, SEEDS=30 times, from seeds that are drawn afresh
 #   make coverage     lines and branches that the tests reach, and which test reaches which
 #   make mutations    MUTATIONS=200 small faults, and those that no test notices
 #   make test-oldest  the tests on the oldest versions that pyproject.toml admits
+#   make docs         the site, into site/: strict, so that a link that leads nowhere fails; `make test` builds it too
 #   make interop      exports given to other software
 #   make bench        what the README says of speed on a CPU
 #
@@ -19,9 +20,10 @@ OLDEST := .venv-oldest
 WORKERS ?= 2
 SEEDS ?= 30
 MUTATIONS ?= 200
+comma := ,
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
-.PHONY: demo lint test test-all soak coverage mutations test-oldest format bench interop clean
+.PHONY: demo docs lint test test-all soak coverage mutations test-oldest format bench interop clean
 
 # $(1) is an environment, $(2) its constraints and $(3) the extra to install. torch goes first, for it has a build for
 # CPUs alone in some indexes.
@@ -36,7 +38,7 @@ $(VENV)/.runs: $(SOURCES) constraints.txt
 	touch $@
 
 $(VENV)/.tests: $(SOURCES) constraints.txt
-	$(call install,$(VENV),constraints.txt,[dev])
+	$(call install,$(VENV),constraints.txt,[dev$(comma)docs])
 	touch $(VENV)/.runs $@
 
 $(OLDEST)/.tests: $(SOURCES) constraints-oldest.txt
@@ -54,10 +56,13 @@ lint: $(VENV)/.tests
 PYTEST := python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 MARK ?= not slow
 
-test: lint
+docs: $(VENV)/.tests
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+test: lint docs
 	$(BIN)/$(PYTEST) -m "$(MARK)"
 
-test-all: lint
+test-all: lint docs
 	$(BIN)/$(PYTEST)
 
 soak: $(VENV)/.tests
@@ -97,5 +102,5 @@ interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m benchmarks.interop
 
 clean:
-	rm -rf $(VENV) $(INTEROP) $(OLDEST) demo-out build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(INTEROP) $(OLDEST) demo-out site build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

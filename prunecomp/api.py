@@ -51,6 +51,13 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
     round, and takes the gradients of Taylor+ in float32 on ten sequences of another text.
 
     Returns a :class:`PruneResult`. Raises a subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
+
+    >>> text = "examples/reference_model/calibration.txt"
+    >>> result = prunecomp.prune("examples/reference_model", 2, text, samples=2, seqlen=32, dtype="float32")
+    >>> len(result.removed), result.stack.num_layers
+    (2, 16)
+    >>> result.save("pruned").name
+    'pruned'
     """
     started = time.perf_counter()
     asked = PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options})
@@ -143,7 +150,12 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
     """One round and no change: each layer's score, and the scale that its removal would leave behind.
 
     With ``span``, each block of so many neighbours has its score and scale, under its lowest layer. Model, calibration
-    and options are those of :func:`prune`.
+    and options are those of :func:`prune`. Raises a subclass of :class:`prunecomp.errors.PrunecompError`.
+
+    >>> text = "examples/reference_model/calibration.txt"
+    >>> found = prunecomp.score("examples/reference_model", text, samples=2, seqlen=32, dtype="float32")
+    >>> len(found.scores), set(found.scales) == set(found.scores)
+    (16, True)
     """
     started = time.perf_counter()
     asked = PruneOptions.of("score", {"calibration": calibration, **options})
@@ -169,9 +181,14 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
 
 
 def evaluate(model: Any, eval: Any, **options: Unpack[EvaluateKeywords]) -> float:
-    """Perplexity over the non-overlapping windows of a text, each standing alone.
+    """Perplexity over the non-overlapping windows of a text, each standing alone; a remainder is dropped.
 
-    Options are those of :func:`prune`.
+    The exponential of the mean loss in nats a predicted token. ``eval`` and options are those of :func:`prune`. Raises
+    a subclass of :class:`prunecomp.errors.PrunecompError`.
+
+    >>> tokens = torch.arange(64).view(2, 32)  # [N, S]
+    >>> prunecomp.evaluate("examples/reference_model", tokens, dtype="float32") > 1
+    True
     """
     session = Session(model, PruneOptions.of("evaluate", {"eval": eval, **options}))
     windows = session.evaluation(eval, as_asked=("seqlen",))

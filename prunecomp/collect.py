@@ -65,6 +65,11 @@ def collect(model: Any, calibration: Any = None, **options: Unpack[CollectKeywor
     Model, calibration and options are those of :func:`prunecomp.prune`. All boundaries of a window are held at once:
     with little memory the windows are taken a shard at a time, and a model that does not fit is streamed. Raises a
     subclass of :class:`prunecomp.errors.PrunecompError` that says what to do.
+
+    >>> tokens = torch.arange(64).view(2, 32)  # [N, S]
+    >>> found = prunecomp.collect("examples/reference_model", tokens, dtype="float32")
+    >>> found.num_layers, found.cosine.shape, bool(found.scale[3, 5] > 0)
+    (16, (17, 17), True)
     """
     asked = PruneOptions.of("collect", {"calibration": calibration, **options})
     session = Session(model, asked)

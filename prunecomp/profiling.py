@@ -33,6 +33,11 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
     The other parameters are those of :func:`prunecomp.evaluate`. Generation and probes need a tokenizer and a model
     that fits in memory; without, :attr:`Profile.left_out` says so. Raises a subclass of
     :class:`prunecomp.errors.PrunecompError` that says what to do.
+
+    >>> tokens = torch.arange(64).view(2, 32)  # [N, S]
+    >>> found = prunecomp.profile("examples/reference_model", {"own": tokens}, items=10, dtype="float32")
+    >>> found.models[0].texts["own"].windows
+    2
     """
     asked = PruneOptions.of("profile", options)
     if not isinstance(eval, Mapping | None):

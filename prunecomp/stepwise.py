@@ -34,12 +34,14 @@ def pruner_for(model: Any, calibration: Any = None, **options: Unpack[PrunerForK
     loaded here. Before the first call only a few rows are run, to see that layers can move. Raises a subclass of
     :class:`prunecomp.errors.PrunecompError`.
 
-    >>> pruner = prunecomp.pruner_for(model, tokens)        # tokens: int64 [N, S]
-    >>> scores = pruner.score()                             # by original layer index
+    >>> tokens = torch.arange(64).view(2, 32)  # int64 [N, S]
+    >>> pruner = prunecomp.pruner_for("examples/reference_model", tokens, dtype="float32")
+    >>> scores = pruner.score()  # by original layer index
     >>> seam = pruner.remove(min(scores, key=scores.get))
-    >>> if pruner.loss() > 3.0:                             # nats a token
+    >>> if pruner.loss() > 100.0:  # nats a token
     ...     pruner.undo()
-    >>> pruner.result().save("pruned")
+    >>> len(pruner.result().removed)
+    1
     """
     asked = PruneOptions.of("pruner_for", {"calibration": calibration, **options})
     span = asked.span or 1

@@ -3,8 +3,8 @@
     python -m benchmarks.interop
     python -m benchmarks.interop --only lm-eval,peft
 
-A run of all checks writes benchmarks/results/interop.json and docs/interop.md; one of some only prints. Exits with 1 if
-a comparison fails or a package is missing.
+A run of all checks writes benchmarks/results/interop.json and docs/reference/interop.md; one of some only prints.
+Exits with 1 if a comparison fails or a package is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.interop.suite import CHECKS
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "benchmarks" / "results" / "interop.json"
-PAGE = ROOT / "docs" / "interop.md"
+PAGE = ROOT / "docs" / "reference" / "interop.md"
 OURS = ("prunecomp", "torch", "transformers", "tokenizers", "safetensors")
 
 

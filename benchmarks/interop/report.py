@@ -1,4 +1,4 @@
-"""What the checks found: as a table, as plain data, and as docs/interop.md."""
+"""What the checks found: as a table, as plain data, and as docs/reference/interop.md."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def table(findings: list[dict[str, Any]]) -> Table:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """docs/interop.md of a recorded run."""
+    """docs/reference/interop.md of a recorded run."""
     passed = sum(finding["verdict"] == "pass" for finding in record["findings"])
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     removed = ", ".join(map(str, record["removed"]))
@@ -107,8 +107,8 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         *(f"- **{name}**: {check.about}" for name, check in CHECKS.items()),
         "",
-        "[`benchmarks/results/interop.json`](../benchmarks/results/interop.json) has the figures in full; "
-        "[`benchmarks/interop`](../benchmarks/interop) is the code.",
+        "[`benchmarks/results/interop.json`](../../benchmarks/results/interop.json) has the figures in full; "
+        "[`benchmarks/interop`](../../benchmarks/interop) is the code.",
     ]
     return "\n".join(line if line.startswith("|") else _wrapped(line) for line in lines) + "\n"
 

@@ -49,6 +49,13 @@ def compare(
 
     The other options are those of :func:`prunecomp.prune`. Raises a subclass of
     :class:`prunecomp.errors.PrunecompError` that says what to do.
+
+    >>> tokens = torch.arange(64).view(2, 32)  # [N, S]
+    >>> compared = prunecomp.compare(
+    ...     "examples/reference_model", [1, 2], tokens, eval={"own": tokens}, metrics="bi,last", compensations="none",
+    ...     dtype="float32")
+    >>> [(one.arm.metric, one.layers) for one in compared.measurements]
+    [('bi', 1), ('bi', 2), ('last', 1), ('last', 2)]
     """
     started = time.perf_counter()
     given: dict[str, Any] = {"layers": layers, "calibration": calibration, **options}

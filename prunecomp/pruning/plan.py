@@ -106,7 +106,13 @@ def plan(model: str | Path, layers: int, **options: Unpack[PlanKeywords]) -> Run
     """Plan a run from a model's config alone; rates are measured on the machine, which takes about a second.
 
     The placement has room for what the ``metric`` takes, for blocks of ``span`` layers (by default as
-    :func:`prunecomp.prune` has them), and the ``repair``; the work is that of the passes, the repair's at most.
+    :func:`prunecomp.prune` has them), and the ``repair``; the work is that of the passes, the repair's at most. Bytes,
+    FLOPs and seconds; nothing is loaded.
+    Raises a subclass of :class:`prunecomp.errors.PrunecompError`.
+
+    >>> made = prunecomp.plan("examples/reference_model", 4, device="cpu", device_memory="2GB")
+    >>> made.layers, made.bound in made.seconds, made.total.flops > 0
+    (4, True, True)
     """
     chosen = PruneOptions.of("plan", {"layers": layers, **options})
     if chosen.metric in METRICS and METRICS[chosen.metric].takes_order:  # which ones they are makes no difference

@@ -36,6 +36,8 @@ from prunecomp.names import ATTENTIONS
 from prunecomp.options import PruneOptions
 from prunecomp.repair import Outcome
 
+FORMAT = 1
+"""Of the record: it rises when a field goes or changes its meaning (``docs/reference/formats.md``)."""
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
@@ -143,6 +145,7 @@ class PruneResult:
     def record(self) -> dict[str, Any]:
         """The run as plain data, as ``prunecomp.json`` holds it."""
         return {
+            "format": FORMAT,
             "prunecomp": version("prunecomp"),
             "versions": {
                 "python": platform.python_version(),

@@ -24,7 +24,7 @@ from tests.families.configs import COMMON, FAMILIES
 from tests.families.test_families import LOWER, build, pruned_by
 from tests.models import draw_tokens
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 
 
 def test_the_page_of_families_is_made_from_the_adapters() -> None:

@@ -1,4 +1,4 @@
-"""``python -m prunecomp.model.families > docs/families.md``."""
+"""``python -m prunecomp.model.families > docs/reference/families.md``."""
 
 from prunecomp.model.families import TABLE
 from prunecomp.model.families.document import families_page

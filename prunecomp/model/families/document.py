@@ -1,4 +1,4 @@
-"""The table of families in ``docs/families.md``, made from the adapters."""
+"""The table of families in ``docs/reference/families.md``, made from the adapters."""
 
 from __future__ import annotations
 
