@@ -42,6 +42,7 @@ class EvaluateKeywords(TypedDict, total=False):
     device_memory: int | str | None
     host_memory: int | str | None
     disk: str | Path | None
+    revision: str | None
     attn: Attention
     allow_pickle: bool
     progress: Progress
@@ -88,6 +89,7 @@ class ScoreKeywords(CollectKeywords, total=False):
 class PruneKeywords(ScoreKeywords, total=False):
     """Of :func:`prunecomp.prune`."""
 
+    layers_left: int | None
     repair: RepairName
     ridge: float | str | None
     one_shot: bool
@@ -105,8 +107,10 @@ class PruneKeywords(ScoreKeywords, total=False):
 class PlanKeywords(TypedDict, total=False):
     """Of :func:`prunecomp.plan`."""
 
+    layers_left: int | None
     metric: MetricName
     span: int | None
+    keep: Iterable[int] | str
     samples: int
     seqlen: int | None
     dtype: Dtype | torch.dtype
@@ -114,6 +118,7 @@ class PlanKeywords(TypedDict, total=False):
     device_memory: int | str | None
     host_memory: int | str | None
     disk: str | Path | None
+    revision: str | None
 
 
 class CompareKeywords(CollectKeywords, total=False):
