@@ -34,7 +34,9 @@ from prunecomp.repair import check_repairable, demand_of
 from prunecomp.repair import repair as fit_repair
 
 
-def prune(model: Any, layers: int | None = None, calibration: Any = None, **options: Unpack[PruneKeywords]) -> PruneResult:
+def prune(
+    model: Any, layers: int | None = None, calibration: Any = None, **options: Unpack[PruneKeywords]
+) -> PruneResult:
     """Prune ``layers`` decoder layers and compensate for them (Prune&Comp, arXiv 2507.18212).
 
     Parameters

@@ -79,7 +79,9 @@ def at_revision(model: Any, revision: str | None) -> Any:
         what = "a folder or file" if isinstance(model, str | Path) else "a model in memory"
         raise OptionError(f"--revision {shown(revision)}: {what} has none; give it with a hub id, ORG/NAME")
     if "@" in str(model):
-        raise OptionError(f"--revision {shown(revision)}: the model names a revision too, {shown(str(model))}; give one")
+        raise OptionError(
+            f"--revision {shown(revision)}: the model names a revision too, {shown(str(model))}; give one"
+        )
     if not revision.strip() or "@" in revision:
         raise OptionError(f"--revision {shown(revision)}: give a branch, a tag or a commit")
     return f"{model}@{revision}"

