@@ -42,7 +42,7 @@ def prune(
     Parameters
     ----------
     model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
-    layers : how many go. Instead of it, ``layers_left=25`` says how many stay, or ``keep="80%"`` which share, rounded up.
+    layers : how many go. Instead, ``layers_left=25`` says how many stay, or ``keep="80%"`` which share, rounded up.
     calibration : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl, .json, .parquet
         (compressed or not), .npy or .npz, ``-`` for standard input, the name of a protocol (``wikitext2``) or of a
         dataset; without it the bundled mixture of four kinds of text is taken. The option ``eval`` is the same.

@@ -25,8 +25,8 @@ class LayerPruningModifier(Modifier):
     """Prunes the model in place when the recipe is initialised. It needs no pass of llm-compressor's over the data, so
     that a recipe without other modifiers that do has none.
 
-    Raises :class:`OptionError` for models whose norms multiply by 1 + weight (Gemma, Qwen3-Next): by then llm-compressor
-    has put other norms in their place, and puts the first ones back by the names of layers that are no longer there.
+    Raises :class:`OptionError` for models whose norms multiply by 1 + weight (Gemma, Qwen3-Next): by then
+    llm-compressor has put other norms in their place, and will put the first ones back by the names of their layers.
     """
 
     layers: int | None = None

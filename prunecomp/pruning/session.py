@@ -199,8 +199,8 @@ def _opened(model: Any, options: PruneOptions) -> ModelSource:
     if not in_memory and options.tokenizer is not None:
         raise OptionError("tokenizer: a model folder brings its own; leave it out")
     model_source = open_source(
-        at_revision(model, options.revision), dtype=options.compute_dtype, device=options.device, tokenizer=options.tokenizer,
-        allow_pickle=options.allow_pickle, attention=options.attn,
+        at_revision(model, options.revision), dtype=options.compute_dtype, device=options.device,
+        tokenizer=options.tokenizer, allow_pickle=options.allow_pickle, attention=options.attn,
     )  # fmt: skip
     if in_memory:
         _check_as_it_is(model_source, options)

@@ -18,7 +18,7 @@ import modelopt.torch.opt as mto
 import modelopt.torch.prune as mtp
 import modelopt.torch.quantization as mtq
 
-import prunecomp.integrations.model_optimizer  # noqa: F401
+import prunecomp.integrations.model_optimizer
 
 __all__ = ["exported"]
 

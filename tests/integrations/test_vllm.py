@@ -37,10 +37,8 @@ def written_by_vllm(folder: Path, dtype: str) -> list[list[int]]:
 def test_an_export_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     folder = cli_export(tmp_path / "out")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    meant = [
-        model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)[0, 32:]
-        for ids in prompts()
-    ]  # fmt: skip
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    meant = [model.generate(torch.tensor([ids]), do_sample=False, **length)[0, len(ids) :] for ids in prompts()]
     assert written_by_vllm(folder, "float32") == [each.tolist() for each in meant]
 
 
