@@ -7,7 +7,7 @@
 What is distilled are the dense model's next-token probabilities, and the direction of the residual stream above every
 layer: ``layer_map`` in the export's config says which layer of the dense model each one was. Directions, since folded
 scales leave the stream at another length. Trains on the text given, by default the mixture that prunecomp calibrates
-on; prints perplexities before and after on a kind of text that is like it and on one that is not, and writes an ordinary
+on; prints perplexities before and after on a kind of text that is like it and on one that is not, and writes a
 checkpoint in the dtype of the export. Needs no GPU.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,21 @@ def test_a_recipe_prunes_as_the_command_line(exported: dict[str, torch.Tensor], 
 
 def test_a_yaml_recipe_prunes_and_quantises_what_quantising_the_export_gives(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    quantise = "    QuantizationModifier:\n      targets: [Linear]\n      scheme: W8A16\n      ignore: [lm_head]\n"
+    quantise = "    QuantizationModifier:\n      targets: [Linear]\n      scheme: W8A8\n      ignore: [lm_head]\n"
     prune = (
         f"    LayerPruningModifier:\n      layers_left: {16 - LAYERS}\n      calibration: {CALIBRATION}\n"
         f"      options: {{samples: {OPTIONS['samples']}, seqlen: {OPTIONS['seqlen']}}}\n"
     )
     recipe.write_text(f"both_stage:\n  both_modifiers:\n{prune}{quantise}")
-    oneshot(model=str(MODEL), recipe=str(recipe), output_dir=str(tmp_path / "one"))
+    left = Path(os.environ.get("PRUNECOMP_W8A8", tmp_path / "one"))  # where the test of vLLM looks for it
+    oneshot(model=str(MODEL), recipe=str(recipe), output_dir=str(left))
     out = cli_export(tmp_path / "out")
     oneshot(
-        model=str(out), recipe=QuantizationModifier(targets=["Linear"], scheme="W8A16", ignore=["lm_head"]),
+        model=str(out), recipe=QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=["lm_head"]),
         output_dir=str(tmp_path / "two"),
     )  # fmt: skip
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert any(name.endswith("weight_packed") or tensor.dtype == torch.int8 for name, tensor in one.items())
+    one, two = (load_file(folder / "model.safetensors") for folder in (left, tmp_path / "two"))
+    assert any(tensor.dtype == torch.int8 for tensor in one.values())
     assert set(one) == set(two)
     for name, tensor in two.items():
         assert torch.equal(one[name], tensor), name

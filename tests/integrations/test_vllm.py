@@ -27,6 +27,13 @@ def prompts() -> list[list[int]]:
     return [ids[32 * number : 32 * (number + 1)] for number in range(PROMPTS)]
 
 
+def greedy(folder: Path) -> list[list[int]]:
+    """The tokens that transformers writes."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    return [model.generate(torch.tensor([ids]), do_sample=False, **length)[0, len(ids) :].tolist() for ids in prompts()]
+
+
 def written_by_vllm(folder: Path, dtype: str) -> list[list[int]]:
     model = vllm.LLM(str(folder), dtype=dtype, max_model_len=128, enforce_eager=True, max_num_seqs=4)
     sampling = vllm.SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
@@ -36,14 +43,14 @@ def written_by_vllm(folder: Path, dtype: str) -> list[list[int]]:
 
 def test_an_export_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     folder = cli_export(tmp_path / "out")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-    meant = [model.generate(torch.tensor([ids]), do_sample=False, **length)[0, len(ids) :] for ids in prompts()]
-    assert written_by_vllm(folder, "float32") == [each.tolist() for each in meant]
+    assert written_by_vllm(folder, "float32") == greedy(folder)
 
 
 @pytest.mark.skipif("PRUNECOMP_W8A8" not in os.environ, reason="make interop has llm-compressor write it")
 def test_an_export_in_eight_bits_is_read_as_transformers_reads_it() -> None:
-    """Of 16-bit activations, both round; the first tokens are the same, and most of all."""
+    """Rounding decides between near ties, so the greedy answers may part; that they begin alike is beyond chance (1 in
+    4,096 for each token), and a layer misread would not leave it."""
     folder = Path(os.environ["PRUNECOMP_W8A8"])
-    assert len(written_by_vllm(folder, "bfloat16")[0]) == NEW_TOKENS
+    meant = greedy(folder)
+    first = [(one[0], other[0]) for one, other in zip(written_by_vllm(folder, "float32"), meant, strict=True)]
+    assert sum(one == other for one, other in first) >= PROMPTS - 1
