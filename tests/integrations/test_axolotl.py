@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from prunecomp.errors import OptionError
 from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, check_equal, exported
 
+os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 pytest.importorskip("axolotl")
 from axolotl.cli.config import load_cfg
 from axolotl.loaders import ModelLoader
@@ -43,19 +45,19 @@ def configured(folder: Path, **changed: Any) -> Path:
 def test_the_model_that_it_trains_is_what_the_command_line_exports(
     exported: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    cfg = load_cfg(configured(tmp_path))
+    cfg = load_cfg(str(configured(tmp_path)))
     assert cfg.base_model == cfg.base_model_config == str(tmp_path / "pruned")
     model, _ = ModelLoader(cfg, AutoTokenizer.from_pretrained(cfg.base_model)).load()
     assert model.config.num_hidden_layers == 16 - LAYERS
     held = {name: tensor.to(exported[name].dtype) for name, tensor in model.state_dict().items() if name in exported}
     check_equal(held, exported)
     written = (tmp_path / "pruned" / "model.safetensors").stat().st_mtime_ns
-    assert load_cfg(configured(tmp_path)).base_model == cfg.base_model
+    assert load_cfg(str(configured(tmp_path))).base_model == cfg.base_model
     assert (tmp_path / "pruned" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(OptionError, match="made with layers 5, not 4"):
-        load_cfg(configured(tmp_path, prunecomp={"layers": 4, "calibration": str(CALIBRATION), **OPTIONS}))
+        load_cfg(str(configured(tmp_path, prunecomp={"layers": 4, "calibration": str(CALIBRATION), **OPTIONS})))
 
 
 def test_without_a_folder_it_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="prunecomp, prunecomp_out: give the options"):
-        load_cfg(configured(tmp_path, prunecomp_out=None))
+        load_cfg(str(configured(tmp_path, prunecomp_out=None)))
