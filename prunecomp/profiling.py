@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
     asked = PruneOptions.of("profile", options)
     if not isinstance(eval, Mapping | None):
         raise OptionError("eval: give the sources of text by name, as in {'wiki': 'wiki.txt'}")
-    sessions = [Session(one, asked) for one in (asked.base, model) if one is not None]
+    beside = [] if asked.base is None else [Session(asked.base, replace(asked, revision=None))]
+    sessions = [*beside, Session(model, asked)]
     texts = {name: sessions[0].evaluation(source) for name, source in (eval or {}).items()}
     for session in sessions[1:]:
         for name, source in (eval or {}).items():

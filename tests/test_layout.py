@@ -37,7 +37,7 @@ ORDER = [
     {"collect", "profiling", "stepwise"},
     {"compare"},
     {"report"},
-    {"cli"},
+    {"cli", "integrations"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

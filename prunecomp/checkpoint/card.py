@@ -102,6 +102,8 @@ def model_card(card: Card) -> str:
         f"- Versions: {', '.join(f'{name} {number}' for name, number in card.versions.items())}.",
         f"- Licence of the base model: {markdown(card.licence)}.",
         "- `prunecomp.json` beside this file has every score of every round.",
+        "- To train it further: `layer_map` in `config.json` says which layer of the base each one was, and "
+        "`examples/heal.py` of prunecomp distils the base into it along that map, with LoRA.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -20,9 +20,10 @@ from prunecomp.cli.shell import EXIT_CODES, app, reporting
 from prunecomp.errors import OptionError
 from prunecomp.io.plain import read_object
 from prunecomp.io.starting import stoppable
-from prunecomp.io.values import shown
+from prunecomp.io.values import at_revision, shown
 from prunecomp.names import RECORD
 from prunecomp.options import PANELS, CompareOptions, Option, Options, PruneOptions
+from prunecomp.options.targets import beside
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,8 +51,10 @@ def command(
         if model_name is None and model:
             raise OptionError(f"MODEL: {name} needs one: {MODEL}")
         module, _, function = work.partition(".")
-        given = {**asked, **given}
+        given = {**beside(asked, given), **given}
         read = options.of(caller, given, "command line")
+        # The one name from here on, as the record has it.
+        model_name = at_revision(model_name, given.pop("revision", None))
         does = getattr(import_module(f"prunecomp.cli.{module}"), function)
         with stoppable():  # before, nothing is begun
             does(model_name, read, given)

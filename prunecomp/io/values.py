@@ -70,6 +70,23 @@ def names_a_path(text: str) -> bool:
         return False
 
 
+def at_revision(model: Any, revision: str | None) -> Any:
+    """``model``, a hub id, at a branch, tag or commit: as ``ORG/NAME@REVISION``. Raises :class:`OptionError` for what
+    has no revisions, or has one in its name already."""
+    if revision is None:
+        return model
+    if not isinstance(model, str | Path) or os.path.exists(model):
+        what = "a folder or file" if isinstance(model, str | Path) else "a model in memory"
+        raise OptionError(f"--revision {shown(revision)}: {what} has none; give it with a hub id, ORG/NAME")
+    if "@" in str(model):
+        raise OptionError(
+            f"--revision {shown(revision)}: the model names a revision too, {shown(str(model))}; give one"
+        )
+    if not revision.strip() or "@" in revision:
+        raise OptionError(f"--revision {shown(revision)}: give a branch, a tag or a commit")
+    return f"{model}@{revision}"
+
+
 def one_of(option: str, value: Any, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise OptionError(f"{option} {shown(value)}: choose {', '.join(choices)}")

@@ -41,6 +41,7 @@ from prunecomp.names import (
     RunPreset,
 )
 from prunecomp.options.declare import Options, option
+from prunecomp.options.targets import Share, kept
 
 LARGEST_SEED = 2**64 - 1
 
@@ -107,9 +108,9 @@ class Candidates(Options):
 
     panel = "Choice of layers"
 
-    keep: list[int] = option(
-        list, "layers that must stay, as in 0-3,31", layer_set, of="prune compare", takes=LAYERS, metavar="LAYERS",
-        decides=True,
+    keep: list[int] | Share = option(
+        list, "layers that must stay, as in 0-3,31; or instead of --layers the share that stays, as in 80%", kept,
+        of="prune compare plan", takes=LAYERS, metavar="LAYERS", decides=True,
     )  # fmt: skip
     candidates: list[int] | None = option(
         None, "layers that alone may go", layer_set, of="prune compare pruner_for", takes=f"{LAYERS} | None",
@@ -132,14 +133,13 @@ class Choice(Options):
     panel = "Choice of layers"
 
     layers: int = option(
-        1,
-        "how many layers to remove",
-        partial(whole, least=1),
-        of="prune plan",
-        required="prune plan",
-        panel=RUN,
-        decides=True,
-    )
+        1, "how many layers to remove; or give --layers-left, or a share as in --keep 80%", partial(whole, least=1),
+        of="prune plan", panel=RUN, decides=True, shown_default="one of the three is required",
+    )  # fmt: skip
+    layers_left: int | None = option(
+        None, "how many layers stay, instead of --layers", partial(whole, least=1), of="prune plan", panel=RUN,
+        decides=None,
+    )  # fmt: skip
     metric: MetricName = option("bi", "what layers are scored by", text, of=f"{STEPS} plan", panel=RUN, decides=True)
     preset: RunPreset | None = option(
         None, "paper: Prune&Comp as published, --compensation scale and --repair none; other options win", of="prune",
@@ -200,6 +200,10 @@ class Place(Options):
     disk: Path | None = option(
         None, "folder for states that fit nowhere else", of=EVERY, takes="str | Path | None", metavar="FOLDER"
     )
+    revision: str | None = option(
+        None, "of a hub id: a branch, a tag or a commit; the same as ORG/NAME@REVISION", text, of=f"{EVERY} info",
+        decides=None,
+    )  # fmt: skip
     attn: Attention = option("auto", "attention implementation", of=ALL, decides=True)
     compile: Compile = option(
         "auto", "torch.compile of the layers; auto: where the work pays for it", of="prune score compare", decides=True

@@ -43,6 +43,7 @@ class EvaluateKeywords(TypedDict, total=False):
     device_memory: int | str | None
     host_memory: int | str | None
     disk: str | Path | None
+    revision: str | None
     attn: Attention
     allow_pickle: bool
     progress: Progress
@@ -89,6 +90,7 @@ class ScoreKeywords(CollectKeywords, total=False):
 class PruneKeywords(ScoreKeywords, total=False):
     """Of :func:`prunecomp.prune`."""
 
+    layers_left: int | None
     preset: RunPreset | None
     repair: RepairName
     ridge: float | str | None
@@ -107,9 +109,11 @@ class PruneKeywords(ScoreKeywords, total=False):
 class PlanKeywords(TypedDict, total=False):
     """Of :func:`prunecomp.plan`."""
 
+    layers_left: int | None
     metric: MetricName
     repair: RepairName
     span: int | None
+    keep: Iterable[int] | str
     samples: int
     seqlen: int | None
     dtype: Dtype | torch.dtype
@@ -117,6 +121,7 @@ class PlanKeywords(TypedDict, total=False):
     device_memory: int | str | None
     host_memory: int | str | None
     disk: str | Path | None
+    revision: str | None
 
 
 class CompareKeywords(CollectKeywords, total=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prunecomp.errors import OptionError
@@ -11,6 +11,7 @@ from prunecomp.io.values import flag, function, layer_set, several
 from prunecomp.names import FORMS, PresetName
 from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
 from prunecomp.options.declare import option
+from prunecomp.options.targets import Share, check_one
 
 if TYPE_CHECKING:
     from prunecomp.metrics import Metric
@@ -31,6 +32,32 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
         repairs = {**found, **given}["repair"] not in ("none", None)
         return found if named or not repairs else {**found, "compensation": "none"}
 
+    @classmethod
+    def of(cls, caller: str, given: Mapping[str, Any], on: str = "python") -> PruneOptions:
+        if caller in ("prune", "plan"):
+            check_one(caller, given)
+            given = {name: value for name, value in given.items() if name != "layers" or value is not None}
+        return super().of(caller, given, on)
+
+    @property
+    def pending(self) -> bool:
+        """Whether how many layers go depends on how many there are; ``layers`` then says nothing yet."""
+        return self.layers_left is not None or isinstance(self.keep, Share)
+
+    def aimed(self, num_layers: int) -> PruneOptions:
+        """The same for a model of so many layers: ``layers`` is how many go. Raises :class:`OptionError` for none."""
+        if not self.pending:
+            return self
+        if isinstance(self.keep, Share):
+            left, named, keep = self.keep.of(num_layers), f"--keep {self.keep}", []
+        else:
+            left, named, keep = self.layers_left or 0, f"--layers-left {self.layers_left}", self.keep
+        if left >= num_layers:
+            raise OptionError(
+                f"{named}: the model has {num_layers} layers, and none would go; have at most {num_layers - 1} stay"
+            )
+        return replace(self, layers=num_layers - left, layers_left=None, keep=keep)
+
     def check(
         self,
         metrics: Mapping[str, type[Metric]],
@@ -47,9 +74,9 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
         if self.resume and self.journal is None:
             raise OptionError("resume: there is nothing to go on with without a journal; give one, or leave it out")
         size = self.block_size(metrics)
-        if (self.span or 1) > self.layers:
+        if not self.pending and (self.span or 1) > self.layers:
             raise OptionError(f"--span {self.span}: only --layers {self.layers} are to go; give at most as many")
-        if self.one_shot and size > 1 and self.layers % size:
+        if not self.pending and self.one_shot and size > 1 and self.layers % size:
             raise OptionError(
                 f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
                 "multiple of it"
@@ -73,7 +100,7 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             yield "--given", f"--metric {self.metric} ranks the layers itself; use --metric given, or leave it out"
         if metric.takes_order:
             for name, value in (("--keep", self.keep), ("--candidates", self.candidates)):
-                if value:
+                if value and not isinstance(value, Share):
                     yield name, f"--metric {self.metric} removes the layers of --given and no other; leave it out"
         if (self.span or 1) > 1 and not metric.spans:
             yield f"--span {self.span}", f"--metric {self.metric} scores single layers; choose bi, span or angular"
@@ -156,6 +183,15 @@ class CompareOptions(Output, Place, Data, Candidates):
     on_measured: Callable[[Any], None] | None = option(
         None, "called with all results so far", function, of="compare", on="python"
     )
+
+    @classmethod
+    def of(cls, caller: str, given: Mapping[str, Any], on: str = "python") -> CompareOptions:
+        asked = super().of(caller, given, on)
+        if isinstance(asked.keep, Share):
+            raise OptionError(
+                f"--keep {asked.keep}: a comparison measures after several removals; name them by --layers"
+            )
+        return asked
 
     def common(self, parity: str | None) -> PruneOptions:
         """What each way to prune has in common."""

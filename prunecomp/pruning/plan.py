@@ -14,6 +14,7 @@ from prunecomp.engine.placement import ModelShape, Placement, model_shape, shoul
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.work import Work, rounds, seconds, stretch
 from prunecomp.io.escape import one_line
+from prunecomp.io.values import at_revision
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
@@ -102,7 +103,7 @@ class Outline(ModelSource):
         return model_shape(self.described.model, families.find(self.config.model_type), self._dtype)
 
 
-def plan(model: str | Path, layers: int, **options: Unpack[PlanKeywords]) -> RunPlan:
+def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKeywords]) -> RunPlan:
     """Plan a run from a model's config alone; rates are measured on the machine, which takes about a second.
 
     The placement has room for what the ``metric`` takes, for blocks of ``span`` layers (by default as
@@ -116,9 +117,12 @@ def plan(model: str | Path, layers: int, **options: Unpack[PlanKeywords]) -> Run
     """
     chosen = PruneOptions.of("plan", {"layers": layers, **options})
     if chosen.metric in METRICS and METRICS[chosen.metric].takes_order:  # which ones they are makes no difference
-        chosen = replace(chosen, given=list(range(chosen.layers)))
+        chosen = replace(chosen, given=[0])
     chosen.check(METRICS, COMPENSATIONS)
-    outline = Outline(model, chosen)
+    outline = Outline(at_revision(model, chosen.revision), chosen)
+    chosen = chosen.aimed(outline.num_layers)
+    if chosen.given:
+        chosen = replace(chosen, given=list(range(chosen.layers)))
     session = Session(outline, chosen)
     session.candidates()
     samples, seqlen = chosen.samples, window_length(outline, chosen.seqlen)

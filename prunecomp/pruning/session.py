@@ -15,13 +15,14 @@ from prunecomp.engine.placement import Demand, Memory, Placement, available_memo
 from prunecomp.engine.streams import check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
-from prunecomp.io.values import listed
+from prunecomp.io.values import at_revision, listed
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import DTYPES, choose_attention, choose_device
 from prunecomp.model.source import ModelSource, open_source
 from prunecomp.ops.backends import choose
 from prunecomp.options import PruneOptions
+from prunecomp.options.targets import Share
 from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from prunecomp.pruning.pruner import Pruner, choose_candidates
 from prunecomp.pruning.result import Origin
@@ -39,8 +40,10 @@ class Session:
     """
 
     def __init__(self, model: Any, options: PruneOptions) -> None:
-        self.options = options
         self.model_source = _opened(model, options)
+        self.options = options.aimed(self.model_source.num_layers)
+        if options.pending:
+            self.options.check(METRICS, COMPENSATIONS)
 
     def candidates(self) -> list[int]:
         """The layers that may go."""
@@ -181,6 +184,7 @@ def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
                 f"--given {listed(order)} names {len(order)} layers, and --layers {options.layers} are to go: give as "
                 "many"
             )
+    assert not isinstance(options.keep, Share)
     chosen = choose_candidates(num_layers, options.layers, options.keep, options.candidates, barriers)
     if METRICS[options.metric].takes_order and not set(order[: options.layers]) <= set(chosen):
         barred = [layer for layer in order if layer not in chosen]
@@ -213,8 +217,8 @@ def _opened(model: Any, options: PruneOptions) -> ModelSource:
     if not in_memory and options.tokenizer is not None:
         raise OptionError("tokenizer: a model folder brings its own; leave it out")
     model_source = open_source(
-        model, dtype=options.compute_dtype, device=options.device, tokenizer=options.tokenizer,
-        allow_pickle=options.allow_pickle, attention=options.attn,
+        at_revision(model, options.revision), dtype=options.compute_dtype, device=options.device,
+        tokenizer=options.tokenizer, allow_pickle=options.allow_pickle, attention=options.attn,
     )  # fmt: skip
     if in_memory:
         _check_as_it_is(model_source, options)
