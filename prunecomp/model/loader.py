@@ -40,7 +40,7 @@ from prunecomp.model.quantised import check_quantisation, dequantised, method_of
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.unwrap import check_no_adapter_folder, unwrapped
-from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.model.weights import StoredTensors, all_finite, open_checkpoint
 from prunecomp.names import ATTENTIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -277,7 +277,7 @@ def fill_skeleton(
         if name not in held or (leave is not None and name.startswith(f"{leave}.")):
             continue
         tensor = checkpoint.read(name)
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
         module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
     # As transformers has it: a head whose embedding is not there is tied the other way round.
