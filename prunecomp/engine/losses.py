@@ -13,6 +13,10 @@ LOGITS = 2**26
 """Logits in memory at once: 256 MB in float32."""
 
 
+TILE = 128
+"""Rows that a matrix product takes together on a GPU."""
+
+
 def batch_losses(decoder: Decoder, batch: Batch, stream: torch.Tensor) -> torch.Tensor:
     """Sum of the losses of each of a micro-batch's B sequences, [B] float64 on the CPU; ``stream`` is [B, S, d], or
     [1, T, d] packed. NaN for a sequence with a value in the stream that is not finite, be it where no loss is taken."""
@@ -36,7 +40,13 @@ def finite(stream: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
 
 def rows_at_once(decoder: Decoder) -> int:
     """Of how many tokens there are logits in memory together."""
-    return min(2048, max(64, LOGITS // int(decoder.config.vocab_size)))
+    return whole_tiles(LOGITS // int(decoder.config.vocab_size))
+
+
+def whole_tiles(rows: int) -> int:
+    """``rows`` within reason, down to whole tiles of a matrix product where there is more than one: at a vocabulary of
+    128,256 the 523 rows that fit take as long as 640, and 512 take their own time."""
+    return min(2048, max(64, rows - rows % TILE if rows > TILE else rows))
 
 
 def window_losses(

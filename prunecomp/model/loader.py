@@ -201,8 +201,8 @@ def _make_buffers(model: Any) -> None:
 
 
 def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
-    """The dtype to compute in on ``device``: as named, or with ``auto`` that of the checkpoint, but float32, which holds
-    every value of it, where it is a 16-bit one that the processor has no products for."""
+    """The dtype to compute in on ``device``: as named, or with ``auto`` that of the checkpoint; float32, which holds
+    every value of it, where that is a 16-bit one without products on this processor."""
     if name == "auto":
         stated = getattr(config, "dtype", None) or torch.float32
         chosen = str(stated).removeprefix("torch.")
@@ -217,8 +217,8 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether PyTorch has fast matrix products in ``dtype`` on ``device``. On a CPU without AVX-512, oneDNN leaves 16-bit
-    products to a fallback at an eighth of float32's rate (``benchmarks/README.md``)."""
+    """Whether PyTorch has fast matrix products in ``dtype`` on ``device``. On a CPU without AVX-512, oneDNN leaves
+    16-bit products to a fallback at an eighth of float32's rate (``benchmarks/README.md``)."""
     if device.type != "cpu" or dtype.itemsize > 2:
         return True
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]

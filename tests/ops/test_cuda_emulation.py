@@ -52,6 +52,8 @@ def emulated() -> ctypes.CDLL:
 
 @pytest.fixture(autouse=True)
 def on_the_emulated_device(emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "check_shared_memory", lambda device, states: None)  # it has as much as is asked for
+
     @contextlib.contextmanager
     def queue(device: torch.device) -> Iterator[int]:
         yield 0
@@ -142,6 +144,17 @@ def test_rows_that_are_not_finite_are_counted(
 def test_more_states_than_the_kernel_holds_are_refused() -> None:
     with pytest.raises(BackendError, match="128 at most"):
         cuda.layer_gram([torch.zeros(1, 1, 8)] * 129, None)
+
+
+def test_bits_of_a_sequence_do_not_depend_on_how_many_come_together(
+    emulated: ctypes.CDLL, generator: torch.Generator
+) -> None:
+    """So many that they would fill a card with larger blocks than one sequence would."""
+    together = [torch.randn(600, 33, 8, generator=generator) for _ in range(2)]
+    alone = [state[7:8].clone() for state in together]
+    for call in (lambda x, y: stats(emulated, x, y, None), lambda x, y: gram(emulated, [x, y], None)):
+        for all_of_them, one in zip(call(*together), call(*alone), strict=True):
+            assert torch.equal(all_of_them[7:8], one)
 
 
 def test_the_tiles_hold_every_pair_once(emulated: ctypes.CDLL) -> None:
