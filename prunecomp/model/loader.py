@@ -218,7 +218,7 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether PyTorch has fast matrix products in ``dtype`` on ``device``. On a CPU without AVX-512, oneDNN leaves
-    16-bit products to a fallback at an eighth of float32's rate (``benchmarks/README.md``)."""
+    16-bit products to a fallback at a sixth of float32's rate (``benchmarks/README.md``)."""
     if device.type != "cpu" or dtype.itemsize > 2:
         return True
     supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
