@@ -89,7 +89,8 @@ and norms, and where each state is."""
 def check_shared_memory(device: torch.device, states: int) -> None:
     """Raise :class:`BackendError` where a block cannot have the shared memory that so many states take: of the cards
     from capability 8.0 on those of 8.6, 8.7 and 8.9 have 99 KiB."""
-    held = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)
+    held = properties.shared_memory_per_block_optin
     if held < SHARED_BEYOND:
         raise BackendError(
             f"layer_gram: the cuda back end needs {SHARED_BEYOND:,} bytes of shared memory beyond {ONE_ROLE} states, "

@@ -146,17 +146,6 @@ def test_more_states_than_the_kernel_holds_are_refused() -> None:
         cuda.layer_gram([torch.zeros(1, 1, 8)] * 129, None)
 
 
-def test_bits_of_a_sequence_do_not_depend_on_how_many_come_together(
-    emulated: ctypes.CDLL, generator: torch.Generator
-) -> None:
-    """So many that they would fill a card with larger blocks than one sequence would."""
-    together = [torch.randn(600, 33, 8, generator=generator) for _ in range(2)]
-    alone = [state[7:8].clone() for state in together]
-    for call in (lambda x, y: stats(emulated, x, y, None), lambda x, y: gram(emulated, [x, y], None)):
-        for all_of_them, one in zip(call(*together), call(*alone), strict=True):
-            assert torch.equal(all_of_them[7:8], one)
-
-
 def test_the_tiles_hold_every_pair_once(emulated: ctypes.CDLL) -> None:
     assert {m: emulated.pc_check_tiles(m) for m in range(1, 129)} == dict.fromkeys(range(1, 129), 0)
 
