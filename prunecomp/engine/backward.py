@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -78,15 +79,16 @@ def same_bits(device: torch.device) -> Iterator[None]:
     where they are asked to; what was asked before comes back. What cannot do so warns. flash-attn's own kernels are
     asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1."""
     asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     if device.type == "cuda" and not asked:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a write of all memory, for reads that nobody does
+        memory.fill_uninitialized_memory = False  # a write of all memory, for reads that nobody does
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(asked, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills
 
 
 @dataclass
