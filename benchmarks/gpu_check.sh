@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one run of under nine minutes and without a network: builds the native libraries, runs the
-# GPU tests and every GPU benchmark.
+# Everything that needs a GPU, in one run of under ten minutes and without a network: builds the native libraries, prunes an
+# 8B shape, runs the GPU tests and every GPU benchmark. What matters most comes first, and each result is written as it
+# comes, so that a run that is cut short has given something.
 #
 # Usage, from the repository root: benchmarks/gpu_check.sh
 #   OUT     folder for logs and JSON results   (default: benchmarks/results)
@@ -21,17 +22,17 @@ if ! gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0))' 2>"
     exit 2
 fi
 name=$(tr -cs 'A-Za-z0-9' '_' <<<"$gpu" | sed 's/^_*//; s/_*$//')
-echo "gpu_check: $gpu"
+echo "gpu_check: $gpu" | tee "$out/$name.log"
 
 summary=()
 failed=0
 
-# step NAME SECONDS COMMAND...: runs it under a time limit, its output on the screen and in a log.
+# step NAME SECONDS COMMAND...: runs it under a time limit, its output on the screen and in the log.
 step() {
     local title=$1 limit=$2 start=$SECONDS code
     shift 2
-    echo "== $title (at most $limit s): $*"
-    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$out/$name.$title.log"
+    echo "== $title (at most $limit s): $*" | tee -a "$out/$name.log"
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$out/$name.log"
     code=${PIPESTATUS[0]}
     case $code in
         0) summary+=("passed    $title, $((SECONDS - start)) s") ;;
@@ -41,15 +42,27 @@ step() {
     [[ $code -eq 0 ]] || failed=1
 }
 
-# The limits add up to 525 s.
+has() { "$python" -c "import $1" 2>/dev/null; }
+
+lacks() { summary+=("LEFT OUT  $1: $2 is not installed"); }
+
+# The limits add up to 575 s.
 step build 75 "$python" setup.py build_ext --inplace
 step backends 20 "$python" -c 'from prunecomp.ops import libraries
 reason = libraries.load("prunecomp_cuda").reason
 raise SystemExit(reason)'
-step tests 150 "$python" -m pytest -q -m gpu -p no:cacheprovider
-step bench_ops 160 "$python" -m benchmarks.bench_ops_gpu --out "$out/ops_$name.json"
-if [[ -f benchmarks/bench_engine_gpu.py ]]; then
-    step bench_engine 120 "$python" -m benchmarks.bench_engine_gpu --out "$out/engine_$name.json"
+step bench_engine 150 "$python" -m benchmarks.bench_engine_gpu --out "$out/engine_$name.json"
+if has pytest; then
+    step tests 150 "$python" -m pytest -q -m gpu -p no:cacheprovider
+else
+    lacks tests pytest
+fi
+step bench_ops 120 "$python" -m benchmarks.bench_ops_gpu --out "$out/ops_$name.json"
+if command -v compute-sanitizer >/dev/null && has pytest; then
+    step sanitizer 60 compute-sanitizer --error-exitcode 9 "$python" -m pytest -q -m gpu -p no:cacheprovider \
+        tests/engine/test_gpu_manners.py
+else
+    lacks sanitizer "compute-sanitizer or pytest"
 fi
 
 echo "== gpu_check on $gpu, $SECONDS s"

@@ -169,9 +169,12 @@ struct Blocks {
 };
 
 // The longest blocks, between `least` and `most` rows, that still give the chip `wanted` of them. Shape alone decides.
-PC_BOTH Blocks cut_rows(int64_t N, int64_t S, int64_t each, int64_t least, int64_t most, int64_t wanted) {
+// The shape of one sequence alone decides, so that its bits do not depend on how many come together: blocks are counted
+// for as many as make up the engine's micro-batch.
+PC_BOTH Blocks cut_rows(int64_t S, int64_t each, int64_t least, int64_t most, int64_t wanted) {
+    const int64_t tokens = 4096, together = S < tokens ? tokens / (S > 0 ? S : 1) : 1;
     int64_t rows = most;
-    while (rows > least && N * ((S + rows - 1) / rows) * each < wanted) rows /= 2;
+    while (rows > least && together * ((S + rows - 1) / rows) * each < wanted) rows /= 2;
     return {rows, (S + rows - 1) / rows};
 }
 

@@ -56,7 +56,7 @@ PC_BOTH bool small(int64_t M) { return M <= 16 * kSmall; }
 
 Plan plan_for(int64_t M, int64_t N, int64_t S, int64_t d) {
     const int roles = roles_of(M);
-    return {cut_rows(N, S, 1, kLeastTokens, kMostTokens, kWantedBlocks),
+    return {cut_rows(S, 1, kLeastTokens, kMostTokens, kWantedBlocks),
             N,
             S,
             static_cast<int>(d),

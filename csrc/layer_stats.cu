@@ -49,7 +49,7 @@ struct Plan {
 
 Plan plan_for(int64_t N, int64_t S, int64_t d) {
     const int64_t all = (d + kWarpChannels - 1) / kWarpChannels, slices = (all + kMaxWarps - 1) / kMaxWarps;
-    return {cut_rows(N, S, slices, kLeastRows, kMostRows, kWantedBlocks),
+    return {cut_rows(S, slices, kLeastRows, kMostRows, kWantedBlocks),
             N,
             S,
             static_cast<int>(d),

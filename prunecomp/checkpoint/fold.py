@@ -11,6 +11,7 @@ import torch
 from prunecomp.errors import FoldError, OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.model.weights import all_finite
 from prunecomp.names import FORMS
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ def fold_tensor(
     work = torch.promote_types(tensor.dtype, torch.float32)
     scaled = tensor.to(work) * factor
     folded = (scaled + offset * (factor - 1.0) if offset else scaled).to(dtype)
-    if not bool(torch.isfinite(folded).all()):
+    if not all_finite(folded):
         raise FoldError(
             f"{name} times {factor:.6g} overflows {dtype}: go on with --resume and the other --fold, or store the "
             "model in bfloat16 or float32 first"

@@ -32,6 +32,20 @@ class Batch:
     packed: bool
     first_token: int
     """Rows of the residual stream in the batches before this one."""
+    _there: dict[tuple[str, torch.device], torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def tokens_on(self, device: torch.device) -> torch.Tensor:
+        """``tokens`` on a device, sent there once: the copy would wait for all that the device has to do."""
+        return self._on("tokens", self.tokens, device)
+
+    def lengths_on(self, device: torch.device) -> torch.Tensor | None:
+        """``lengths`` in the same way."""
+        return None if self.lengths is None else self._on("lengths", self.lengths, device)
+
+    def _on(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if (name, device) not in self._there:
+            self._there[name, device] = tensor.to(device)
+        return self._there[name, device]
 
     @property
     def count(self) -> int:

@@ -12,14 +12,16 @@ there is room for once those above have served (:func:`prunecomp.engine.retentio
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.func import functional_call
 from torch.nn import functional
 
 from prunecomp.data.windows import Batch
-from prunecomp.engine.losses import LOGITS
+from prunecomp.engine.losses import LOGITS, whole_tiles
 from prunecomp.engine.parallel import total, world_size
 from prunecomp.engine.placement import Demand, ModelShape
 from prunecomp.engine.progress import Advance
@@ -55,7 +57,8 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
     boost = float(2 ** (run.windows.seqlen - 1).bit_length())
     found: dict[int, float] = {}
     steps = (top - lowest + 1) * sum(shard.windows.count for shard in shards)
-    with run.decoder.evaluating(), run.progress("gradients", steps, WORK_UNIT) as advance:
+    progress = run.progress("gradients", steps, WORK_UNIT)
+    with run.decoder.evaluating(), same_bits(run.decoder.device), progress as advance:
         for high, low in _stretches(run, shards, lowest):
             downwards = [(layer,) for layer in reversed(stack.alive[low : high + 1])]
             for p, (layer,) in zip(range(high, low - 1, -1), run.decoder.weights.walk(downwards), strict=True):
@@ -68,6 +71,24 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
     for shard in shards:
         shard.states.drop(GRADIENT)
     return {layer: found[layer] for layer in stack.alive if layer in found}
+
+
+@contextmanager
+def same_bits(device: torch.device) -> Iterator[None]:
+    """Have a GPU's backward of attention add in one order, which PyTorch's flash and memory-efficient kernels do only
+    where they are asked to; what was asked before comes back. What cannot do so warns. flash-attn's own kernels are
+    asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1."""
+    asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    if device.type == "cuda" and not asked:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # a write of all memory, for reads that nobody does
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=warns)
+        memory.fill_uninitialized_memory = fills
 
 
 @dataclass
@@ -191,7 +212,7 @@ def predictions(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def head_rows(vocab_size: int) -> int:
     """Rows of logits at once: a quarter of what a forward pass allows itself, since logits, their float32 copy and the
     gradients of both are there together."""
-    return min(2048, max(64, LOGITS // 4 // vocab_size))
+    return whole_tiles(LOGITS // 4 // vocab_size)
 
 
 def _make_room(run: Run, shard: CalibrationShard, lowest: int) -> None:

@@ -41,7 +41,7 @@ def gram_sums(
         each = zip(*(batch.sequences(state) for state in states_of_batch), strict=True)
         grams = [layer_gram(list(sequence), backend=backend) for sequence in each]
     else:
-        grams = [layer_gram(states_of_batch, batch.lengths, backend=backend)]
+        grams = [layer_gram(states_of_batch, batch.lengths_on(stream.device), backend=backend)]
     sums = torch.cat([torch.stack([gram.cosine, gram.angular, gram.dot], dim=1) for gram in grams])
     if with_along_tokens:
         sums = torch.cat([sums, along_tokens(batch, states_of_batch).unsqueeze(1)], dim=1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecomp.engine.states import Tier
+from prunecomp.engine.states import STAGED, Tier
 from prunecomp.errors import OptionError
 from prunecomp.io.values import one_of, whole
 from prunecomp.model.adapter import Family
@@ -183,6 +183,8 @@ def place(
     batch = micro_batch(count, seqlen)
     boundary = largest_share(count, seqlen, processes) * seqlen * shape.hidden_size * shape.itemsize
     stream = 2 * shape.hidden_size * shape.itemsize  # a layer's input, before and after its seam
+    if device.type == "cuda":  # what leaves for the host and what comes back, beside it
+        stream += (STAGED + 1) * shape.hidden_size * shape.itemsize
     demand = demand or Demand()
 
     def working(windows: int) -> int:
@@ -277,7 +279,7 @@ def available_memory(
             )
     host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN)) // processes
     if device_memory is None:
-        device_memory = int(torch.cuda.mem_get_info(device)[0] * (1 - MARGIN)) if device.type == "cuda" else host
+        device_memory = int(free_device_memory(device) * (1 - MARGIN)) if device.type == "cuda" else host
     if disk is not None and not disk.is_dir():
         raise OptionError(f"--disk {disk}: no such folder")
     if disk is not None:
@@ -287,6 +289,13 @@ def available_memory(
             raise OptionError(f"--disk {disk} is not writable ({error.strerror}): name another folder") from None
     space = 0 if disk is None else int(shutil.disk_usage(disk).free * (1 - MARGIN)) // processes
     return Memory(device_memory, host, space, disk)
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes that can be had on a GPU: what the driver has, and what PyTorch's allocator holds of it and does not use,
+    as after an earlier run in this process."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
 def free_host_memory() -> int:

@@ -30,7 +30,7 @@ class Sink(Protocol):
 def batch_stats(batch: Batch, x: torch.Tensor, y: torch.Tensor, *, with_input: bool, backend: str | None) -> LayerStats:
     """:func:`prunecomp.ops.layer_stats` of a micro-batch's B sequences, padded, packed or of one length."""
     if not batch.packed:
-        return layer_stats(x, y, batch.lengths, with_input=with_input, backend=backend)
+        return layer_stats(x, y, batch.lengths_on(x.device), with_input=with_input, backend=backend)
     each = [
         layer_stats(one, other, with_input=with_input, backend=backend)
         for one, other in zip(batch.sequences(x), batch.sequences(y), strict=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakSet, ref
+from weakref import WeakSet, finalize, ref
 
 import torch
 
@@ -19,6 +20,10 @@ from prunecomp.errors import OutputError
 
 CARRY = -1
 """The key of the boundary between two groups of a sweep, which lives only as long as the sweep."""
+
+
+STAGED = 2
+"""Micro-batches on their way from a GPU to the host that the computation does not wait for."""
 
 
 class Tier(str, Enum):
@@ -86,26 +91,84 @@ class MemoryBoundary:
         return _part(self._buffer, batch)
 
 
-class HostBoundary:
-    """Pinned host memory behind a GPU; copies run on a stream of their own, beside the computation."""
+class Lanes:
+    """Two streams beside the computation, so that what leaves a GPU and what comes back pass each other."""
 
-    def __init__(self, shape: StateShape, device: torch.device, copies: torch.cuda.Stream) -> None:
-        self._buffer = torch.empty(shape.num_tokens, shape.hidden_size, dtype=shape.dtype, pin_memory=True)
-        self._device, self._copies = device, copies
+    def __init__(self, device: torch.device) -> None:
+        self.out, self.back = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._leaving: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+
+    def hold(self, stream: torch.Tensor, read: torch.cuda.Event, compute: torch.cuda.Stream) -> None:
+        """Keep what is on its way out until ``read``; the computation waits for the oldest beyond :data:`STAGED`. Its
+        memory is then free for the computation at a moment that is known, which ``record_stream`` leaves open."""
+        self._leaving.append((stream, read))
+        while len(self._leaving) > STAGED:
+            compute.wait_event(self._leaving.popleft()[1])
+
+
+def registered(buffer: torch.Tensor, lanes: Lanes) -> Callable[[], object]:
+    """Pin memory to the byte, where PyTorch's own pinned blocks are rounded up to a power of two and stay pinned. What
+    is returned gives it free, once both lanes have done with it."""
+    torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
+
+    def release() -> None:
+        lanes.out.synchronize()
+        lanes.back.synchronize()
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
+
+    return release
+
+
+class HostBoundary:
+    """Pinned host memory behind a GPU. Copies run beside the computation; with ``ahead``, what is read next, in the
+    order of writing, is on its way while the computation has the batch before."""
+
+    def __init__(self, shape: StateShape, device: torch.device, lanes: Lanes, *, ahead: bool = False) -> None:
+        self._buffer = torch.empty(shape.num_tokens, shape.hidden_size, dtype=shape.dtype)
+        self._device, self._lanes, self._looks_ahead = device, lanes, ahead
+        self._order: list[Batch] = []
+        self._written: dict[int, torch.cuda.Event] = {}  # by where a batch begins
+        self._ahead: tuple[int, torch.Tensor, torch.cuda.Event] | None = None
+        if self._buffer.nbytes:
+            finalize(self, registered(self._buffer, lanes))
 
     def put(self, batch: Batch, stream: torch.Tensor) -> None:
-        self._copies.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._copies):
+        compute, place = torch.cuda.current_stream(self._device), batch.first_token
+        if self._ahead is not None and self._ahead[0] == place:
+            compute.wait_event(self._ahead[2])  # it is out of date, and its memory goes back to the computation
+            self._ahead = None
+        self._lanes.out.wait_stream(compute)
+        with torch.cuda.stream(self._lanes.out):
             _part(self._buffer, batch).copy_(stream, non_blocking=True)
-        stream.record_stream(self._copies)  # its memory is not handed out again before the copy has read it
+        if place not in self._written:
+            self._order.append(batch)
+        self._written[place] = self._lanes.out.record_event()
+        self._lanes.hold(stream, self._written[place], compute)
 
     def get(self, batch: Batch) -> torch.Tensor:
-        with torch.cuda.stream(self._copies):  # after every put of these rows, which ran on the same stream
-            stream = _part(self._buffer, batch).to(self._device, non_blocking=True)
-        current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._copies)
-        stream.record_stream(current)
-        return stream
+        compute = torch.cuda.current_stream(self._device)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] != batch.first_token:
+            if ahead is not None:
+                compute.wait_event(ahead[2])
+            ahead = self._fetch(batch)
+        compute.wait_event(ahead[2])
+        following = next((b for b in self._order if b.first_token > batch.first_token), None)
+        if following is not None and self._looks_ahead:
+            self._ahead = self._fetch(following)
+        return ahead[1]
+
+    def _fetch(self, batch: Batch) -> tuple[int, torch.Tensor, torch.cuda.Event]:
+        """Made on the computation's stream, whose allocator then has it back in order; filled on the way back."""
+        stream = torch.empty(
+            *batch.tokens.shape, self._buffer.shape[1], dtype=self._buffer.dtype, device=self._device
+        )  # fmt: skip
+        back = self._lanes.back
+        back.wait_stream(torch.cuda.current_stream(self._device))  # the memory may have been in use until now
+        back.wait_event(self._written[batch.first_token])
+        with torch.cuda.stream(back):
+            stream.copy_(_part(self._buffer, batch), non_blocking=True)
+        return batch.first_token, stream, back.record_event()
 
 
 class DiskBoundary:
@@ -189,7 +252,7 @@ class StateStore:
         self._wanted: dict[int, Tier] = {}
         self._stored: dict[int, _Kept] = {}
         self._lent: list[ref[_Kept]] = []  # dropped here, and held by a fork or a parent: memory is not free yet
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._lanes = Lanes(device) if device.type == "cuda" else None
         self._spare: list[MemoryBoundary] = []
 
     def fork(self) -> StateStore:
@@ -198,7 +261,7 @@ class StateStore:
         What either of them drops stays with the other, and counts against its budget until both have let go.
         """
         twin = StateStore(self.shape, self._device, self._capacity, carry=self._carry, disk=self._disk)
-        twin._copies, twin._spare, twin._lent = self._copies, self._spare, list(self._lent)
+        twin._lanes, twin._spare, twin._lent = self._lanes, self._spare, list(self._lent)
         twin._stored = {layer: kept for layer, kept in self._stored.items() if layer != CARRY}
         twin._wanted = {layer: self._wanted[layer] for layer in twin._stored}
         for kept in twin._stored.values():
@@ -256,18 +319,18 @@ class StateStore:
     def put(self, layer: int, batch: Batch, stream: torch.Tensor) -> None:
         if layer not in self._stored:
             tier = self._carry if layer == CARRY else self._wanted[layer]
-            self._stored[layer] = _Kept(self._open(tier), tier)
+            self._stored[layer] = _Kept(self._open(tier, ahead=layer == CARRY), tier)
             self._stored[layer].holders.add(self)
         self._stored[layer].boundary.put(batch, stream)
 
     def get(self, layer: int, batch: Batch) -> torch.Tensor:
         return self._stored[layer].boundary.get(batch)
 
-    def _open(self, tier: Tier) -> Boundary:
+    def _open(self, tier: Tier, *, ahead: bool) -> Boundary:
         if tier is Tier.disk:
             return DiskBoundary(self.shape, self._disk or Path(tempfile.gettempdir()), self._device)
-        if tier is Tier.host and self._copies is not None:
-            return HostBoundary(self.shape, self._device, self._copies)
+        if tier is Tier.host and self._lanes is not None:
+            return HostBoundary(self.shape, self._device, self._lanes, ahead=ahead)
         if self._device.type == "cpu":
             return self._spare.pop() if self._spare else MemoryBoundary(self.shape)
         return DeviceBoundary()

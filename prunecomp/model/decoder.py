@@ -51,6 +51,8 @@ class PackedTokens(Protocol):
     @property
     def positions(self) -> torch.Tensor | None: ...
 
+    def tokens_on(self, device: torch.device) -> torch.Tensor: ...
+
 
 Tokens = torch.Tensor | PackedTokens
 
@@ -174,6 +176,7 @@ class Decoder:
         are made once a shape; rotary embeddings that look at lengths see those of this batch alone.
         """
         tokens, positions = (batch, None) if isinstance(batch, torch.Tensor) else (batch.tokens, batch.positions)
+        there = batch.to(self.device) if isinstance(batch, torch.Tensor) else batch.tokens_on(self.device)
         recorders = nn.ModuleList(_Recorder(layer, self.family.returns_tuple) for layer in self.layers)
         owner, _, leaf = self.family.layers.rpartition(".")
         module = self.model.get_submodule(owner)
@@ -182,7 +185,7 @@ class Decoder:
         self.rotary.release()
         setattr(module, leaf, recorders)
         try:
-            self.backbone(input_ids=tokens.to(self.device), use_cache=False, **options)
+            self.backbone(input_ids=there, use_cache=False, **options)
         finally:
             setattr(module, leaf, original)
         first: Any = recorders[0]

@@ -40,7 +40,7 @@ from prunecomp.model.quantised import check_quantisation, dequantised, method_of
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
 from prunecomp.model.unwrap import check_no_adapter_folder, unwrapped
-from prunecomp.model.weights import StoredTensors, open_checkpoint
+from prunecomp.model.weights import StoredTensors, all_finite, open_checkpoint
 from prunecomp.names import ATTENTIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -200,7 +200,9 @@ def _make_buffers(model: Any) -> None:
             model._init_weights(module)
 
 
-def choose_dtype(name: str, config: Any) -> torch.dtype:
+def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """The dtype to compute in on ``device``: as named, or with ``auto`` that of the checkpoint; float32, which holds
+    every value of it, where that is a 16-bit one without products on this processor."""
     if name == "auto":
         stated = getattr(config, "dtype", None) or torch.float32
         chosen = str(stated).removeprefix("torch.")
@@ -208,10 +210,19 @@ def choose_dtype(name: str, config: Any) -> torch.dtype:
             raise CheckpointError(
                 f"config.json: dtype is {chosen}, in which no model runs; {', '.join(DTYPES)} are known"
             )
-        return DTYPES[chosen]
+        return DTYPES[chosen] if multiplies(DTYPES[chosen], device) else torch.float32
     if name not in DTYPES:
         raise OptionError(f"--dtype {name}: choose auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether PyTorch has fast matrix products in ``dtype`` on ``device``. On a CPU without AVX-512, oneDNN leaves
+    16-bit products to a fallback at a sixth of float32's rate (``benchmarks/README.md``)."""
+    if device.type != "cpu" or dtype.itemsize > 2:
+        return True
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
+    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, supported)())
 
 
 def choose_attention(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> str:
@@ -277,7 +288,7 @@ def fill_skeleton(
         if name not in held or (leave is not None and name.startswith(f"{leave}.")):
             continue
         tensor = checkpoint.read(name)
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
         module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
     # As transformers has it: a head whose embedding is not there is tied the other way round.
@@ -306,7 +317,8 @@ def load_decoder(
     :class:`NumericalError` for weights that are not finite.
     """
     config = read_config(folder)
-    target, place = choose_dtype(dtype, config), choose_device(device)
+    place = choose_device(device)
+    target = choose_dtype(dtype, config, place)
     family = families.find(config.model_type)
     checkpoint = under_model_names(dequantised(open_checkpoint(folder, allow_pickle), config), family)
     model: Any = build_skeleton(config, target, choose_attention(attention, config, place, target), checkpoint)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunecomp.errors import NumericalError
+from prunecomp.model.weights import all_finite
 
 ALIGNMENT = 256
 """Bytes to which every parameter in a slot is aligned, as a device allocator would."""
@@ -111,7 +112,7 @@ class StreamedWeights:
         for position, layer in enumerate(group):
             for place in self._places[layer]:
                 stored = self._source.read(place.name)
-                if layer not in self._checked and not bool(torch.isfinite(stored).all()):
+                if layer not in self._checked and not all_finite(stored):
                     raise NumericalError(
                         f"{self._source.location(place.name)}: {place.name} holds NaN or infinite weights"
                     )

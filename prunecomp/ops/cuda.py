@@ -61,6 +61,8 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
     first, m = states[0], len(states)
     n, s, d = first.shape
     library = require(LIBRARY, REMEDY)
+    if m > ONE_ROLE:
+        check_shared_memory(first.device, m)
     # Workspace and table may be freed while the work is still queued: the allocator gives their memory to later work
     # of the same stream only. The driver copies a table this small aside at once, so its host memory may go as well.
     with _queue(first.device) as stream:
@@ -74,6 +76,26 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
         )
     _check("pc_cuda_layer_gram", code)
     return sums, counts
+
+
+ONE_ROLE = 64
+"""States up to which one group of warps holds all pairs."""
+
+SHARED_BEYOND = (4 * 72 * 128 + 2 * 128) * 4 + 128 * 8
+"""Bytes of it that a block takes beyond, as ``csrc/layer_gram.cu`` adds them up: products and sums of 72 tiles, squares
+and norms, and where each state is."""
+
+
+def check_shared_memory(device: torch.device, states: int) -> None:
+    """Raise :class:`BackendError` where a block cannot have the shared memory that so many states take: of the cards
+    from capability 8.0 on those of 8.6, 8.7 and 8.9 have 99 KiB."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    held = properties.shared_memory_per_block_optin
+    if held < SHARED_BEYOND:
+        raise BackendError(
+            f"layer_gram: the cuda back end needs {SHARED_BEYOND:,} bytes of shared memory beyond {ONE_ROLE} states, "
+            f"and this card has {held:,}, with {states} states: use --backend triton"
+        )
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {"layer_stats": layer_stats, "layer_gram": layer_gram}

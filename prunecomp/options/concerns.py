@@ -182,7 +182,8 @@ class Place(Options):
     panel = "Hardware and loading"
 
     dtype: Dtype = option(
-        "auto", "compute dtype; the export keeps the dtype of the checkpoint", dtype_name, of=EVERY,
+        "auto", "compute dtype; auto: the checkpoint's, or float32 on a processor without 16-bit products; the export "
+        "keeps the dtype of the checkpoint", dtype_name, of=EVERY,
         takes="Dtype | torch.dtype", decides=True,
     )  # fmt: skip
     device: str = option(

@@ -87,7 +87,8 @@ class Outline(ModelSource):
         self.name = str(model)
         self.folder = resolve_model(model, weights=False, dtype=options.dtype)
         self.config = read_config(self.folder)
-        self._device, self._dtype = choose_device(options.device), choose_dtype(options.dtype, self.config)
+        self._device = choose_device(options.device)
+        self._dtype = choose_dtype(options.dtype, self.config, self._device)
         checkpoint = _local_weights(model, self.config)
         self.described = Decoder(build_skeleton(self.config, self._dtype, checkpoint=checkpoint))
 

@@ -165,6 +165,7 @@ class PruneResult:
                 "digest": self.calibration.digest,
                 "sources": self.calibration.by_source(),
             },
+            "dtype": str(self.model_source.dtype).removeprefix("torch."),
             "compiled": self.compiled,
             "streamed": self.placement.group_size is not None,
             "removed": self.removed,

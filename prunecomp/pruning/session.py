@@ -167,6 +167,7 @@ class Session:
             "model": model_source.fingerprint(),
             "calibration": windows.digest,
             "micro_batch": placement.micro_batch,
+            "dtype": str(model_source.dtype),
             "compiled": compiled,
             "device_type": model_source.device.type,
             "options": decisive,

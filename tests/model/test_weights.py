@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import prunecomp
 from prunecomp.errors import CheckpointError, NumericalError, PrunecompError
 from prunecomp.model.loader import load_decoder, resolve_model
-from prunecomp.model.weights import open_checkpoint
+from prunecomp.model.weights import all_finite, open_checkpoint
 from tests.models import build, draw_tokens
 
 Edit = Callable[[Path], None]
@@ -142,3 +142,19 @@ def test_a_single_tensor_is_a_view_of_the_file(base: Path) -> None:
 def test_a_path_that_does_not_exist_is_no_hub_id(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         resolve_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e5m2])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_value_that_is_not_finite_is_seen_wherever_it_stands(dtype: torch.dtype, bad: float) -> None:
+    # Lengths around the width of a vector register and a thread's share, so that heads and tails are met.
+    for count in (1, 7, 33, 4097, 70_000):
+        for place in {0, count // 2, count - 1}:
+            tensor = torch.linspace(-3, 3, count).to(dtype)
+            assert all_finite(tensor)
+            tensor[place] = bad
+            assert not all_finite(tensor)
+            assert not all_finite(torch.stack([tensor, tensor], dim=1)[:, 0]), "not contiguous"
+    assert all_finite(torch.empty(0, dtype=dtype))
+    largest = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=torch.float64).to(dtype)
+    assert all_finite(largest), "the largest are finite"

@@ -173,3 +173,18 @@ def test_empty_inputs_launch_nothing(backend: str) -> None:
     assert layer_stats(empty, empty, backend=backend).sums.shape == (0, 8)
     offered(backend, "layer_gram")
     assert layer_gram([empty, empty], backend=backend).cosine.shape == (0, 2, 2)
+
+
+@DTYPE
+def test_bits_of_a_sequence_do_not_depend_on_how_many_come_together(
+    dtype: torch.dtype, backend: str, generator: torch.Generator
+) -> None:
+    """So many that they would fill a card with larger blocks than one sequence would."""
+    together = [torch.randn(600, 33, 64, generator=generator).to("cuda", dtype) for _ in range(2)]
+    alone = [state[7:8].clone() for state in together]
+    for all_of_them, one in (
+        (layer_stats(*together, backend=backend), layer_stats(*alone, backend=backend)),
+        (layer_gram(together, backend=backend), layer_gram(alone, backend=backend)),
+    ):
+        for many, single in zip(all_of_them, one, strict=True):
+            assert torch.equal(many[7:8], single) or not single.numel()

@@ -48,7 +48,7 @@ class FolderSource(ModelSource):
         self.config = read_config(folder)
         self.part_of = text_decoder_of(folder, self.config)
         self._dtype, self._device, self._allow_pickle, self._attention = dtype, device, allow_pickle, attention
-        choose_attention(attention, self.config, choose_device(device), choose_dtype(dtype, self.config))
+        choose_attention(attention, self.config, self.device, self.dtype)
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
         self._plain = dequantised(self._tensors, self.config)
         self._view = under_model_names(self._plain, families.find(self.config.model_type))
@@ -66,7 +66,7 @@ class FolderSource(ModelSource):
 
     @property
     def dtype(self) -> torch.dtype:
-        return choose_dtype(self._dtype, self.config)
+        return choose_dtype(self._dtype, self.config, self.device)
 
     def shape(self) -> ModelShape:
         return model_shape(self.described.model, families.find(self.config.model_type), self.dtype)

@@ -34,7 +34,7 @@ extern "C" int pc_check_tiles(int M) {
 extern "C" int pc_check_rows(int64_t N, int64_t S, const int64_t *lengths, int64_t least, int64_t most,
                              int64_t wanted) {
     using namespace pc;
-    const Blocks cut = cut_rows(N, S, 1, least, most, wanted);
+    const Blocks cut = cut_rows(S, 1, least, most, wanted);
     if (cut.rows < least || cut.rows > most) return 1;
     std::vector<int> seen(size_t(N) * S, 0);
     for (int64_t block = 0; block < N * cut.blocks; ++block) {
