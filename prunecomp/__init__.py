@@ -59,11 +59,11 @@ _HOMES = {
     "compare": ("Arm", "Comparison", "compare"),
     "model.adapter": ("Family",),
     "model.families": ("families",),
-    "plan": ("RunPlan", "plan"),
+    "pruning.plan": ("RunPlan", "plan"),
     "profiling": ("profile",),
-    "pruner": ("Pruner",),
-    "result": ("PruneResult", "RoundRecord"),
-    "scores": ("ScoreResult",),
+    "pruning.pruner": ("Pruner",),
+    "pruning.result": ("PruneResult", "RoundRecord"),
+    "pruning.scores": ("ScoreResult",),
     "stepwise": ("pruner_for",),
 }
 _HOME = {name: f"prunecomp.{home}" for home, names in _HOMES.items() for name in names}

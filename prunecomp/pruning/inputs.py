@@ -21,7 +21,7 @@ from prunecomp.engine.placement import free_host_memory
 from prunecomp.errors import OptionError
 from prunecomp.model.source import ModelSource
 
-MIXTURE = Path(__file__).parent / "data" / "texts" / "mixture.txt"
+MIXTURE = Path(__file__).parent.parent / "data" / "texts" / "mixture.txt"
 """What is calibrated on where nothing is given: fiction, a report, documentation and code, one after another."""
 
 
