@@ -44,7 +44,7 @@ class EvaluateKeywords(TypedDict, total=False):
     disk: str | Path | None
     attn: Attention
     allow_pickle: bool
-    progress: Progress
+    progress: Progress | bool
 
 
 class ProfileKeywords(EvaluateKeywords, total=False):

@@ -11,6 +11,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.progress import Progress
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
 from prunecomp.io.values import listed
@@ -117,6 +118,7 @@ class Session:
         candidates: Sequence[int] | None = None,
         moving: Sequence[int] = (),
         origin: Origin | None = None,
+        progress: Progress | None = None,
     ) -> Pruner:
         """The pruner that the options ask for, over ``windows`` arranged as they need it. A few rows are run
         first, to see that the layers ``moving`` can go."""
@@ -128,7 +130,7 @@ class Session:
             decoder, seen, metric=options.metric, compensation=options.compensation, cache=options.cache,
             placement=placement, candidates=candidates, held_out=held_out, seed=options.seed, given=options.given,
             span=options.block_size(METRICS), lookahead=options.lookahead, confidence=options.confidence,
-            parity=options.parity, backend=options.backend, progress=options.progress, origin=origin,
+            parity=options.parity, backend=options.backend, progress=progress or options.progress, origin=origin,
         )  # fmt: skip
 
     def identity(
