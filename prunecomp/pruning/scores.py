@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from prunecomp.io.escape import html_table
+from prunecomp.io.values import listed
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ScoreResult:
     """One round without a removal."""
 
@@ -22,6 +25,17 @@ class ScoreResult:
     similarity: list[list[float]] | None = None
     """Mean cosine over all tokens of every pair of the L + 1 states of a token, from what enters the first layer to
     what leaves the last; there if blocks of layers were scored."""
+
+    def __repr__(self) -> str:
+        return f"ScoreResult({self.metric}: of {len(self.scores)} the first to go are {listed(self._ranked(), 3)})"
+
+    def _repr_html_(self) -> str:
+        """The layers, the one to remove first on top, for a notebook."""
+        rows = [(layer, f"{self.scores[layer]:.5g}", f"{self.scales[layer]:.5g}") for layer in self._ranked()]
+        return html_table("The one to remove first on top", ("layer", self.metric, "scale"), rows)
+
+    def _ranked(self) -> list[int]:
+        return sorted(self.scores, key=lambda layer: (self.scores[layer], layer))
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import prunecomp
-from prunecomp.compensation import Cut, magnitude_scale, put_in_place
+from prunecomp.compensation import Removal, magnitude_scale, put_in_place
 from prunecomp.data.sources import read_source
 from prunecomp.data.windows import Windows, consecutive_windows
 from prunecomp.engine.placement import available_memory, place
@@ -47,7 +47,7 @@ def pools(reference_model: Path) -> dict[tuple[str, int], torch.Tensor]:
         for name in ("bi", "angular"):
             made[name, number] = METRICS[name]().sequence_scores(candidates)[1]
         block = (run.stack.alive[int(made["bi", number].sum(dim=0).argmin())],)
-        put_in_place(run, block, magnitude_scale(Cut(run, block, run.statistics)))
+        put_in_place(run, block, magnitude_scale(Removal(run, block, run.statistics)))
     return made
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import prunecomp
+from prunecomp.checkpoint import export
 from prunecomp.errors import OutputError
 from tests.situations.small import Small, invoke, said
 from tests.situations.small import small as small
@@ -46,7 +47,7 @@ def test_the_former_stays_where_the_new_one_fails(
     before = files(out)
     for place in ("write_tensors", "model_card"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"prunecomp.pruning.result.{place}", lambda *_, **__: 1 / 0)
+            patched.setattr(f"prunecomp.checkpoint.export.{place}", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 result.save(out, overwrite=True)
         assert files(out) == before
@@ -58,9 +59,11 @@ def test_the_former_stays_where_the_new_one_fails(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    monkeypatch.setattr("prunecomp.pruning.result.model_card", lambda card: "x")
-    write = prunecomp.pruning.result.write_text
-    monkeypatch.setattr("prunecomp.pruning.result.write_text", lambda path, text: write(path.with_name("fresh"), text))
+    monkeypatch.setattr("prunecomp.checkpoint.export.model_card", lambda card: "x")
+    write = export.write_json
+    monkeypatch.setattr(
+        export, "write_json", lambda path, value: (write(path, value), write(path.with_name("fresh"), 1))
+    )
     with pytest.raises(OutputError, match="could not be written"):
         result.save(out, overwrite=True)
     assert files(out) == before
