@@ -192,7 +192,7 @@ def test_a_round_that_takes_longer_than_expected_makes_the_next_ones_longer() ->
 def test_a_run_says_which_round_which_model_and_comes_to_its_end(generator: torch.Generator) -> None:
     model, heard = build("llama"), Heard()
     tokens = draw_tokens(model, generator)
-    prunecomp.prune(model, 2, tokens, eval=tokens, repair="refit", ridge=1.0, progress=heard)
+    prunecomp.prune(model, 2, tokens, keep=[5], eval=tokens, repair="refit", ridge=1.0, progress=heard)  # 5 is the top
     names = [name for name, _ in heard.stages]
     assert names == [
         "pruning", "round 1 of 2: scoring", "round 2 of 2: scoring", "repairing", "evaluating: dense: loss",
@@ -217,8 +217,8 @@ def test_a_repair_that_is_judged_is_not_over_when_it_begins(generator: torch.Gen
             yield advance
 
     prunecomp.prune(model, 2, tokens, repair="auto", progress=listening)
+    assert len(before) == 1
     assert before[0] < STEPS // 4, "judging is most of the work"
-    assert [name for name, _ in heard.stages][-2:] in (["judging", "repairing"], ["round 2 of 2: scoring", "judging"])
 
 
 def test_a_comparison_says_which_arm(generator: torch.Generator) -> None:
