@@ -15,8 +15,8 @@ from rich.console import Console
 
 import prunecomp
 from prunecomp.compare import Arm, grid
+from prunecomp.io.progress import told
 from prunecomp.report.comparison import comparison_tables, save_plots, save_record, save_tables
-from prunecomp.report.progress import RichProgress
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 METRICS = ("bi", "ppl", "taylor", "magnitude")
@@ -47,7 +47,7 @@ def main() -> None:
             samples=options.samples,
             eval=texts,
             on_measured=lambda so_far: save_record(so_far, options.out),
-            progress=RichProgress(Console(stderr=True)),
+            progress=told(),
         )
     finally:
         (options.out / "wikitext2-test-part.txt").unlink(missing_ok=True)

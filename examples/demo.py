@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prunecomp
 from prunecomp.compare import Arm
 from prunecomp.errors import CheckpointError
-from prunecomp.report.progress import RichProgress
+from prunecomp.io.progress import told
 
 HERE = Path(__file__).parent
 BUNDLED = HERE / "reference_model"
@@ -76,7 +76,7 @@ def demonstrate(out: Path) -> None:
         "samples": SAMPLES,
         "seqlen": SEQLEN,
         "dtype": "float32",  # a CPU without instructions for bfloat16 takes nine times as long in it
-        "progress": RichProgress(aside),
+        "progress": told(aside),
     }
     say(2, f"pruning by {LAYERS} layers in {len(ARMS)} ways, measuring on {len(TEXTS)} texts")
     texts = {name: windows(tokenizer, path) for name, path in TEXTS.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,15 +21,16 @@ from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.source import ModelSource
-from prunecomp.model.stack import LayerStack
+from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged, perplexities
 from prunecomp.pruning.pruner import run_rounds
-from prunecomp.pruning.result import PruneResult
+from prunecomp.pruning.result import PruneResult, RoundRecord
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
+from prunecomp.pruning.stages import round_of, whole_of
 from prunecomp.repair import RIDGE, check_repairable
 from prunecomp.repair import repair as fit_repair
 
@@ -74,23 +76,36 @@ def prune(
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
     placement = session.place(windows.count, windows.seqlen, session.demand())
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
-    with open_journal(session, windows, placement, compiled, candidates) as journal:
+    count = -(-asked.layers // asked.block_size(METRICS))
+    whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
+    with whole.open(), open_journal(session, windows, placement, compiled, candidates) as journal:
+        whole.begin("loading")
         first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
-        pruner = session.pruner(windows, placement, compiled=compiled, candidates=candidates, moving=first)
+        pruner = session.pruner(
+            windows, placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
+        )
+        done = () if journal is None else tuple(journal.rounds)
+        numbers = itertools.count(len(done) + 1)
+        whole.begin(round_of(next(numbers), count))
+
+        def on_round(record: RoundRecord, overlays: Mapping[int, Overlay]) -> None:
+            if journal is not None:
+                journal.append(record, overlays)
+            whole.begin(round_of(next(numbers), count))
+
         rounds = run_rounds(
-            pruner, asked.layers, candidates, asked.one_shot,
-            done=() if journal is None else tuple(journal.rounds),
-            overlays=None if journal is None else journal.overlays,
-            on_round=None if journal is None else journal.append,
+            pruner, asked.layers, candidates, asked.one_shot, done=done,
+            overlays=None if journal is None else journal.overlays, on_round=on_round,
         )  # fmt: skip
         stack, outcome = pruner.stack, None
         if asked.repair != "none":
             pruner.release()
             stack, outcome = fit_repair(
                 pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE, replaces=replaces,
-                progress=asked.progress,
+                progress=whole,
             )  # fmt: skip
-        quality, found = judged(model_source, stack, placement, asked, eval_windows, asked.profile, asked.progress)
+        whole.begin("evaluating")
+        [(quality, found)] = judged(model_source, [stack], placement, asked, eval_windows, asked.profile, whole)
     return PruneResult(
         options=asked,
         model_source=model_source,

@@ -19,10 +19,10 @@ from prunecomp.engine.progress import silent
 from prunecomp.errors import OptionError, OutputError, PrunecompError, PrunecompWarning
 from prunecomp.io.escape import one_line
 from prunecomp.io.plain import json_text
+from prunecomp.io.progress import told as lines_or_bars
 from prunecomp.io.starting import Stopped, unwritten
 from prunecomp.names import COMPARISON, RECORD
 from prunecomp.report.console import Console
-from prunecomp.report.progress import RichProgress
 
 if TYPE_CHECKING:
     from prunecomp.engine.parallel import Job
@@ -134,7 +134,7 @@ def left_behind(out: Path | None) -> str:
 
 def told(job: Job) -> dict[str, Any]:
     """What a process of a job is told beside the options: its device, and whom to tell how far it is."""
-    return {"device": job.device, "progress": RichProgress(Console(stderr=True)) if job.leads else silent}
+    return {"device": job.device, "progress": lines_or_bars(Console(stderr=True)) if job.leads else silent}
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from prunecomp.compare.plan import Plan, candidates_of_arm, check_arms
 from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
+from prunecomp.engine.progress import Within
 from prunecomp.errors import JournalError, OptionError
 from prunecomp.options import CompareOptions
 from prunecomp.options.keywords import CompareKeywords
@@ -68,7 +69,8 @@ def compare(
     sources = {} if asked.eval is None else named_texts(asked.eval)
     if not sources:
         raise OptionError("--eval: give at least one text to measure perplexity on")
-    common = asked.common(next((arm.parity for arm in chosen if arm.parity is not None), None))
+    where = Within(asked.progress)
+    common = replace(asked, progress=where).common(next((arm.parity for arm in chosen if arm.parity is not None), None))
     check_arms(common, chosen)
     session = Session(model, common)
     model_source = session.model_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.memory import beside_states, branching_demand, share_out
@@ -16,6 +16,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Within
 from prunecomp.engine.run import Run
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
@@ -110,7 +111,7 @@ class Plan:
             rooms, routes = self._shared(placement, self.routes(arms, in_turn=True))
         return Explorer(
             self._runs(decoder, routes, *rooms), routes, seed=self.common.seed, given=self.common.given,
-            progress=self.common.progress, on_measured=on_measured,
+            progress=cast(Within, self.common.progress), on_measured=on_measured,
         )  # fmt: skip
 
     def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:

@@ -20,7 +20,7 @@ from prunecomp.compare.results import ArmWork, Measurement
 from prunecomp.compare.routes import Block, Ranking, Route, Runs
 from prunecomp.compare.steps import Model, Step, StepCache
 from prunecomp.compensation import COMPENSATIONS, Removal, Seam, put_in_place
-from prunecomp.engine.progress import Advance, Progress
+from prunecomp.engine.progress import Advance, Within
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of
@@ -67,7 +67,7 @@ class Explorer:
         *,
         seed: int,
         given: Sequence[int],
-        progress: Progress,
+        progress: Within,
         on_measured: Callable[[Explorer], None],
     ) -> None:
         self._routes = list(routes)
@@ -152,6 +152,7 @@ class Explorer:
 
     def _next(self, node: Node, route: Route) -> Move:
         """What the arm removes from here, as :func:`prunecomp.pruning.pruner.run_rounds` decides it."""
+        self._progress.place = f"{route.arm.name}, {len(route.removed)} of {route.stops[-1]} gone"
         try:
             most, block = route.stops[-1] - len(route.removed), None
             free = set(route.candidates) & set(node.stack.alive)
@@ -236,6 +237,8 @@ class Explorer:
         values = {}
         for name, run in node.runs.texts.items():
             step = Step("loss", node.model, what=(name,))
+            gone = len(routes[0].removed)
+            self._progress.place = f"{routes[0].arm.name}, {gone} gone: {name}" if gone else f"dense: {name}"
             try:
                 for route in routes:
                     values[name] = self._once(node, route, step, partial(self._judged, name, run, keep))

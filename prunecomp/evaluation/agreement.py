@@ -19,7 +19,7 @@ from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.losses import finite, rows_at_once
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
-from prunecomp.engine.progress import Progress, silent
+from prunecomp.engine.progress import Progress, Within, silent
 from prunecomp.engine.run import CalibrationShard, Run
 from prunecomp.engine.states import CARRY, StateStore, Tier
 from prunecomp.errors import OptionError
@@ -89,21 +89,26 @@ def on_text(
             )
     found: list[list[torch.Tensor]] = [[] for _ in range(1 + len(others))]
     room = dense.placement.group_size is None or dense.placement.kept_boundaries > 0
-    runs = _runs(windows, [dense, *others])
-    with progress("evaluating", (1 + len(others)) * windows.count, "windows") as advance:
-        for number in range(len(runs[0].shards)):
-            kept = LastStates(runs[0], dense.placement)
-            for row, (one, run) in enumerate(zip([dense, *others], runs, strict=True)):
-                if run.stack is not one.stack:
-                    run.turn_to(one.stack)
-                shard = run.shards[number]
-                look = (kept.compare if row else kept.hold) if room else kept.alone
-                found[row].append(run.outcomes(shard, partial(look, shard, run.decoder), 3))
-                advance(shard.all_windows.count)
+    within = Within(progress)
+    runs = _runs(windows, [dense, *others], within)
+    for number in range(len(runs[0].shards)):
+        kept = LastStates(runs[0], dense.placement)
+        for row, (one, run) in enumerate(zip([dense, *others], runs, strict=True)):
+            if run.stack is not one.stack:
+                run.turn_to(one.stack)
+            shard = run.shards[number]
+            look = (kept.compare if row else kept.hold) if room else kept.alone
+            within.place = called(row, len(others))
+            found[row].append(run.outcomes(shard, partial(look, shard, run.decoder), 3))
     return [quality_of(windows, torch.cat(some), room and row > 0) for row, some in enumerate(found)]
 
 
-def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
+def called(row: int, others: int) -> str:
+    """What a reader of progress knows the dense model, in row 0, and each of the ``others`` as."""
+    return "dense" if row == 0 else "pruned" if others == 1 else f"pruned {row} of {others}"
+
+
+def _runs(windows: Windows, models: Sequence[Standing], progress: Progress) -> list[Run]:
     """A run for each model, one and the same where the weights are. Where there is no room for the last states of all
     windows, and weights need not be brought anew for each shard, the shards are as small as can be."""
     runs: dict[Decoder, Run] = {}
@@ -117,7 +122,7 @@ def _runs(windows: Windows, models: Sequence[Standing]) -> list[Run]:
         whole = any(other.placement.group_size is not None or other.placement.kept_boundaries for other in models)
         runs[one.decoder] = Run(
             one.decoder, windows, replace(_with_room(one.placement), micro_batch=size), stack=sharing[0],
-            candidates=candidates, measured=False,
+            candidates=candidates, measured=False, progress=progress,
             shards=1 if whole else max(1, windows.count // (size * world_size())),
         )  # fmt: skip
     return [runs[one.decoder] for one in models]

@@ -11,7 +11,7 @@ from prunecomp.checkpoint.apply import applied_plan
 from prunecomp.checkpoint.fold import plan_fold
 from prunecomp.data.windows import Windows
 from prunecomp.engine.progress import Advance, Progress, silent
-from prunecomp.evaluation.agreement import Standing, TextQuality, on_text
+from prunecomp.evaluation.agreement import Standing, TextQuality, called, on_text
 from prunecomp.evaluation.generation import Generation, Written, summed_up, write
 from prunecomp.evaluation.items import MAKERS, make_probe
 from prunecomp.evaluation.language import Language
@@ -84,13 +84,15 @@ def capabilities(
     answers: list[list[Answers]] = [[] for _ in models]
     if not isinstance(languages, str):
         probes = [make_probe(name, items, seed) for name in MAKERS]
-        with progress("answering", len(models) * (len(PROMPTS) + len(probes) * items), "problems") as advance:
-            for number, one in enumerate(models):
-                with in_use(one) as decoder:
-                    language = languages[decoder]
-                    written[number] = write(language, PROMPTS, most)
-                    advance(len(PROMPTS))
-                    answers[number] = _answers(language, probes, advance)
+        for number, one in enumerate(models):
+            stage = progress(
+                f"{called(number, len(others))}: answering", len(PROMPTS) + len(probes) * items, "problems"
+            )
+            with stage as advance, in_use(one) as decoder:
+                language = languages[decoder]
+                written[number] = write(language, PROMPTS, most)
+                advance(len(PROMPTS))
+                answers[number] = _answers(language, probes, advance)
     made = [
         ModelProfile(
             name=one.name,

@@ -13,6 +13,7 @@ from typing import Any
 
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
+from prunecomp.io.progress import told
 from prunecomp.io.values import (
     device_name,
     dtype_name,
@@ -61,6 +62,13 @@ def tokenizer_of(option: str, value: Any) -> Any:
     if not callable(value):
         raise OptionError(f"tokenizer: give one of transformers, not {type(value).__name__}")
     return value
+
+
+def progress_of(option: str, value: Any) -> Any:
+    """What is told how far the work is."""
+    if isinstance(value, bool):
+        return told() if value else silent
+    return function(option, value)
 
 
 def anything(option: str, value: Any) -> Any:
@@ -214,7 +222,10 @@ class Place(Options):
         takes="Backend | None", shown_default="$PRUNECOMP_BACKEND, else the best here", decides=True,
     )  # fmt: skip
     allow_pickle: bool = option(False, "read pytorch_model.bin where there is no safetensors", of=f"{ALL} info")
-    progress: Progress = option(lambda: silent, "told how far the work is", function, of=ALL, on="python")
+    progress: Progress = option(
+        lambda: silent, "told how far the work is; True shows bars, or lines where there is no terminal", progress_of,
+        of=ALL, on="python", takes="Progress | bool",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

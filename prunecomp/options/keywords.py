@@ -46,7 +46,7 @@ class EvaluateKeywords(TypedDict, total=False):
     revision: str | None
     attn: Attention
     allow_pickle: bool
-    progress: Progress
+    progress: Progress | bool
 
 
 class ProfileKeywords(EvaluateKeywords, total=False):

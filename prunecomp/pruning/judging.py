@@ -18,27 +18,29 @@ from prunecomp.pruning.language import language_of
 
 def judged(
     model_source: ModelSource,
-    stack: LayerStack,
+    stacks: Sequence[LayerStack],
     placement: Placement,
     options: PruneOptions,
     windows: Windows | None,
     profile: bool,
     progress: Progress,
-) -> tuple[list[TextQuality], Profile | None]:
-    """The dense model's and the pruned one's quality on the evaluation ``windows``, none where there are none; and, if
-    asked for, their profile."""
+) -> list[tuple[list[TextQuality], Profile | None]]:
+    """For each of ``stacks`` the dense model's and its own quality on the evaluation ``windows``, none where there are
+    none; and, if asked for, their profile. What they have in common with the dense model is run once."""
     decoder = model_source.load(placement.group_size)
     dense = Standing(decoder, LayerStack.dense(decoder.num_layers), placement)
-    pruned = replace(dense, stack=stack)
+    pruned = [replace(dense, stack=stack) for stack in stacks]
     if not profile:
-        return ([] if windows is None else on_text(windows, dense, [pruned], progress)), None
+        found = [] if windows is None else on_text(windows, dense, pruned, progress)
+        return [(found and [found[0], one], None) for one in found[1:] or [None] * len(stacks)]  # type: ignore[list-item]
     language = language_of(model_source, placement)
-    found = capabilities(
-        dense, [Named("pruned", pruned, options.fold)], {} if windows is None else {"eval": windows},
+    together = capabilities(
+        dense, [Named("pruned", one, options.fold) for one in pruned], {} if windows is None else {"eval": windows},
         language if isinstance(language, str) else {decoder: language}, items=options.items,
         seed=options.seed, progress=progress,
     )  # fmt: skip
-    return [model.texts["eval"] for model in found.models if windows is not None], found
+    each = [replace(together, models=[together.models[0], one]) for one in together.models[1:]]
+    return [([m.texts["eval"] for m in one.models if windows is not None], one) for one in each]
 
 
 def perplexities(quality: Sequence[TextQuality]) -> dict[str, float] | None:

@@ -27,13 +27,14 @@ from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.evaluation.profile import Profile
 from prunecomp.io.escape import html_table, one_line
-from prunecomp.io.values import flag, function, listed, whole
+from prunecomp.io.values import flag, listed, whole
 from prunecomp.model.loader import load_decoder
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
 from prunecomp.names import ATTENTIONS
 from prunecomp.options import PruneOptions
+from prunecomp.options.concerns import progress_of
 from prunecomp.repair import Outcome
 
 FORMAT = 1
@@ -214,7 +215,7 @@ class PruneResult:
         recipe: bool = False,
         overwrite: bool = False,
         command: str | None = None,
-        progress: Progress = silent,
+        progress: Progress | bool = silent,
     ) -> Path:
         """Write an ordinary Hugging Face checkpoint to the new folder ``path``, whole or not at all. With ``overwrite``
         it takes the place of a checkpoint that is there, once it is whole.
@@ -229,13 +230,13 @@ class PruneResult:
         """
         out = Path(path)
         verify, recipe, overwrite = flag("verify", verify), flag("recipe", recipe), flag("overwrite", overwrite)
-        function("progress", progress)
+        tell: Progress = progress_of("progress", progress)
         shard_bytes = whole("shard_bytes", shard_bytes, 1, unit="bytes")
         self.options = replace(self.options, max_shard_size=shard_bytes / 1e9, verify=verify, recipe=recipe)
         with self._dense():
             export(
                 self, out, fold=self.options.fold, command=command or self._call(), shard_bytes=shard_bytes,
-                verify=verify, recipe=recipe, overwrite=overwrite, progress=progress,
+                verify=verify, recipe=recipe, overwrite=overwrite, progress=tell,
             )  # fmt: skip
         return out
 

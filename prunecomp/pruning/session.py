@@ -12,6 +12,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
+from prunecomp.engine.progress import Progress
 from prunecomp.engine.streams import check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
@@ -138,6 +139,7 @@ class Session:
         candidates: Sequence[int] | None = None,
         moving: Sequence[int] = (),
         origin: Origin | None = None,
+        progress: Progress | None = None,
     ) -> Pruner:
         """The pruner that the options ask for, over ``windows`` arranged as they need it. A few rows are run
         first, to see that the layers ``moving`` can go."""
@@ -149,7 +151,7 @@ class Session:
             decoder, seen, metric=options.metric, compensation=options.compensation, cache=options.cache,
             placement=placement, candidates=candidates, held_out=held_out, seed=options.seed, given=options.given,
             span=options.block_size(METRICS), lookahead=options.lookahead, confidence=options.confidence,
-            parity=options.parity, backend=options.backend, progress=options.progress, origin=origin,
+            parity=options.parity, backend=options.backend, progress=progress or options.progress, origin=origin,
         )  # fmt: skip
 
     def identity(

@@ -348,5 +348,5 @@ def test_progress_comes_to_what_was_announced(generator: torch.Generator) -> Non
         yield advance
 
     prunecomp.prune(model, 2, draw_tokens(model, generator), metric="ppl", progress=progress, preset="paper")
-    assert "candidates" in announced
+    assert "round 2 of 2: candidates" in announced
     assert advanced == announced

@@ -1,0 +1,55 @@
+"""A run as the parts that its progress is told in, each with what it is expected to take."""
+
+from __future__ import annotations
+
+from prunecomp.data.windows import Windows
+from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Part, Whole
+from prunecomp.engine.work import expected_round
+from prunecomp.options import PruneOptions
+from prunecomp.repair.judge import JUDGED_TOKENS, STRETCHES
+
+SETTINGS = 4
+"""That a repair which is judged is chosen from."""
+
+TRIAL = 1.4
+"""Passes through the model that a judgement takes on each of its windows: two streams, most of the way up, over three
+quarters of them, and a loss on the rest."""
+
+ANSWERED_TOKENS = 2**17
+"""What a model's answers cost, in tokens of a text that is read."""
+
+
+def round_of(number: int, rounds: int) -> str:
+    return f"round {number} of {rounds}"
+
+
+def whole_of(
+    options: PruneOptions,
+    num_layers: int,
+    windows: Windows,
+    evaluation: Windows | None,
+    placement: Placement,
+    rounds: int,
+    stops: int = 1,
+) -> Whole:
+    """Of a run in so many ``rounds``, repaired and evaluated at so many ``stops``. Work is tokens through a layer."""
+    layers, tokens = float(num_layers), float(windows.num_tokens)
+    parts = {"loading": Part(0.0)}
+    for number in range(1, rounds + 1):
+        forwards = (
+            layers if number == 1 else 0.0 if options.one_shot else expected_round(placement, num_layers - number)
+        )
+        parts[round_of(number, rounds)] = Part(forwards * tokens, forwards * windows.count)
+    if options.repair != "none":
+        # Streams of the dense and the pruned model, up to the highest gap; judged on parts of the text, each left out.
+        if options.repair == "auto" or options.ridge is None:
+            trials = SETTINGS * STRETCHES * stops
+            parts["judging"] = Part(trials * TRIAL * layers * min(tokens, JUDGED_TOKENS), trials)
+        parts["repairing"] = Part(stops * 2.0 * layers * tokens, stops * 2.0 * layers * windows.count)
+    if evaluation is not None:
+        passes = (1.0 + stops) * layers
+        parts["evaluating"] = Part(passes * evaluation.num_tokens, passes * evaluation.count)
+    if options.profile:
+        parts["answering"] = Part((1.0 + stops) * layers * ANSWERED_TOKENS)
+    return Whole(options.progress, "pruning", parts)
