@@ -7,14 +7,7 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Part, Whole
 from prunecomp.engine.work import expected_round
 from prunecomp.options import PruneOptions
-from prunecomp.repair.judge import JUDGED_TOKENS, STRETCHES
-
-SETTINGS = 4
-"""That a repair which is judged is chosen from."""
-
-TRIAL = 1.4
-"""Passes through the model that a judgement takes on each of its windows: two streams, most of the way up, over three
-quarters of them, and a loss on the rest."""
+from prunecomp.repair.judge import STRETCHES, most_layer_forwards
 
 ANSWERED_TOKENS = 2**17
 """What a model's answers cost, in tokens of a text that is read."""
@@ -42,11 +35,14 @@ def whole_of(
         )
         parts[round_of(number, rounds)] = Part(forwards * tokens, forwards * windows.count)
     if options.repair != "none":
-        # Streams of the dense and the pruned model, up to the highest gap; judged on parts of the text, each left out.
-        if options.repair == "auto" or options.ridge is None:
-            trials = SETTINGS * STRETCHES * stops
-            parts["judging"] = Part(trials * TRIAL * layers * min(tokens, JUDGED_TOKENS), trials)
-        parts["repairing"] = Part(stops * 2.0 * layers * tokens, stops * 2.0 * layers * windows.count)
+        fit, judged = (
+            most_layer_forwards(num_layers, options.layers, windows.count, windows.num_tokens, judged) * stops
+            for judged in (False, True)
+        )
+        if options.repair == "auto":  # a fit, what the loop left, and nothing
+            trials = STRETCHES * stops * (2 if options.compensation == "none" else 3)
+            parts["judging"] = Part((judged - fit) * tokens, trials)
+        parts["repairing"] = Part(fit * tokens, fit * windows.count)
     if evaluation is not None:
         passes = (1.0 + stops) * layers
         parts["evaluating"] = Part(passes * evaluation.num_tokens, passes * evaluation.count)
