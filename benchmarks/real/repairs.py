@@ -93,9 +93,10 @@ def measure(options: argparse.Namespace) -> None:
     decoder = pruner.decoder
     evaluated = {name: session.evaluation(text) for name, text in texts.items()}
     record |= {
-        "model": options.model.name, "calibration": "mixture" if options.calibration is None else Path(options.calibration).name,
-        "samples": windows.count,
-        "seqlen": windows.seqlen, "windows": options.windows, "seed": options.seed, "digest": windows.digest,
+        "model": options.model.name,
+        "calibration": "mixture" if options.calibration is None else Path(options.calibration).name,
+        "samples": windows.count, "seqlen": windows.seqlen,
+        "windows": options.windows, "seed": options.seed, "digest": windows.digest,
     }  # fmt: skip
     for layers in (each for each in options.layers if each not in done):
         arms: dict[str, tuple[LayerStack, dict[str, Any]]] = {}
