@@ -115,7 +115,18 @@ def child(trial: dict[str, Any], rank: int, port: int, phase: mmap.mmap, folder:
 
 def warm_up(folder: Path) -> None:
     """One run, so that all that is imported or made on first use is there."""
-    arguments = ["prune", folder / "warm", "--layers", 1, "--calibration", folder / "warm.npy", "--out", folder / "out"]
+    arguments = [
+        "prune",
+        folder / "warm",
+        "--layers",
+        1,
+        "--preset",
+        "paper",
+        "--calibration",
+        folder / "warm.npy",
+        "--out",
+        folder / "out",
+    ]
     with redirect_stdout(io.StringIO()):
         assert prunecomp.cli.call([str(a) for a in arguments]) == 0
     for timer in set(threading.enumerate()) - {threading.current_thread()}:

@@ -209,8 +209,8 @@ def watch_states(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[Place
     rooms: list[Placement] = []
     opened, place = StateStore._open, plans.Plan.place
 
-    def watched(store: StateStore, tier: Any) -> Any:
-        boundary = opened(store, tier)
+    def watched(store: StateStore, tier: Any, **how: Any) -> Any:
+        boundary = opened(store, tier, **how)
         live.add(boundary)
         held.append(sum(one._buffer.nbytes for one in live))
         return boundary
@@ -296,7 +296,7 @@ def test_another_comparison_is_not_gone_on_with(
 
 def test_without_a_calibration_it_is_the_bundled_mixture_as_for_prune(reference_model: Path) -> None:
     options: dict[str, Any] = {"samples": 2, "seqlen": 32, "eval": {"one": torch.arange(64).view(2, 32)}}
-    none, given = (prunecomp.compare(reference_model, [1], text, **options) for text in (None, MIXTURE))
+    none, given = (prunecomp.compare(reference_model, [1], text, **options) for text in (None, MIXTURE[:2]))
     assert none.calibration == given.calibration
     assert none.measurements[0].perplexity == given.measurements[0].perplexity
 

@@ -49,9 +49,11 @@ else:
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "reference_model"
+CALLERS = ROOT / "docs" / "how-to" / "integrations.md"
+"""Its calls need the tools that make them: ``make integrations`` has them, in ``tests/integrations``."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"sh", "python", "toml"}
-SHOWN = {"", "text", "mermaid", "json"}
+SHOWN = {"", "text", "mermaid", "json", "yaml"}
 """Fences of what is not run."""
 CHARACTERS, WINDOWS, TOKENS, ANSWERED = 1_500, 2, 32, 6
 STAND_INS = {
@@ -212,7 +214,7 @@ def run(fence: Fence, folder: Path, names: dict[str, Any]) -> None:
     [
         pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] if page.name in SLOW else [])
         for page in PAGES
-        if any(fence.language in LANGUAGES for fence in fences(page))
+        if page != CALLERS and any(fence.language in LANGUAGES for fence in fences(page))
     ],
 )
 def test_a_page_runs_from_top_to_bottom(page: Path, folder: Path, generator: torch.Generator) -> None:

@@ -196,8 +196,8 @@ def counted_states(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Tier, int]]
     peak = dict.fromkeys(Tier, 0)
     original = states.StateStore._open
 
-    def opened(self: states.StateStore, tier: Tier) -> states.Boundary:
-        boundary = original(self, tier)
+    def opened(self: states.StateStore, tier: Tier, **how: Any) -> states.Boundary:
+        boundary = original(self, tier, **how)
         alive[boundary] = (tier, self.shape.nbytes)
         for each in Tier:
             peak[each] = max(peak[each], sum(nbytes for held, nbytes in alive.values() if held is each))

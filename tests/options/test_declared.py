@@ -150,7 +150,8 @@ def test_a_recorded_run_gives_the_same_bytes_again(small: Small, tmp_path: Path)
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     first = invoke(
         "prune", small.folder, "--layers", 2, "--calibration", small.stream, "--samples", 3, "--seqlen", 16, "--seed",
-        7, "--metric", "ppl", "--keep", "1", "--eval", small.windows, "--max-shard-size", 1, "--recipe", "--out", one,
+        7, "--metric", "ppl", "--keep", "1", "--eval", small.windows, "--max-shard-size", 1, "--recipe",
+        "--preset", "paper", "--out", one,
     )  # fmt: skip
     assert first.exit_code == 0, first.output
     again = invoke("prune", "--like", one / "prunecomp.json", "--out", two)

@@ -100,6 +100,6 @@ def test_a_family_of_routed_experts_alone_refuses_it(case: str, generator: torch
     tokens = draw_tokens(model, generator)
     with pytest.raises(OptionError, match=r"--repair refit: .* has no matrix to fit"):
         prunecomp.prune(model, 1, tokens, metric="given", given=[CUT], repair="refit")
-    judged = prunecomp.prune(model, 1, tokens, metric="given", given=[CUT], repair="auto").repair
+    judged = prunecomp.prune(model, 1, tokens, metric="given", given=[CUT], compensation="scale", repair="auto").repair
     assert judged is not None
     assert set(judged.losses) == {"loop", "scalar", "none"}

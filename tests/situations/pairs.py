@@ -32,7 +32,19 @@ def make_base(folder: Path) -> None:
 
 def arguments(folder: Path, out: Path, layers: int, *more: object) -> list[str]:
     tokens = folder / "tokens.npy"
-    command = ("prune", folder / "base", "--layers", layers, "--calibration", tokens, "--out", out, *more)
+    command = (
+        "prune",
+        folder / "base",
+        "--layers",
+        layers,
+        "--preset",
+        "paper",
+        "--calibration",
+        tokens,
+        "--out",
+        out,
+        *more,
+    )
     return [str(each) for each in command]
 
 

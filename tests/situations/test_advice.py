@@ -30,7 +30,7 @@ def prune(generator: torch.Generator, tmp_path: Path) -> Prune:
 
     def run(*options: str, out: str = "out") -> Result:
         command = ["prune", str(tmp_path / "base"), "--layers", "2", "--calibration", str(tmp_path / "ids.npy")]
-        command += ["--metric", "given", "--given", "2,3", "--out", str(tmp_path / out)]
+        command += ["--metric", "given", "--given", "2,3", "--preset", "paper", "--out", str(tmp_path / out)]
         return invoke(*command, *options)
 
     return run
