@@ -43,7 +43,8 @@ class Bench:
 
     def command(self, out: Path, *more: object) -> list[object]:
         return [
-            "prune", self.folder / "base", "--layers", 4, "--preset", "paper", "--keep", 7, "--calibration", self.folder / "tokens.npy",
+            "prune", self.folder / "base", "--layers", 4, "--preset", "paper", "--keep", 7,
+            "--calibration", self.folder / "tokens.npy",
             "--eval", self.folder / "held_out.npy", "--out", out, *more,
         ]  # fmt: skip
 

@@ -68,7 +68,8 @@ class Bench:
 
     def run(self, way: str, out: Path, *more: object, **harm: Any) -> Ended:
         ended = self.forks.run(
-            "prune", self.folder / "base", "--layers", 5, "--preset", "paper", "--keep", "7-9", "--calibration", self.folder / "tokens.npy",
+            "prune", self.folder / "base", "--layers", 5, "--preset", "paper", "--keep", "7-9",
+            "--calibration", self.folder / "tokens.npy",
             "--eval", self.folder / "tokens.npy", "--max-shard-size", "0.001", "--out", out, *WAYS[way], *more, **harm,
         )  # fmt: skip
         if ended.code == -signal.SIGKILL and ended.phase != "done":
