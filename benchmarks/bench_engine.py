@@ -108,7 +108,7 @@ def statistics_share(decoder: Decoder, windows: Windows, layers: int) -> dict[st
 
     sinks.layer_stats = watched  # type: ignore[assignment]
     try:
-        seconds = timed(lambda: prunecomp.prune(decoder.model, layers, windows.tokens))
+        seconds = timed(lambda: prunecomp.prune(decoder.model, layers, windows.tokens, preset="paper"))
     finally:
         sinks.layer_stats = operation
     return {"removals": layers, "seconds": seconds, "in_statistics": spent, "share": spent / seconds}
@@ -116,12 +116,12 @@ def statistics_share(decoder: Decoder, windows: Windows, layers: int) -> dict[st
 
 def against_baselines(decoder: Decoder, windows: Windows, layers: int, with_sleb: bool) -> dict[str, Any]:
     tokens = windows.tokens
-    ours = prunecomp.prune(decoder.model, layers, tokens)
+    ours = prunecomp.prune(decoder.model, layers, tokens, preset="paper")
     started = time.perf_counter()
     theirs = official.prune(decoder.model, layers, tokens, tokens)
     theirs_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    ours = prunecomp.prune(decoder.model, layers, tokens)
+    ours = prunecomp.prune(decoder.model, layers, tokens, preset="paper")
     ours_seconds = time.perf_counter() - started
     row: dict[str, Any] = {
         "layers": layers,
@@ -156,7 +156,7 @@ def main() -> None:
     options = parser.parse_args()
 
     scored = prunecomp.prune(
-        MODEL, 1, MODEL / "calibration.txt", samples=options.samples, dtype=options.dtype
+        MODEL, 1, MODEL / "calibration.txt", samples=options.samples, dtype=options.dtype, preset="paper"
     )  # for its windows and its loaded model
     decoder, windows = scored.model_source.load(), scored.calibration
     result: dict[str, Any] = {

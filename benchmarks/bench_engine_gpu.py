@@ -76,13 +76,15 @@ def prune_8b(samples: int, seqlen: int, layers: int, rate: float) -> dict[str, A
     fill(model, DEVICE)
     shape = model_shape(model, Decoder(model).family, torch.bfloat16)
     tokens = torch.randint(0, LLAMA_8B["vocab_size"], (samples, seqlen))
-    prunecomp.prune(model, 1, tokens[:4])  # warm-up: cuBLAS handles, kernels
+    prunecomp.prune(model, 1, tokens[:4], preset="paper")  # warm-up: cuBLAS handles, kernels
     weights = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     # The scores of random weights fall with depth, so that the top layers go and rounds have next to nothing to run.
     # Both are timed: what they choose, and an order as models have it, through the same code.
-    chosen, free = timed(lambda: prunecomp.prune(model, layers, tokens))
-    seconds, result = timed(lambda: prunecomp.prune(model, layers, tokens, metric="given", given=ORDER[:layers]))
+    chosen, free = timed(lambda: prunecomp.prune(model, layers, tokens, preset="paper"))
+    seconds, result = timed(
+        lambda: prunecomp.prune(model, layers, tokens, metric="given", given=ORDER[:layers], preset="paper")
+    )
     peak = torch.cuda.max_memory_allocated() - weights
     flops = result.layer_forwards * shape.flops(samples * seqlen, seqlen)
 

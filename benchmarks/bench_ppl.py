@@ -36,12 +36,18 @@ def main() -> None:
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     windows = prunecomp.prune(
-        MODEL, 1, MODEL / "calibration.txt", samples=options.samples, seqlen=options.seqlen, metric="last"
+        MODEL,
+        1,
+        MODEL / "calibration.txt",
+        samples=options.samples,
+        seqlen=options.seqlen,
+        metric="last",
+        preset="paper",
     ).calibration.tokens
     seconds: dict[str, list[float]] = {"ours": [], "sleb": []}
     for _ in range(options.repeats):
         started = time.perf_counter()
-        ours = prunecomp.prune(model, options.layers, windows, metric="ppl", compensation="none")
+        ours = prunecomp.prune(model, options.layers, windows, metric="ppl", compensation="none", preset="paper")
         seconds["ours"].append(time.perf_counter() - started)
         started = time.perf_counter()
         theirs = sleb.prune(model, options.layers, windows)

@@ -45,7 +45,7 @@ if what == "load":
     with Peak() as seen:
         load_decoder(base, dtype="bfloat16")
 else:
-    result = prunecomp.prune(base, 2, np.random.default_rng(0).integers(0, 101, (1, 8)))
+    result = prunecomp.prune(base, 2, np.random.default_rng(0).integers(0, 101, (1, 8)), preset="paper")
     with Peak() as seen:
         result.save(out, shard_bytes=16_000_000)
 print(seen.peak - seen.base)

@@ -45,7 +45,7 @@ class Exports:
 def make_exports(work: Path) -> Exports:
     """Prune the bundled model once by block influence, then write the same removals in each form under ``work``."""
     options: dict[str, Any] = {"calibration": MODEL / "calibration.txt", "samples": 16, "dtype": "float32"}
-    first = prunecomp.prune(MODEL, LAYERS, **options)
+    first = prunecomp.prune(MODEL, LAYERS, **options, preset="paper")
     again: dict[str, Any] = {**options, "metric": "given", "given": first.removed}
 
     def write(name: str, folder: str, result: prunecomp.PruneResult, recipe: bool = False) -> Export:
@@ -54,10 +54,12 @@ def make_exports(work: Path) -> Exports:
     return Exports(
         [
             write(UP, "up", first, recipe=True),
-            write(DOWN, "down", prunecomp.prune(MODEL, LAYERS, fold="down", **again)),
+            write(DOWN, "down", prunecomp.prune(MODEL, LAYERS, fold="down", **again, preset="paper")),
             write(LINEAR, "refit", prunecomp.prune(MODEL, LAYERS, repair="refit", **again)),
         ],
-        write("no compensation", "control", prunecomp.prune(MODEL, LAYERS, compensation="none", **again)),
+        write(
+            "no compensation", "control", prunecomp.prune(MODEL, LAYERS, compensation="none", **again, preset="paper")
+        ),
         work,
     )
 

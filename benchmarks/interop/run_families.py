@@ -102,7 +102,9 @@ def build(model_type: str, options: dict[str, Any], folder: Path) -> Path:
 
 
 def prune(base: Path, layers: list[int], compensation: str) -> Path:
-    result = prunecomp.prune(base, len(layers), tokens(), metric="given", given=layers, compensation=compensation)
+    result = prunecomp.prune(
+        base, len(layers), tokens(), metric="given", given=layers, compensation=compensation, preset="paper"
+    )
     return result.save(base.with_name(f"{base.name}-{len(layers)}-{compensation}"))
 
 

@@ -23,7 +23,7 @@ import prunecomp
 import prunecomp.checkpoint.writer as writer
 
 base, out, moment = sys.argv[1:]
-result = prunecomp.prune(base, 2, np.random.default_rng(0).integers(0, 101, (3, 16)))
+result = prunecomp.prune(base, 2, np.random.default_rng(0).integers(0, 101, (3, 16)), preset="paper")
 if moment == "disk-full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 elif moment == "killed-in-a-shard":

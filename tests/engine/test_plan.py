@@ -24,7 +24,7 @@ import sys, threading, time
 import numpy as np
 import torch
 import prunecomp
-from prunecomp.model.source import open_subject
+
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -35,7 +35,7 @@ base, limit, disk = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
 torch.set_num_threads(1)
 tokens = np.random.default_rng(0).integers(0, 101, (24, 128))
 options = {"dtype": sys.argv[4], "disk": disk}
-prunecomp.prune(base, 1, tokens[:2], **options)  # imports and first-use caches do not count
+prunecomp.prune(base, 1, tokens[:2], preset="paper", **options)  # imports and first-use caches do not count
 start = peak = anonymous()
 done = False
 
@@ -47,7 +47,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-result = prunecomp.prune(base, 3, tokens, device_memory=limit, **options)
+result = prunecomp.prune(base, 3, tokens, device_memory=limit, preset="paper", **options)
 done = True
 thread.join()
 print(peak - start, result.placement.peak_nbytes["device"], result.placement.group_size or 0)
@@ -114,7 +114,13 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 def test_a_70b_model_is_planned_from_its_config(tmp_path: Path) -> None:
     plan = prunecomp.plan(
-        write_config(tmp_path / "large"), 16, device="cpu", device_memory=24 * 10**9, disk=tmp_path, repair="none"
+        write_config(tmp_path / "large"),
+        16,
+        device="cpu",
+        dtype="bfloat16",
+        device_memory=24 * 10**9,
+        disk=tmp_path,
+        repair="none",
     )
     matrices = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672
     assert plan.shape.layer_nbytes == pytest.approx(2 * (matrices + 2 * 8192), rel=1e-6)
@@ -136,7 +142,9 @@ def test_more_memory_keeps_more_and_recomputes_less(tmp_path: Path) -> None:
         tmp_path / "model", num_hidden_layers=8, hidden_size=1024, intermediate_size=2048, vocab_size=1000
     )
     plans = [
-        prunecomp.plan(folder, 4, samples=16, device="cpu", device_memory=limit * 10**6, repair="none")
+        prunecomp.plan(
+            folder, 4, samples=16, device="cpu", dtype="bfloat16", device_memory=limit * 10**6, repair="none"
+        )
         for limit in (250, 400, 900)
     ]
     kept = [plan.placement.kept_boundaries for plan in plans]

@@ -292,7 +292,7 @@ from prunecomp.engine.parallel import process_group
 
 with process_group("cpu"):
     for options in json.loads(sys.argv[3]):
-        result = prunecomp.prune(sys.argv[1], 2, np.load(sys.argv[2]), dtype="float32", **options)
+        result = prunecomp.prune(sys.argv[1], 2, np.load(sys.argv[2]), dtype="float32", preset="paper", **options)
         print(json.dumps([result.removed, result.scales, [list(r.scores.values()) for r in result.rounds]]))
 """
 
