@@ -57,9 +57,7 @@ def make_exports(work: Path) -> Exports:
             write(DOWN, "down", prunecomp.prune(MODEL, LAYERS, fold="down", **again, preset="paper")),
             write(LINEAR, "refit", prunecomp.prune(MODEL, LAYERS, repair="refit", **again)),
         ],
-        write(
-            "no compensation", "control", prunecomp.prune(MODEL, LAYERS, compensation="none", **again, preset="paper")
-        ),
+        write("no compensation", "control", prunecomp.prune(MODEL, LAYERS, compensation="none", **again)),
         work,
     )
 
