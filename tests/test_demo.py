@@ -44,7 +44,7 @@ def test_without_the_index_the_bundled_model_is_pruned_in_every_way(
     assert [len(row["layers removed"]) for row in rows] == [0, 5, 5, 5]
     assert all(set(row["perplexity"]) == set(demo.TEXTS) for row in rows)
     record = json.loads((out / "prunecomp.json").read_text())
-    assert (record["options"]["compensation"], record["options"]["repair"]) == ("none", "auto")
+    assert (record["options"]["compensation"], record["options"]["repair"]) == ("none", "joint")
     saved = AutoModelForCausalLM.from_pretrained(out)
     assert saved.config.num_hidden_layers == 11
     assert rows[-1]["parameters"] == sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values())
