@@ -38,8 +38,8 @@ ARMS = {
     "Prune&Comp (paper)": Arm("bi", "scale"),
 }
 DEFAULT = "joint repair"
-"""What is saved: layers chosen with nothing in place, then the fit that ``--repair auto`` sets beside nothing, unjudged to be
-quick."""
+"""What is saved: layers chosen with nothing in place, then the fit that ``--repair auto`` sets beside nothing; it is not
+judged here, to be quick."""
 QUESTION = "Why is the sky blue? Answer in two sentences."
 BEGINNING = "The old man looked at the"
 NEW_TOKENS = 48
