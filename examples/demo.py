@@ -38,7 +38,7 @@ ARMS = {
     "Prune&Comp (paper)": Arm("bi", "scale"),
 }
 DEFAULT = "joint repair"
-"""What is saved: layers chosen with nothing in place, then the fit that ``--repair auto`` sets beside nothing; it is not
+"""What is saved: layers chosen with nothing in place, then the fit that ``--repair auto`` sets beside nothing, not
 judged here, to be quick."""
 QUESTION = "Why is the sky blue? Answer in two sentences."
 BEGINNING = "The old man looked at the"
