@@ -168,8 +168,8 @@ struct Blocks {
     int64_t rows, blocks;
 };
 
-// The longest blocks, between `least` and `most` rows, that still give the chip `wanted` of them. Shape alone decides.
-// The shape of one sequence alone decides, so that its bits do not depend on how many come together: blocks are counted
+// The longest blocks, between `least` and `most` rows, that still give the chip `wanted` of them. The shape of one
+// sequence alone decides, so that its bits do not depend on how many come together: blocks are counted
 // for as many as make up the engine's micro-batch.
 PC_BOTH Blocks cut_rows(int64_t S, int64_t each, int64_t least, int64_t most, int64_t wanted) {
     const int64_t tokens = 4096, together = S < tokens ? tokens / (S > 0 ? S : 1) : 1;

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prunecomp
 
 HERE = Path(__file__).parent
-MIXTURE = Path(prunecomp.__file__).parent / "data" / "texts" / "mixture.txt"
+MIXTURE = sorted((Path(prunecomp.__file__).parent / "data" / "texts").glob("*.txt"))
 TEXTS = {"code (trained on such)": HERE / "texts" / "code.txt", "verse (not)": HERE / "texts" / "verse.txt"}
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("pruned", type=Path, help="an export of prunecomp")
     parser.add_argument("--base", help="the dense model; by default where prunecomp.json says that it was")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--text", default=MIXTURE, help="a text file to train on")
+    parser.add_argument("--text", type=Path, nargs="+", default=MIXTURE, help="text files to train on")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training, at most")
     parser.add_argument("--steps", type=int, default=1000, help="at most")
     parser.add_argument("--batch", type=int, default=4, help="windows a step")
@@ -108,7 +108,7 @@ def main() -> None:
     teacher = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     student = AutoModelForCausalLM.from_pretrained(given.pruned)
     stored, student = student.dtype, student.float().eval()
-    windows = windows_of(Path(given.text), tokenizer, given.seqlen)
+    windows = torch.cat([windows_of(text, tokenizer, given.seqlen) for text in given.text])
     windows = windows[torch.randperm(len(windows))]
     rows = {"dense": perplexities(teacher, tokenizer, given), "pruned": perplexities(student, tokenizer, given)}
     model: Any = get_peft_model(

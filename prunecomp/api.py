@@ -105,7 +105,7 @@ def prune(
                 progress=whole,
             )  # fmt: skip
         whole.begin("evaluating")
-        [(quality, found)] = judged(model_source, [stack], placement, asked, eval_windows, asked.profile, whole)
+        quality, found = judged(model_source, stack, placement, asked, eval_windows, whole)
     return PruneResult(
         options=asked,
         model_source=model_source,

@@ -169,6 +169,6 @@ def _read_back(
     result: Pruned, folder: Path, digests: dict[str, str], plan: FoldPlan, proofs: list[LayerProof]
 ) -> Verification:
     source, some = result.model_source, result.calibration.take(slice(0, WINDOWS))
-    tokens = some.tokens[:, : int(some.tokens_each.min())]  # padding would be no part of a window
+    tokens = some.tokens[:, : int(some.each_length.min())]  # padding would be no part of a window
     measured = Measured(source.load(), source.as_loaded(), result.stack, plan, proofs)
     return verify_export(folder, digests, measured, tokens, source.load_export)

@@ -103,18 +103,13 @@ class Windows:
         return self.tokens.shape[1]
 
     @property
-    def tokens_each(self) -> torch.Tensor:
-        """[N] int64: tokens of each window."""
-        return torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths
-
-    @property
     def num_tokens(self) -> int:
-        return int(self.tokens_each.sum())
+        return int(self.each_length.sum())
 
     @property
     def predicted(self) -> torch.Tensor:
         """Tokens that a model predicts in each window, all but the first: [N] int64."""
-        return (torch.full((self.count,), self.seqlen) if self.lengths is None else self.lengths) - 1
+        return self.each_length - 1
 
     @property
     def digest(self) -> str:

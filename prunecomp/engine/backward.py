@@ -153,8 +153,8 @@ class _Layer:
     def salience(self) -> float:
         """Over all sequences of all processes."""
         if world_size() > 1:  # absolute values are taken of whole sums alone
-            self.absolute = {name: total(shard).abs().sum(dtype=torch.float64) for name, shard in self.sums.items()}
-        value = float(sum(float(shard) for shard in self.absolute.values()))
+            self.absolute = {name: total(own).abs().sum(dtype=torch.float64) for name, own in self.sums.items()}
+        value = float(sum(map(float, self.absolute.values())))
         if not value < float("inf"):
             raise NumericalError(
                 f"layer {self.index}: its gradients are not finite; where it computes in float16, use float32 or "
@@ -187,7 +187,7 @@ def head_gradient(decoder: Decoder, batch: Batch, stream: torch.Tensor, boost: f
     rows, targets, shares = predictions(batch)
     flat, gradient = stream.flatten(0, 1), torch.zeros_like(stream.flatten(0, 1))
     rows_at_once = head_rows(decoder.config.vocab_size)
-    for some, wanted, share in zip(*(shard.split(rows_at_once) for shard in (rows, targets, shares)), strict=True):
+    for some, wanted, share in zip(*(each.split(rows_at_once) for each in (rows, targets, shares)), strict=True):
         x = flat[some.to(flat.device)].detach().requires_grad_()
         with torch.enable_grad():
             logits = decoder.logits(x)

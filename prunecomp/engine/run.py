@@ -193,7 +193,7 @@ class Run:
         return Statistics(
             self.stack,
             [shard.table for shard in shards],
-            [shard.all_windows.tokens_each for shard in shards],
+            [shard.all_windows.each_length for shard in shards],
             [shard.gram for shard in shards],
         )
 

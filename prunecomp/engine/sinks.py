@@ -127,7 +127,7 @@ class LayerSink:
         bad = nonfinite.nonzero()
         if len(bad):
             sequence, count = self._workers.first + rows.start + int(bad[0]), int(nonfinite[bad[0]])
-            length = int(self._windows.tokens_each[sequence])
+            length = int(self._windows.each_length[sequence])
             raise NumericalError(
                 f"layer {layer}, sequence {self._first + sequence}: {count} of {length} tokens have an activation that "
                 f"is not finite. {remedy(self._dtype, 'weights of the layer')}"

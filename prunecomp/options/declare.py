@@ -159,13 +159,7 @@ class Options:
         for each in known.values():
             if caller in each.told.required and each.name not in given:
                 raise OptionError(f"{each.flag}: {caller} needs it: {each.told.help}")
-        return cls(**cls.implied(caller, given), **{name: known[name].read(value) for name, value in given.items()})
-
-    @classmethod
-    def implied(cls, caller: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What a function or command takes for an option that was not ``given``, where its default depends on those
-        that were."""
-        return {}
+        return cls(**{name: known[name].read(value) for name, value in given.items()})
 
     @classmethod
     def options(cls, caller: str | None = None, on: str | None = None) -> list[Option]:

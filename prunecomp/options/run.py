@@ -22,21 +22,12 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
     """The options of a run: those that decide determine its choices, together with model and calibration digest."""
 
     @classmethod
-    def implied(cls, caller: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """``prune`` repairs at the end, and ``plan`` reckons with it, unless what stands in the seams is named, by
-        itself or as what the paper has. Layers are then chosen with nothing in place."""
-        if caller not in ("prune", "plan") or given.get("preset") is not None:
-            return {}
-        named = "compensation" in given or given.get("lookahead")
-        found = {} if "repair" in given else {"repair": "none" if named else "auto"}
-        repairs = {**found, **given}["repair"] not in ("none", None)
-        return found if named or not repairs else {**found, "compensation": "none"}
-
-    @classmethod
     def of(cls, caller: str, given: Mapping[str, Any], on: str = "python") -> PruneOptions:
         if caller in ("prune", "plan"):
             check_one(caller, given)
             given = {name: value for name, value in given.items() if name != "layers" or value is not None}
+            known = {each.name for each in cls.options(caller, on)}
+            given = {**{name: value for name, value in implied(given).items() if name in known}, **given}
         return super().of(caller, given, on)
 
     @property
@@ -139,6 +130,17 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
         if self.span is not None:
             return self.span
         return self.layers if metrics[self.metric].one_block else 1
+
+
+def implied(given: Mapping[str, Any]) -> dict[str, str]:
+    """What a run has for compensation and repair that were not ``given``: it repairs at the end, unless what stands in
+    the seams is named, by itself or as what the paper has. Layers are then chosen with nothing in place."""
+    if given.get("preset") is not None:
+        return {}
+    named = "compensation" in given or given.get("lookahead")
+    found = {} if "repair" in given else {"repair": "none" if named else "auto"}
+    repairs = {**found, **given}["repair"] not in ("none", None)
+    return found if named or not repairs else {**found, "compensation": "none"}
 
 
 def one_shot_modes(option: str, value: Any) -> list[bool]:

@@ -18,29 +18,26 @@ from prunecomp.pruning.language import language_of
 
 def judged(
     model_source: ModelSource,
-    stacks: Sequence[LayerStack],
+    stack: LayerStack,
     placement: Placement,
     options: PruneOptions,
     windows: Windows | None,
-    profile: bool,
     progress: Progress,
-) -> list[tuple[list[TextQuality], Profile | None]]:
-    """For each of ``stacks`` the dense model's and its own quality on the evaluation ``windows``, none where there are
-    none; and, if asked for, their profile. What they have in common with the dense model is run once."""
+) -> tuple[list[TextQuality], Profile | None]:
+    """The dense model's and the pruned one's quality on the evaluation ``windows``, none where there are none; and, if
+    the options ask for it, their profile."""
     decoder = model_source.load(placement.group_size)
     dense = Standing(decoder, LayerStack.dense(decoder.num_layers), placement)
-    pruned = [replace(dense, stack=stack) for stack in stacks]
-    if not profile:
-        found = [] if windows is None else on_text(windows, dense, pruned, progress)
-        return [(found and [found[0], one], None) for one in found[1:] or [None] * len(stacks)]  # type: ignore[list-item]
+    pruned = replace(dense, stack=stack)
+    if not options.profile:
+        return ([] if windows is None else on_text(windows, dense, [pruned], progress)), None
     language = language_of(model_source, placement)
-    together = capabilities(
-        dense, [Named("pruned", one, options.fold) for one in pruned], {} if windows is None else {"eval": windows},
+    found = capabilities(
+        dense, [Named("pruned", pruned, options.fold)], {} if windows is None else {"eval": windows},
         language if isinstance(language, str) else {decoder: language}, items=options.items,
         seed=options.seed, progress=progress,
     )  # fmt: skip
-    each = [replace(together, models=[together.models[0], one]) for one in together.models[1:]]
-    return [([m.texts["eval"] for m in one.models if windows is not None], one) for one in each]
+    return [model.texts["eval"] for model in found.models if windows is not None], found
 
 
 def perplexities(quality: Sequence[TextQuality]) -> dict[str, float] | None:

@@ -29,6 +29,7 @@ from prunecomp.options.keywords import PlanKeywords
 from prunecomp.pruning.inputs import window_length
 from prunecomp.pruning.session import Session
 from prunecomp.repair import most_layer_forwards
+from prunecomp.repair.judge import STRETCHES
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +134,7 @@ def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKey
     repaired = 0.0
     if chosen.repair != "none":
         repaired = most_layer_forwards(
-            shape.num_layers, chosen.layers, samples, samples * seqlen, chosen.repair == "auto"
+            shape.num_layers, chosen.layers, samples, samples * seqlen, STRETCHES if chosen.repair == "auto" else 0
         )
     repair = stretch(shape, placement, samples, seqlen, repaired)
     total = total.plus(repair)

@@ -90,11 +90,9 @@ class Session:
         """The memory that the metric, and then the repair, takes beside the pass."""
         shape, repair = self.model_source.shape(), self.options.repair
         metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
-        return (
-            metric
-            if repair == "none"
-            else metric.beside(demand_of(self.model_source.described, shape, repair != "refit"))
-        )
+        if repair == "none":
+            return metric
+        return metric.beside(demand_of(self.model_source.described, shape, joint=repair != "refit"))
 
     def place(self, count: int, seqlen: int, demand: Demand | None = None) -> Placement:
         """The placement of a run over so many windows, within the limits of the options; no weights are loaded."""

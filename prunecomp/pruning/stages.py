@@ -7,7 +7,7 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Part, Whole
 from prunecomp.engine.work import expected_round
 from prunecomp.options import PruneOptions
-from prunecomp.repair.judge import STRETCHES, most_layer_forwards
+from prunecomp.repair.judge import most_layer_forwards, stretches_of
 
 ANSWERED_TOKENS = 2**17
 """What a model's answers cost, in tokens of a text that is read."""
@@ -24,9 +24,8 @@ def whole_of(
     evaluation: Windows | None,
     placement: Placement,
     rounds: int,
-    stops: int = 1,
 ) -> Whole:
-    """Of a run in so many ``rounds``, repaired and evaluated at so many ``stops``. Work is tokens through a layer."""
+    """Of a run in so many ``rounds``, then repaired and evaluated. Work is tokens through a layer."""
     layers, tokens = float(num_layers), float(windows.num_tokens)
     parts = {"loading": Part(0.0)}
     for number in range(1, rounds + 1):
@@ -35,17 +34,16 @@ def whole_of(
         )
         parts[round_of(number, rounds)] = Part(forwards * tokens, forwards * windows.count)
     if options.repair != "none":
+        stretches = len(stretches_of(windows))
         fit, judged = (
-            most_layer_forwards(num_layers, options.layers, windows.count, windows.num_tokens, judged) * stops
-            for judged in (False, True)
+            most_layer_forwards(num_layers, options.layers, windows.count, windows.num_tokens, some)
+            for some in (0, stretches)
         )
         if options.repair == "auto":  # a fit, what the loop left, and nothing
-            trials = STRETCHES * stops * (2 if options.compensation == "none" else 3)
-            parts["judging"] = Part((judged - fit) * tokens, trials)
+            parts["judging"] = Part((judged - fit) * tokens, stretches * (2 if options.compensation == "none" else 3))
         parts["repairing"] = Part(fit * tokens, fit * windows.count)
     if evaluation is not None:
-        passes = (1.0 + stops) * layers
-        parts["evaluating"] = Part(passes * evaluation.num_tokens, passes * evaluation.count)
+        parts["evaluating"] = Part(2 * layers * evaluation.num_tokens, 2 * layers * evaluation.count)
     if options.profile:
-        parts["answering"] = Part((1.0 + stops) * layers * ANSWERED_TOKENS)
+        parts["answering"] = Part(2 * layers * ANSWERED_TOKENS)
     return Whole(options.progress, "pruning", parts)

@@ -39,13 +39,11 @@ class Setting:
     """``none``: nothing in place of what went; ``loop``: the seams that the choosing left; ``scalar``: least-squares
     scalars; ``refit`` and ``joint``: what :func:`prunecomp.repair.refit.refit` fits."""
     ridge: float = RIDGE
-    scalar: bool = True
-    """Whether the fit has a least-squares scalar for its prior, which is put into the seam."""
 
     @property
     def name(self) -> str:
         if self.kind in ("refit", "joint"):
-            return f"{self.kind}, ridge {self.ridge:g}" + ("" if self.scalar else ", no scalar")
+            return f"{self.kind}, ridge {self.ridge:g}"
         return self.kind
 
 
@@ -86,7 +84,7 @@ def put(
 ) -> Repaired:
     """The stack with ``setting`` in place, fitted on ``windows``."""
     return refit(
-        decoder, windows, placement, loop, joint=setting.kind == "joint", ridge=setting.ridge, scalar=setting.scalar,
+        decoder, windows, placement, loop, joint=setting.kind == "joint", ridge=setting.ridge,
         fitted=setting.kind != "scalar", progress=progress,
     )  # fmt: skip
 
@@ -143,16 +141,18 @@ def judged_windows(windows: int, num_tokens: int) -> int:
     return min(windows, max(STRETCHES * world_size(), JUDGED_TOKENS * windows // num_tokens))
 
 
-def most_layer_forwards(num_layers: int, layers: int, windows: int, num_tokens: int, judged: bool) -> float:
+def most_layer_forwards(num_layers: int, layers: int, windows: int, num_tokens: int, stretches: int) -> float:
     """Passes of all windows through one layer that a repair of ``layers`` removals takes at most.
 
     A fit brings the dense and the pruned stream up to the highest gap, and looks at the layer below each of at most
-    ``layers`` gaps up to three times; a judgement fits on all but one stretch in turn, and passes what is left out
-    twice.
+    ``layers`` gaps up to three times; a judgement, where there are ``stretches``, fits on all but one in turn, and
+    passes what is left out twice.
     """
     fit = num_layers + (num_layers - layers) + 3 * layers
-    share = judged_windows(windows, num_tokens) / windows if judged else 0.0
-    return fit + share * ((STRETCHES - 1) * fit + 2 * (num_layers - layers))
+    if stretches < 2:
+        return fit
+    share = judged_windows(windows, num_tokens) / windows
+    return fit + share * ((stretches - 1) * fit + 2 * (num_layers - layers))
 
 
 def stretches_of(windows: Windows) -> dict[str, torch.Tensor]:

@@ -111,14 +111,13 @@ def refit(
     *,
     joint: bool = False,
     ridge: float = RIDGE,
-    scalar: bool = True,
     fitted: bool = True,
     progress: Progress = silent,
 ) -> Repaired:
     """Fit the gaps of ``stack`` to the dense model on ``windows``; what stands in its seams and overlays is left out.
 
     For a gap: y the stream below it, z the dense model's above it, h the input of the down projection below, ``w = 1 /
-    rms(z)`` a token. The seam is ``a = sum w^2 <y, z> / sum w^2 <y, y>``, or 1 without ``scalar``; the down projection
+    rms(z)`` a token. The seam is ``a = sum w^2 <y, z> / sum w^2 <y, y>``; the down projection
     takes up ``D = (G + ridge mean(diag G) I)^-1 sum w^2 h (z / a - y)^T`` with ``G = sum w^2 h h^T``. With ``joint``
     one solve for attention's output and down projection side by side sets the former, the layer runs again, and the
     latter is fitted alone; where attention cannot take part, it is left out. Without ``fitted`` the scalars are all.
@@ -130,7 +129,7 @@ def refit(
     With several processes each passes its share of the windows, and all come to the same bits.
     """
     started = time.perf_counter()
-    fit = _Fit(decoder, windows, placement, bare(stack), joint=joint, ridge=ridge, scalar=scalar, fitted=fitted)
+    fit = _Fit(decoder, windows, placement, bare(stack), joint=joint, ridge=ridge, fitted=fitted)
     with decoder.evaluating(), progress("repairing", fit.work, WORK_UNIT) as advance:
         records = [fit.close(gap, advance) for gap in gaps_of(stack)]
     spent = fit.streams.sweeper.tally.window_forwards
@@ -158,12 +157,11 @@ class _Fit:
         *,
         joint: bool,
         ridge: float,
-        scalar: bool,
         fitted: bool,
     ) -> None:
         self.decoder = decoder
         self.joint, self.ridge, self.fitted = joint, ridge, fitted
-        self.scalar = scalar and decoder.family.mlp_norm is None
+        self.scalar = decoder.family.mlp_norm is None
         self.streams = Streams(decoder, windows, placement, stack)
 
     @property
