@@ -11,27 +11,26 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from prunecomp.checkpoint.export import check_export
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import from_leader, rank
 from prunecomp.engine.placement import Placement
-from prunecomp.errors import FoldError, OptionError
+from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS, check_order
-from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged, perplexities
 from prunecomp.pruning.pruner import run_rounds
+from prunecomp.pruning.replacing import may_replace
 from prunecomp.pruning.result import PruneResult, RoundRecord
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
 from prunecomp.pruning.stages import round_of, whole_of
-from prunecomp.repair import RIDGE, check_repairable
+from prunecomp.repair import RIDGE
 from prunecomp.repair import repair as fit_repair
 
 
@@ -123,23 +122,6 @@ def prune(
         seconds=time.perf_counter() - started,
         on_saved=None if journal is None else journal.remove,
     )
-
-
-def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Collection[int]) -> bool:
-    """Whether a repair may put new weights in place. Raises what is known before any work to have no export, or nothing
-    to fit; ``auto`` then does without new weights."""
-    fold = None if options.compensation == "none" and options.repair == "none" else options.fold
-    asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
-    if options.repair == "auto":
-        try:
-            check_export(model_source, candidates, fold, True)
-        except FoldError:
-            check_export(model_source, candidates, fold, asked)
-            return False
-        return True
-    check_export(model_source, candidates, fold, asked or options.repair != "none")
-    check_repairable(model_source.described, options.repair)
-    return options.repair != "none"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from prunecomp.compare.arms import Arm, arms_of, find_preset, named_texts
-from prunecomp.compare.plan import Plan, candidates_of_arm, check_arms
+from prunecomp.compare.plan import Plan, candidates_of_arm, check_arms, replacing
 from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
@@ -38,9 +38,11 @@ def compare(
         :func:`prunecomp.data.sources.read_source`. Under the name of a protocol (``wikitext2-test``, ``c4-validation``,
         ``ptb-test``) a file is read as the protocol has it.
     arms : what to compare; or
-    metrics, compensations, one_shot, both_ways, parity : a grid of all of them. ``one_shot`` lists modes, and
-        ``both_ways`` is ``[False, True]``. A metric that takes all layers in one block (``span``) is one-shot whatever
-        the mode.
+    metrics, compensations, repairs, ridges, one_shot, both_ways, parity : a grid of all of them. ``one_shot`` lists
+        modes, and ``both_ways`` is ``[False, True]``. A metric that takes all layers in one block (``span``) is
+        one-shot whatever the mode. A repair is fitted after every number in ``layers`` to what the loop left there; the
+        loop goes on without it. Without ``compensations`` and ``repairs`` there are three ways: nothing, ``scale``, and
+        what :func:`prunecomp.prune` does by default, ``none`` with the repair ``auto``.
     preset : a published comparison, ``paper-table5`` or ``paper``: whatever is not given otherwise comes from there,
         ``layers`` (the paper's for its models, else a share), calibration, ``samples`` and ``eval`` too.
     earlier : an interrupted comparison, as it was last handed to ``on_measured``: arms that are complete in it are not
@@ -80,8 +82,10 @@ def compare(
     check_read_once([asked.calibration, *sources.values()])
     for arm in chosen:
         candidates_of_arm(common, arm, counts[-1], model_source.num_layers)  # too few is told before any work
+    replaces = {arm: replacing(session, arm, counts[-1]) for arm in chosen if arm.repair != "none"}
     windows = session.calibration(as_asked=["samples"] if "samples" in given else [])
-    plan = Plan(session, windows, {name: session.evaluation(text) for name, text in sources.items()}, chosen, counts)
+    texts = {name: session.evaluation(text) for name, text in sources.items()}
+    plan = Plan(session, windows, texts, chosen, counts, replaces)
     placement = plan.place()
     compiled = session.compiles(windows, placement, 1 if all(arm.one_shot for arm in chosen) else counts[-1])
     before = Comparison(

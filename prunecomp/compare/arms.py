@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import PROTOCOLS
@@ -14,6 +15,7 @@ from prunecomp.errors import OptionError
 from prunecomp.io.values import one_of, several, shown
 from prunecomp.io.values import text as name_of
 from prunecomp.metrics import METRICS
+from prunecomp.names import RepairName
 from prunecomp.options import CompareOptions, PruneOptions
 
 
@@ -25,11 +27,29 @@ class Arm:
     compensation: str
     one_shot: bool = False
     parity: str | None = None
+    repair: str = "none"
+    """Fitted whenever the arm is measured; its loop goes on from what was there before."""
+    ridge: float | None = None
+    """Of that fit; None is :data:`prunecomp.repair.RIDGE`."""
 
     @property
     def name(self) -> str:
-        repair = "" if self.compensation == "none" else f" + {self.compensation}"
-        return f"{self.metric}{repair}, {'one-shot' if self.one_shot else 'iterative'}"
+        repair = self.repair if self.ridge is None else f"{self.repair} (ridge {self.ridge:g})"
+        parts = [self.metric, *(part for part in (self.compensation, repair) if part != "none")]
+        return f"{' + '.join(parts)}, {'one-shot' if self.one_shot else 'iterative'}"
+
+
+class Way(NamedTuple):
+    """An arm but for its metric and parity."""
+
+    compensation: str
+    one_shot: bool = False
+    repair: str = "none"
+    ridge: float | None = None
+
+
+USUAL = (Way("none"), Way("scale"), Way("none", repair="auto"))
+"""Nothing, the paper's method, and what :func:`prunecomp.prune` does by default."""
 
 
 def grid(
@@ -37,22 +57,36 @@ def grid(
     compensations: Iterable[str],
     one_shot: Iterable[bool] = (False,),
     parity: str | None = None,
+    repairs: Iterable[str] = ("none",),
+    ridges: Iterable[float | None] = (None,),
 ) -> list[Arm]:
-    """Every metric with every compensation in every mode, each arm once."""
-    modes, repairs = list(one_shot), list(compensations)
-    return variants(metrics, [(repair, mode) for repair in repairs for mode in modes], parity)
+    """Every metric with every compensation and every repair in every mode, each arm once; ``ridges`` are of the
+    repairs."""
+    ways = [Way(compensation, repair=repair) for compensation, repair in product(compensations, repairs)]
+    return variants(metrics, spread(ways, one_shot, ridges), parity)
 
 
-def variants(metrics: Iterable[str], ways: Iterable[tuple[str, bool]], parity: str | None = None) -> list[Arm]:
-    """Every metric in each of ``ways``: a compensation, and whether all is ranked at once.
+def spread(ways: Iterable[Way], modes: Iterable[bool], ridges: Iterable[float | None]) -> list[Way]:
+    """Each in every mode, and what is repaired with every ridge."""
+    some, strengths = list(modes), list(ridges)
+    return [
+        way._replace(one_shot=one_shot, ridge=ridge)
+        for way in ways
+        for one_shot in some
+        for ridge in ([None] if way.repair == "none" else strengths)
+    ]
+
+
+def variants(metrics: Iterable[str], ways: Iterable[Way], parity: str | None = None) -> list[Arm]:
+    """Every metric in each of ``ways``.
 
     A metric that takes all layers out in one block ranks once whatever it is asked for.
     """
-    pairs = list(ways)
+    some = list(ways)
     arms = [
-        Arm(metric, compensation, one_shot or METRICS[metric].one_block, parity)
+        Arm(metric, compensation, one_shot or METRICS[metric].one_block, parity, repair, ridge)
         for metric in metrics
-        for compensation, one_shot in pairs
+        for compensation, one_shot, repair, ridge in some
     ]
     return list(dict.fromkeys(arms))
 
@@ -62,8 +96,7 @@ class Preset:
     """A published comparison by name: what is compared unless something else is asked for."""
 
     metrics: tuple[str, ...]
-    ways: tuple[tuple[str, bool], ...]
-    """Compensation, and whether one-shot."""
+    ways: tuple[Way, ...]
     parity: str | None = None
     texts: tuple[str, ...] = ()
     calibration: str = "wikitext2"
@@ -95,13 +128,13 @@ PRESETS = {
     # Prune&Comp, table 5: what ranking again and what compensation contribute.
     "paper-table5": Preset(
         metrics=("bi",),
-        ways=(("none", True), ("scale", True), ("none", False), ("scale", False)),
+        ways=(Way("none", True), Way("scale", True), Way("none"), Way("scale")),
         texts=("wikitext2-test",),
     ),
     # Prune&Comp's main tables: each metric as it was published, and with the method around it.
     "paper": Preset(
         metrics=("bi", "span", "ppl", "taylor", "magnitude"),
-        ways=(("none", True), ("scale", False)),
+        ways=(Way("none", True), Way("scale")),
         parity="official",
         texts=("wikitext2-test", "c4-validation", "ptb-test"),
         samples=256,  # of which the published code scores on the first half
@@ -110,25 +143,30 @@ PRESETS = {
 
 
 def arms_of(options: CompareOptions, preset: Preset | None) -> list[Arm]:
-    """The arms that are asked for, each once; what is not said comes from the preset, or is ``bi``, ``none`` and
-    ``scale``, iterative. Raises :class:`OptionError` for names that are not known."""
+    """The arms that are asked for, each once; what is not said comes from the preset, or is ``bi`` in the :data:`USUAL`
+    ways, iterative. As for :func:`prunecomp.prune`, nothing is repaired where compensations alone are named, and
+    nothing put in place where repairs alone are. Raises :class:`OptionError` for names that are not known."""
     if options.both_ways and options.one_shot is not None:
         raise OptionError("--one-shot and --both-ways: give one of them")
     metrics = _names("--metrics", options.metrics, METRICS)
     compensations = _names("--compensations", options.compensations, COMPENSATIONS)
+    repairs = options.repairs and [one_of("--repairs", name, get_args(RepairName)) for name in options.repairs]
     modes: Any = [False, True] if options.both_ways else options.one_shot
-    parity: str | None = options.parity
+    asked = {"compensations": compensations, "repairs": repairs, "one_shot": modes, "ridges": options.ridges}
     if options.arms is not None:
-        asked = {"metrics": metrics, "compensations": compensations, "one_shot": modes, "parity": parity}
-        return read_arms(options.arms, preset=preset, **asked)
+        return read_arms(options.arms, preset=preset, metrics=metrics, parity=options.parity, **asked)
+    ways = list(USUAL if preset is None else preset.ways)
+    if any(value is not None for value in asked.values()):
+        modes = modes or list(dict.fromkeys(way.one_shot for way in ways))
+        if compensations or repairs:
+            usual = ["none"] if preset is None else [way.compensation for way in ways]
+            ways = [Way(each, repair=repair) for each, repair in product(compensations or usual, repairs or ["none"])]
+        if options.ridges and all(way.repair == "none" for way in ways):
+            raise OptionError("--ridges: none of the arms is repaired; name --repairs, or leave it out")
+        ways = spread(ways, modes, options.ridges or [None])
     if preset is None:
-        return grid(metrics or ["bi"], compensations or ["none", "scale"], modes or [False], parity)
-    parity = parity or preset.parity
-    if compensations is None and modes is None:
-        return variants(metrics or preset.metrics, preset.ways, parity)
-    repairs = compensations or list(dict.fromkeys(compensation for compensation, _ in preset.ways))
-    modes = modes or list(dict.fromkeys(mode for _, mode in preset.ways))
-    return grid(metrics or preset.metrics, repairs, modes, parity)
+        return variants(metrics or ["bi"], ways, options.parity)
+    return variants(metrics or preset.metrics, ways, options.parity or preset.parity)
 
 
 def read_arms(arms: Any, **grid: Any) -> list[Arm]:
@@ -139,10 +177,8 @@ def read_arms(arms: Any, **grid: Any) -> list[Arm]:
     chosen = list(dict.fromkeys(several("arms", arms)))
     if not all(isinstance(arm, Arm) for arm in chosen):
         raise OptionError("arms: give prunecomp.compare.Arm objects, as in [Arm('bi', 'scale')]")
-    for arm in chosen:
-        one = {"metric": arm.metric, "compensation": arm.compensation, "one_shot": arm.one_shot, "parity": arm.parity}
-        PruneOptions.of("prune", {"layers": 1, "calibration": "", **one})
-    return chosen
+    read = [PruneOptions.of("prune", {"layers": 1, "calibration": "", **asdict(arm)}) for arm in chosen]
+    return [replace(arm, ridge=options.ridge) for arm, options in zip(chosen, read, strict=True)]
 
 
 def _names(option: str, values: Any, known: Mapping[str, object]) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prunecomp.data.windows import Windows
@@ -12,16 +12,33 @@ from prunecomp.engine.states import Tier
 
 
 def branching_demand(
-    demands: Sequence[Demand], num_layers: int, depth: int, calibration: Windows, others: Sequence[Windows], runs: int
+    demands: Sequence[Demand],
+    num_layers: int,
+    depth: int,
+    calibration: Windows,
+    others: Sequence[Windows],
+    runs: int,
+    apart: int,
 ) -> Demand:
-    """What scoring takes beside a forward pass, for all arms and with room for the walk: ``runs`` runs over the
-    calibration windows, and the ``others``, each with the boundaries of every model on the way down to ``depth``
-    removals, if memory has them."""
+    """What scoring and repairing take beside a forward pass, for all arms and with room for the walk: ``runs`` runs
+    over the calibration windows, and the ``others``, each with the boundaries of every model on the way down to
+    ``depth`` removals, if memory has them; and as many set ``apart``."""
     wanted = depth * num_layers + max(demand.boundaries for demand in demands)
     all_runs = runs + sum(_relative(windows, calibration) for windows in others)
     return Demand(
-        lambda num_tokens: max(demand.nbytes(num_tokens) for demand in demands), boundaries=int(wanted * all_runs)
+        lambda num_tokens: max(demand.nbytes(num_tokens) for demand in demands),
+        boundaries=int(wanted * all_runs) + apart,
     )
+
+
+def set_apart(capacity: Mapping[Tier, int], count: int) -> tuple[dict[Tier, int], dict[Tier, int]]:
+    """So many boundaries, of the fastest that there are, and what is left."""
+    apart, left = {}, {}
+    for tier in Tier:
+        apart[tier] = min(count, capacity.get(tier, 0))
+        left[tier] = capacity.get(tier, 0) - apart[tier]
+        count -= apart[tier]
+    return apart, left
 
 
 def share_out(
@@ -43,10 +60,7 @@ def share_out(
         missing = -(-(max(sizes) - sizes[0]) // sizes[0])
         capacity[placement.carry] = max(0, capacity.get(placement.carry, 0) - missing)
     total = runs * sizes[0] + sum(sizes[1:])
-    last, left = -(-sum(sizes[1:]) // sizes[0]), dict(capacity)
-    for tier in Tier:
-        taken = min(last, left.get(tier, 0))
-        left, last = {**left, tier: left.get(tier, 0) - taken}, last - taken
+    _, left = set_apart(capacity, -(-sum(sizes[1:]) // sizes[0]))
     joint = {tier: count * sizes[0] // total for tier, count in left.items()}
     if sum(joint.values()) >= num_layers - 1:
         return replace(placement, capacity=joint), replace(placement, capacity=joint)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.memory import beside_states, branching_demand, share_out
+from prunecomp.compare.memory import beside_states, branching_demand, set_apart, share_out
 from prunecomp.compare.routes import Route, Runs
-from prunecomp.compare.steps import Arrangement
+from prunecomp.compare.steps import Arrangement, Fits
 from prunecomp.compare.tree import Explorer
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -18,11 +18,15 @@ from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Within
 from prunecomp.engine.run import Run
-from prunecomp.errors import OptionError
+from prunecomp.engine.streams import BOUNDARIES, check_boundaries
+from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
+from prunecomp.pruning.replacing import may_replace
 from prunecomp.pruning.session import Session, arrange, candidates_of
+from prunecomp.repair import RIDGE, Outcome, demand_of, repair
 
 
 def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
@@ -33,11 +37,11 @@ def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
 
 @contextmanager
 def naming(arm: Arm) -> Iterator[None]:
-    """Say in an :class:`OptionError` which arm it is about."""
+    """Say in an error which arm it is about."""
     try:
         yield
-    except OptionError as error:
-        raise OptionError(f"{arm.name}: {error}") from error
+    except (CheckpointError, FoldError, OptionError) as error:
+        raise type(error)(f"{arm.name}: {error}") from error
 
 
 def candidates_of_arm(common: PruneOptions, arm: Arm, layers: int, num_layers: int) -> list[int]:
@@ -51,20 +55,37 @@ def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
     together = [options_of(common, arm, 1) for arm in arms]
     for arm, options in zip(arms, together, strict=True):
         with naming(arm):
-            options.check(METRICS, COMPENSATIONS, together)
+            # Whether a ridge can act is a matter of the arm's own repair.
+            beside = [replace(one, repair=options.repair, ridge=options.ridge) for one in together]
+            options.check(METRICS, COMPENSATIONS, beside)
     if len({arm.parity for arm in arms}) > 1:
         raise OptionError("arms with and without --parity official run in different dtypes: compare them separately")
 
 
+def replacing(session: Session, arm: Arm, layers: int) -> bool:
+    """Whether an arm's repair may put new weights in place. Raises what :func:`prunecomp.prune` raises before any work
+    for a fit that was asked for; where it has none for ``auto``, no weights are replaced, since nothing is exported."""
+    with naming(arm):
+        options = options_of(session.options, arm, layers)
+        try:
+            return may_replace(session.model_source, options, candidates_of(options, session.model_source.num_layers))
+        except (CheckpointError, FoldError):
+            if arm.repair == "auto":
+                return False
+            raise
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, on what. ``counts`` is after how many removals arms are measured, ascending."""
+    """What is compared, on what. ``counts`` is after how many removals arms are measured, ascending; ``replaces`` says
+    of arms that repair whether they may put new weights in place."""
 
     session: Session
     windows: Windows
     texts: dict[str, Windows]
     arms: list[Arm]
     counts: list[int]
+    replaces: dict[Arm, bool]
 
     @property
     def common(self) -> PruneOptions:
@@ -78,12 +99,22 @@ class Plan:
     def place(self) -> Placement:
         """The placement of the whole, its room in boundaries of the calibration windows."""
         shape = self.session.model_source.shape()
+        described = self.session.model_source.described
         demands = [route.metric.demand(shape, route.span) for route in self.routes(self.arms)]
+        demands += [demand_of(described, shape, joint=arm.repair != "refit") for arm in self.replaces]
         demand = branching_demand(
             demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
-            runs=len({route.arrangement for route in self.routes(self.arms)}) + 1,
+            runs=len({route.arrangement for route in self.routes(self.arms)}) + 1, apart=self.apart,
         )  # fmt: skip
-        return self.session.place(self.windows.count, self.windows.seqlen, demand)
+        placement = self.session.place(self.windows.count, self.windows.seqlen, demand)
+        if self.apart:
+            check_boundaries(placement, self.session.model_source.device)
+        return placement
+
+    @property
+    def apart(self) -> int:
+        """Boundaries of the calibration windows that are left to repairs, beside what the walk keeps."""
+        return BOUNDARIES if self.replaces else 0
 
     def routes(self, arms: Sequence[Arm], *, in_turn: bool = False) -> list[Route]:
         """The arms at their start. ``in_turn``: those that score blocks do so in shards of the windows."""
@@ -106,12 +137,22 @@ class Plan:
         on_measured: Callable[[Explorer], None],
     ) -> Explorer:
         """Ready to take ``arms`` from the dense model on."""
+        of_fits, left = set_apart(placement.capacity, self.apart)
+        fitting, placement = replace(placement, capacity=of_fits), replace(placement, capacity=left)
+
+        def repaired(arm: Arm, stack: LayerStack) -> tuple[LayerStack, Outcome]:
+            return repair(
+                decoder, self.windows, fitting, stack, arm.repair, arm.ridge or RIDGE, replaces=self.replaces[arm],
+                progress=self.common.progress,
+            )  # fmt: skip
+
         rooms, routes = self._shared(placement, self.routes(arms))
         if not rooms[0].kept_boundaries >= decoder.num_layers - 1:
             rooms, routes = self._shared(placement, self.routes(arms, in_turn=True))
         return Explorer(
             self._runs(decoder, routes, *rooms), routes, seed=self.common.seed, given=self.common.given,
-            progress=cast(Within, self.common.progress), on_measured=on_measured,
+            progress=cast(Within, self.common.progress), repair=repaired, fits=Fits(self.windows.count),
+            on_measured=on_measured,
         )  # fmt: skip
 
     def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:
@@ -148,7 +189,7 @@ class Plan:
 
     def identity(self, placement: Placement, compiled: bool) -> dict[str, Any]:
         """All that the numbers depend on beside the arms and how many layers they remove."""
-        of_arms = ("layers", "metric", "compensation", "one_shot", "parity")
+        of_arms = ("layers", "metric", "compensation", "one_shot", "parity", "repair", "ridge")
         identity = self.session.identity(self.windows, placement, compiled, left_out=(*of_arms, "fold", "device"))
         identity["options"]["dtype"] = str(self.session.model_source.dtype).removeprefix("torch.")
         return {**identity, "texts": {name: windows.digest for name, windows in self.texts.items()}}

@@ -10,6 +10,7 @@ from prunecomp.compare.arms import Arm
 from prunecomp.data.windows import Windows
 from prunecomp.io.escape import html_table, one_line
 from prunecomp.io.values import listed
+from prunecomp.repair import GapRecord, Outcome
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Measurement:
     """By text, nats a token of each window: what standard errors and paired differences are taken from."""
     agreement: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """With the dense model, by text: ``kl`` in nats a token, ``top1``, and the standard error of each."""
+    repair: Outcome | None = None
+    """What was fitted, where the arm repairs: its layer-forwards and seconds are beside those above."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class ArmWork:
     """That scores and compensations took; perplexities left out."""
     window_forwards: int
     """Passes of one window through one layer: calibration, held-out and evaluation windows alike."""
+    repair_layer_forwards: float = 0.0
+    """Passes of the calibration set through one layer that its repairs took, all together."""
+    repair_seconds: float = 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,6 +155,12 @@ class Comparison:
         def measured(perplexity: dict[str, Any]) -> dict[str, float]:
             return {text: math.inf if value is None else value for text, value in perplexity.items()}
 
+        def repaired(outcome: dict[str, Any] | None) -> Outcome | None:
+            if outcome is None:
+                return None
+            losses = {name: measured(each) for name, each in outcome["losses"].items()}
+            return Outcome(**{**outcome, "losses": losses, "gaps": [GapRecord(**gap) for gap in outcome["gaps"]]})
+
         return cls(
             **{
                 **content,
@@ -156,7 +168,15 @@ class Comparison:
                 "texts": [Text(**text) for text in content["texts"]],
                 "dense": measured(content["dense"]),
                 "measurements": [
-                    Measurement(**with_arm({**entry, "perplexity": measured(entry["perplexity"])}))
+                    Measurement(
+                        **with_arm(
+                            {
+                                **entry,
+                                "perplexity": measured(entry["perplexity"]),
+                                "repair": repaired(entry.get("repair")),
+                            }
+                        )
+                    )
                     for entry in content["measurements"]
                 ],
                 "work": [ArmWork(**with_arm(entry)) for entry in content["work"]],

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from prunecomp.engine.run import Run, whole
+from prunecomp.engine.run import whole
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work on a model: ``kind`` is update, score, seam or loss."""
+    """A piece of work on a model: ``kind`` is update, score, seam, repair or loss."""
 
     kind: str
     model: Model
@@ -67,6 +67,27 @@ class Counting(Protocol):
     def window_forwards(self) -> int: ...
 
 
+class Calibrating(Protocol):
+    """What counts passes of the calibration set."""
+
+    @property
+    def layer_forwards(self) -> float: ...
+
+
+@dataclass
+class Fits:
+    """What repairs have run, which have runs of their own."""
+
+    windows: int
+    """Of a calibration set."""
+    layer_forwards: float = 0.0
+
+    @property
+    def window_forwards(self) -> int:
+        """Of all processes."""
+        return round(self.layer_forwards * self.windows)
+
+
 class StepCache:
     """Steps with their results and costs."""
 
@@ -79,7 +100,7 @@ class StepCache:
     def __contains__(self, step: Step) -> bool:
         return step in self._results
 
-    def once(self, step: Step, work: Callable[[], T], runs: Counting, run: Run | None = None) -> T:
+    def once(self, step: Step, work: Callable[[], T], runs: Counting, run: Calibrating | None = None) -> T:
         """What ``work`` gives, done when it is asked for first; ``run`` is the calibration run that it may use."""
         if step not in self._results:
             with self.charged(step, runs, run):
@@ -93,7 +114,7 @@ class StepCache:
             del self._results[step]
 
     @contextmanager
-    def charged(self, step: Step, runs: Counting, run: Run | None) -> Iterator[None]:
+    def charged(self, step: Step, runs: Counting, run: Calibrating | None) -> Iterator[None]:
         def so_far() -> tuple[float, int, float]:
             return 0.0 if run is None else run.layer_forwards, runs.window_forwards, time.perf_counter()
 

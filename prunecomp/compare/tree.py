@@ -3,7 +3,8 @@
 Arms set out from the dense model together. At each model every metric that an arm asks for is scored once, every
 compensation estimated once, every text measured once; arms that remove the same layers and leave the same seam go on
 together, the others part. The walk is depth first. Where arms part, each branch goes on with a fork of the model's
-runs, the last one with the runs themselves: states below a cut are shared, never copied.
+runs, the last one with the runs themselves: states below a cut are shared, never copied. Arms that differ in their
+repair alone never part: a repair is fitted beside the walk where its arm is measured, and let go of again.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.results import ArmWork, Measurement
 from prunecomp.compare.routes import Block, Ranking, Route, Runs
-from prunecomp.compare.steps import Model, Step, StepCache
+from prunecomp.compare.steps import Fits, Model, Step, StepCache
 from prunecomp.compensation import COMPENSATIONS, Removal, Seam, put_in_place
 from prunecomp.engine.progress import Advance, Within
 from prunecomp.engine.run import Run
@@ -27,6 +28,7 @@ from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of
 from prunecomp.metrics import Candidates
 from prunecomp.model.stack import LayerStack
 from prunecomp.pruning.pruner import NO_BLOCK, choose_block
+from prunecomp.repair import RIDGE, Outcome
 
 T = TypeVar("T")
 
@@ -54,6 +56,16 @@ class Move:
     step: Step
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A model by text, as a :class:`Measurement` has it."""
+
+    perplexity: dict[str, float]
+    losses: dict[str, list[float]]
+    agreement: dict[str, dict[str, float | None]]
+    repair: Outcome | None
+
+
 class Explorer:
     """Takes all routes from the dense model to their ends.
 
@@ -68,9 +80,12 @@ class Explorer:
         seed: int,
         given: Sequence[int],
         progress: Within,
+        repair: Callable[[Arm, LayerStack], tuple[LayerStack, Outcome]],
+        fits: Fits,
         on_measured: Callable[[Explorer], None],
     ) -> None:
         self._routes = list(routes)
+        self._repair, self._fits = repair, fits
         self._seed, self._given = seed, given
         self._progress, self._on_measured = progress, on_measured
         self._advance: Advance = lambda steps: None
@@ -96,31 +111,39 @@ class Explorer:
         work = []
         for arm, some in steps.items():
             chosen = self.cache.cost(choosing(some))
-            work.append(ArmWork(arm, chosen.layer_forwards, chosen.seconds, self.cache.cost(some).window_forwards))
+            fitted = self.cache.cost(step for step in some if step.kind == "repair")
+            work.append(
+                ArmWork(
+                    arm, chosen.layer_forwards, chosen.seconds, self.cache.cost(some).window_forwards,
+                    fitted.layer_forwards, fitted.seconds,
+                )
+            )  # fmt: skip
         return work
 
     def _visit(self, node: Node, routes: Sequence[Route]) -> None:
         self._path.append(node)
         going = [route for route in routes if route.going]
         here = [route for route in routes if len(route.removed) in route.stops]
-        costs = [self.cache.cost(choosing(route.steps)) for route in here]
+        costs = {route: self.cache.cost(choosing(route.steps)) for route in here}
         # Gradients take the place of kept states, so who asks for them comes last.
         moves = [self._next(node, route) for route in sorted(going, key=lambda route: route.metric.backward)]
         self._expect(node, moves)
-        if here or node is self._root:
-            found = self._measure(node, routes if node is self._root else here, keep=bool(moves))
-            values = {name: one.perplexity.value for name, (one, _) in found.items()}
-            agreement = {name: one.agreement.figures() for name, (one, _) in found.items() if one.agreement is not None}
-            losses = {name: by_window for name, (_, by_window) in found.items()}
-            for route, cost in zip(here, costs, strict=True):
-                self.measurements.append(
-                    Measurement(
-                        route.arm, len(route.removed), list(route.removed), list(route.scales), values,
-                        cost.layer_forwards, cost.seconds, losses, agreement,
-                    )
-                )  # fmt: skip
-            if node is self._root:
-                self.dense, self.dense_losses = values, losses
+        if node is self._root:
+            dense = self._measure(node, routes, keep=bool(moves))
+            self.dense, self.dense_losses = dense.perplexity, dense.losses
+            self._on_measured(self)
+        alike: dict[tuple[str, float | None], list[Route]] = {}
+        for route in sorted(here, key=lambda route: route.arm.repair != "none"):  # states that are kept first
+            alike.setdefault((route.arm.repair, route.arm.ridge), []).append(route)
+        for those in alike.values():
+            found = self._measure(node, those, keep=bool(moves) or len(alike) > 1)
+            self.measurements.extend(
+                Measurement(
+                    route.arm, len(route.removed), list(route.removed), list(route.scales), found.perplexity,
+                    costs[route].layer_forwards, costs[route].seconds, found.losses, found.agreement, found.repair,
+                )
+                for route in those
+            )  # fmt: skip
             self._on_measured(self)
         branches: dict[Model, list[Move]] = {}
         for move in sorted(moves, key=lambda move: self._routes.index(move.route)):
@@ -229,29 +252,56 @@ class Explorer:
                 run.update(shard)
         run.release_carry()
 
-    def _measure(
-        self, node: Node, routes: Sequence[Route], *, keep: bool
-    ) -> dict[str, tuple[TextQuality, list[float]]]:
-        """Perplexity of the model on every text, its agreement with the dense one, and nats a token of each window."""
+    def _measure(self, node: Node, routes: Sequence[Route], *, keep: bool) -> Measured:
+        """The model on every text, with the repair that all of ``routes`` have."""
         assert node.runs is not None
+        first, model, outcome = routes[0], node.model, None
+        way: tuple[Any, ...] = ()
+        stacks: list[LayerStack] | None = None
+        place = f"{first.arm.name}, {len(first.removed)} gone" if first.removed else "dense"
         values = {}
-        for name, run in node.runs.texts.items():
-            step = Step("loss", node.model, what=(name,))
-            gone = len(routes[0].removed)
-            self._progress.place = f"{routes[0].arm.name}, {gone} gone: {name}" if gone else f"dense: {name}"
-            try:
+        self._progress.place = place
+        try:
+            if first.removed and first.arm.repair != "none":
+                way, stacks = (first.arm.repair, first.arm.ridge or RIDGE), []
+                if first.arm.repair != "auto":  # which compares what the loop left; a fit does without
+                    model = Model(model.alive, (1.0,) * len(model.alive))
+                step = Step("repair", model, what=way)
                 for route in routes:
-                    values[name] = self._once(node, route, step, partial(self._judged, name, run, keep))
-            except NumericalError as error:
-                where = (
-                    f"{route.arm.name}, {len(route.removed)} layers removed" if route.removed else "the model as it is"
-                )
-                raise NumericalError(f"{where}: {error}") from error
-            run.release_carry()
-        return values
+                    route.steps.add(step)
+                fit = partial(self._fit, first.arm, node.stack, stacks)
+                outcome = self.cache.once(step, fit, self._fits, self._fits)
+            for name, run in node.runs.texts.items():
+                step = Step("loss", model, what=(name, *way))
+                self._progress.place = f"{place}: {name}"
+                for route in routes:
+                    values[name] = self._once(node, route, step, partial(self._judged, name, run, stacks, keep))
+                run.release_carry()
+        except NumericalError as error:
+            where = f"{first.arm.name}, {len(first.removed)} layers removed" if first.removed else "the model as it is"
+            raise NumericalError(f"{where}: {error}") from error
+        return Measured(
+            {name: one.perplexity.value for name, (one, _) in values.items()},
+            {name: by_window for name, (_, by_window) in values.items()},
+            {name: one.agreement.figures() for name, (one, _) in values.items() if one.agreement is not None},
+            outcome,
+        )
 
-    def _judged(self, name: str, run: Run, keep: bool) -> tuple[TextQuality, list[float]]:
-        """The dense model comes first, and leaves its last states here, if there is room for them."""
+    def _fit(self, arm: Arm, stack: LayerStack, stacks: list[LayerStack]) -> Outcome:
+        """What a repair did; the repaired stack is left in ``stacks``, to be gone once it is measured."""
+        repaired, outcome = self._repair(arm, stack)
+        stacks.append(repaired)
+        self._fits.layer_forwards += outcome.layer_forwards
+        return outcome
+
+    def _judged(
+        self, name: str, run: Run, stacks: list[LayerStack] | None, keep: bool
+    ) -> tuple[TextQuality, list[float]]:
+        """The dense model comes first, and leaves its last states here, if there is room for them. ``stacks`` has the
+        repaired one, if that is looked at: it keeps no states."""
+        if stacks is not None:
+            run, keep = run.trial(), False
+            run.turn_to(*stacks)
         room, dense = run.placement.kept_boundaries > 0, name not in self._last
         kept = self._last.setdefault(name, LastStates(run, run.placement))
         look = (kept.hold if dense else kept.compare) if room else kept.alone
@@ -291,8 +341,8 @@ class Explorer:
 
 
 def choosing(steps: Iterable[Step]) -> list[Step]:
-    """What was done to prune, and not to measure."""
-    return [step for step in steps if step.kind != "loss"]
+    """What was done to prune, and not to repair or measure."""
+    return [step for step in steps if step.kind not in ("loss", "repair")]
 
 
 def calibration(node: Node, route: Route) -> Run:

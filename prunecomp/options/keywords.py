@@ -135,6 +135,8 @@ class CompareKeywords(CollectKeywords, total=False):
     eval: Any
     metrics: Sequence[str] | str | None
     compensations: Sequence[str] | str | None
+    repairs: Sequence[str] | str | None
+    ridges: Sequence[float] | float | str | None
     one_shot: bool | Sequence[bool] | None
     both_ways: bool
     preset: PresetName | None

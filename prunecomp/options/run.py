@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prunecomp.errors import OptionError
-from prunecomp.io.values import flag, function, layer_set, several
+from prunecomp.io.values import flag, function, layer_set, ridge, several
 from prunecomp.names import FORMS, PresetName
 from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
 from prunecomp.options.declare import option
@@ -148,6 +148,11 @@ def one_shot_modes(option: str, value: Any) -> list[bool]:
     return [flag(option, mode) for mode in ([value] if isinstance(value, bool) else several(option, value))]
 
 
+def ridges(option: str, value: Any) -> list[float | None]:
+    """One or several strengths of a fit."""
+    return [ridge(option, each) for each in ([value] if isinstance(value, int | float) else several(option, value))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(Output, Place, Data, Candidates):
     """The options of a comparison: a grid of ways to prune, and what each has in common."""
@@ -168,8 +173,17 @@ class CompareOptions(Output, Place, Data, Candidates):
         metavar="NAMES", shown_default="bi",
     )  # fmt: skip
     compensations: list[str] | None = option(
-        None, "repairs of a removal, as in none,scale", several, of="compare", takes="Sequence[str] | str | None",
-        metavar="NAMES", shown_default="none,scale",
+        None, "what stands in for a layer while others are chosen, as in none,scale", several, of="compare",
+        takes="Sequence[str] | str | None", metavar="NAMES", shown_default="none,scale, and none with --repairs auto",
+    )  # fmt: skip
+    repairs: list[str] | None = option(
+        None, "fitted after each number of removals, as --repair of prune: none, refit, joint, auto", several,
+        of="compare", takes="Sequence[str] | str | None", metavar="NAMES",
+        shown_default="none where compensations are named",
+    )  # fmt: skip
+    ridges: list[float] | None = option(
+        None, "of the repairs, as --ridge of prune, as in 1,3", ridges, of="compare",
+        takes="Sequence[float] | float | str | None", metavar="NUMBERS", shown_default="1",
     )  # fmt: skip
     one_shot: bool | list[bool] | None = option(
         None, "rank once instead of after each removal", one_shot_modes, of="compare",

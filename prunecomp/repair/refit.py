@@ -132,7 +132,8 @@ def refit(
     fit = _Fit(decoder, windows, placement, bare(stack), joint=joint, ridge=ridge, fitted=fitted)
     with decoder.evaluating(), progress("repairing", fit.work, WORK_UNIT) as advance:
         records = [fit.close(gap, advance) for gap in gaps_of(stack)]
-    spent = fit.streams.sweeper.tally.window_forwards
+    sweeper = fit.streams.sweeper
+    spent = sweeper.tally.window_forwards * windows.count // sweeper.windows.count  # of all processes
     return Repaired(fit.streams.pruned.stack, records, spent, time.perf_counter() - started)
 
 
