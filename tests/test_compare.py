@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -226,7 +227,10 @@ def watch_states(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[Place
 
 def choices(result: Comparison) -> Any:
     """All but time, and what had to be run again."""
-    return result.dense, [(m.arm, m.layers, m.removed, m.scales, m.perplexity) for m in result.measurements]
+    return result.dense, [
+        (m.arm, m.layers, m.removed, m.scales, m.perplexity, m.repair and replace(m.repair, seconds=0.0))
+        for m in result.measurements
+    ]
 
 
 @pytest.mark.parametrize("boundaries", [12, 40])

@@ -19,6 +19,7 @@ from prunecomp.io.escape import csv_cell, plot_label
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.io.plain import brief, json_text, read_object
 from prunecomp.pruning.journal import partial, write_whole
+from prunecomp.repair import RIDGE
 from prunecomp.report.console import Table
 
 try:
@@ -82,10 +83,11 @@ def csv_text(result: Comparison) -> str:
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(
         ["metric", "compensation", "mode", "parity", "layers", "text", "perplexity", "removed", "scales",
-         "layer_forwards", "seconds", "kl", "top1"]
+         "layer_forwards", "seconds", "kl", "top1", "repair", "ridge", "taken", "repair_layer_forwards",
+         "repair_seconds"]
     )  # fmt: skip
     for text, value in result.dense.items():
-        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, *[""] * 6])
+        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, *[""] * 11])
     for one in result.measurements:
         arm = one.arm
         mode = "one-shot" if arm.one_shot else "iterative"
@@ -102,9 +104,18 @@ def csv_text(result: Comparison) -> str:
                     one.layer_forwards,
                     one.seconds,
                     *beside_dense(one, text),
+                    *repair_cells(one),
                 ]
             )
     return out.getvalue()
+
+
+def repair_cells(one: Measurement) -> list[Any]:
+    """Its name and ridge, what was taken of it, and its cost."""
+    if one.repair is None:
+        return [one.arm.repair, *[""] * 4]
+    fitted = one.repair
+    return [fitted.asked, one.arm.ridge or RIDGE, fitted.taken, fitted.layer_forwards, fitted.seconds]
 
 
 def beside_dense(one: Measurement, text: str) -> list[Any]:
@@ -154,10 +165,14 @@ def formatted(rows: Sequence[tuple[str, list[float | None]]], mark: str) -> list
 
 
 def work_rows(result: Comparison) -> list[list[str]]:
-    return [[one.arm.name, f"{one.layer_forwards:g}", f"{one.seconds:,.1f}"] for one in result.work]
+    rows = []
+    for one in result.work:
+        costs = [(one.layer_forwards, one.seconds), (one.repair_layer_forwards, one.repair_seconds)]
+        rows.append([one.arm.name, *(cell for work, seconds in costs for cell in (f"{work:g}", f"{seconds:,.1f}"))])
+    return rows
 
 
-WORK_COLUMNS = ["arm", "layer-forwards", "seconds to choose"]
+WORK_COLUMNS = ["arm", "layer-forwards", "seconds to choose", "layer-forwards of repairs", "seconds to repair"]
 
 
 def saving(result: Comparison) -> str:
