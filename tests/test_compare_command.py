@@ -31,7 +31,7 @@ def command(folder: Path, tokens: str, out: Path, *more: object) -> list[object]
     text = folder / f"{tokens}.npy"
     return [
         "compare", folder / "base", "--layers", "1,3", "--calibration", text, "--both-ways", "--eval", f"held={text}",
-        "--metrics", "bi,magnitude", "--out", out, *more,
+        "--metrics", "bi,magnitude", "--compensations", "none,scale", "--repairs", "none,joint", "--out", out, *more,
     ]  # fmt: skip
 
 
