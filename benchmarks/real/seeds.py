@@ -5,8 +5,8 @@
 
 Each seed draws its windows of the bundled mixture, or with ``--only-kind`` of one of its texts, and is a comparison of
 its own (:func:`prunecomp.compare`) in a folder under ``--out``; a second call goes on with the arms that are not
-complete. The texts that are judged on are the same for all. ``tables.md``, or ``KIND.md``, has the lowest, the median and
-the highest of the seeds.
+complete. The texts that are judged on are the same for all. ``tables.md``, or ``KIND.md``, has the lowest, the median
+and the highest of the seeds.
 """
 
 from __future__ import annotations
