@@ -144,7 +144,7 @@ def test_a_fit_that_two_loops_come_to_is_done_once(model: Any, calibration: torc
     assert both.work[0].repair_layer_forwards == both.work[1].repair_layer_forwards > 0
 
 
-@pytest.mark.parametrize("boundaries", [BOUNDARIES, 9, 30])
+@pytest.mark.parametrize("boundaries", [BOUNDARIES, 9, 18])
 def test_streamed_it_is_the_same_and_memory_is_not_exceeded(
     model: Any, calibration: torch.Tensor, texts: dict[str, torch.Tensor], boundaries: int,
     saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
@@ -158,8 +158,7 @@ def test_streamed_it_is_the_same_and_memory_is_not_exceeded(
     assert placement.group_size == 1
     assert placement.kept_boundaries == boundaries
     assert choices(streamed) == choices(plain)
-    # One between two groups, and a second where two streams are carried side by side.
-    assert max(held) <= (boundaries + 2) * calibration.numel() * model.config.hidden_size * 4
+    assert max(held) <= (boundaries + 1) * calibration.numel() * model.config.hidden_size * 4
 
 
 def limited(model: Any, calibration: torch.Tensor, boundaries: int) -> int:
