@@ -197,6 +197,9 @@ def test_what_a_repair_did_comes_back_from_json_and_is_shown(
     assert again.work == found.work
     shown = markdown(found)
     assert all(f"| {arm.name} |" in shown for arm in ARMS[1:4])
+    judged = found.measurements[-1]
+    assert judged.repair is not None
+    assert f"| {ARMS[3].name} | {judged.repair.taken} |" in shown
     rows = list(csv.DictReader(io.StringIO(csv_text(found))))[2::2]
     assert [(row["repair"], row["ridge"]) for row in rows] == [("joint", "1.0"), ("refit", "3.0"), ("auto", "1.0")]
     for row, one in zip(rows, found.measurements, strict=True):

@@ -175,6 +175,18 @@ def work_rows(result: Comparison) -> list[list[str]]:
 WORK_COLUMNS = ["arm", "layer-forwards", "seconds to choose", "layer-forwards of repairs", "seconds to repair"]
 
 
+def taken_rows(result: Comparison) -> list[list[str]]:
+    """What each arm that leaves it to a judge took, a column for each number of layers."""
+    rows = []
+    for arm in (arm for arm in result.arms if arm.repair == "auto"):
+        found = [result.measurement(arm, count) for count in result.layers]
+        rows.append([arm.name, *("" if one is None or one.repair is None else one.repair.taken for one in found)])
+    return rows
+
+
+TAKEN = "What auto took"
+
+
 def saving(result: Comparison) -> str:
     run = f"{result.window_forwards:,} passes of a window through a layer in {result.seconds:,.1f} s"
     if result.saving is None:
@@ -201,6 +213,8 @@ def markdown(result: Comparison) -> str:
             lines += ["", f"{AGREEMENT}:", "", *markdown_table(columns, agreement_rows(result, text.name)), ""]
         else:
             lines += ["", NO_ROOM, ""]
+    if taken := taken_rows(result):
+        lines += [f"## {TAKEN}", "", *markdown_table(["arm", *(f"N = {n}" for n in result.layers)], taken), ""]
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
     return "\n".join(lines) + "\n"
 
@@ -233,6 +247,13 @@ def comparison_tables(result: Comparison) -> list[Table]:
         for count in result.layers:
             table.add_column(f"N = {count}", justify="right")
         for row in agreement_rows(result, text.name):
+            table.add_row(*row)
+        tables.append(table)
+    if taken := taken_rows(result):
+        table = Table(title=TAKEN[0].lower() + TAKEN[1:])
+        for heading in ["arm", *(f"N = {count}" for count in result.layers)]:
+            table.add_column(heading)
+        for row in taken:
             table.add_row(*row)
         tables.append(table)
     work = Table(title="what each arm needed")
