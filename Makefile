@@ -120,7 +120,7 @@ integration-%: $(SOURCES)
 	.venv-$@/bin/pip install --quiet torch==2.13.0
 	.venv-$@/bin/pip install --quiet torch==2.13.0 $(TOOL_$*) pytest pytest-benchmark hypothesis --editable .
 	$(if $(filter vllm,$*),.venv-$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
-	HF_HUB_OFFLINE=1 .venv-$@/bin/python -m pytest -q -rs tests/integrations/test_$*.py
+	HF_HUB_OFFLINE=1 .venv-$@/bin/python -m pytest -q -rs $(wildcard tests/integrations/test_$**.py)
 
 clean:
 	rm -rf .venv-integration-* $(VENV) $(INTEROP) $(OLDEST) demo-out site build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

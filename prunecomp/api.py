@@ -104,7 +104,7 @@ def prune(
                 progress=whole,
             )  # fmt: skip
         whole.begin("evaluating")
-        quality, found = judged(model_source, stack, placement, asked, eval_windows, whole)
+        quality, found = judged(model_source, stack, placement, asked, eval_windows, session.tasks, whole)
     return PruneResult(
         options=asked,
         model_source=model_source,

@@ -30,6 +30,7 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
     eval : sources of text by name, as :func:`prunecomp.evaluate` takes one.
     base : a folder, a hub id or a model object; without, ``model`` stands alone.
     items : problems of each probe.
+    tasks : names of lm-eval's tasks or YAML files, with commas between; ``fewshot`` and ``limit`` are for them.
 
     The other parameters are those of :func:`prunecomp.evaluate`. Generation and probes need a tokenizer and a model
     that fits in memory; without, :attr:`Profile.left_out` says so. Raises a subclass of
@@ -69,5 +70,12 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
             reason = reason or language
     others = [Named("model", one) for one in standings[1:]]
     return capabilities(
-        standings[0], others, texts, reason or languages, items=asked.items, seed=asked.seed, progress=asked.progress
+        standings[0],
+        others,
+        texts,
+        reason or languages,
+        items=asked.items,
+        tasks=sessions[0].tasks,
+        seed=asked.seed,
+        progress=asked.progress,
     )

@@ -17,6 +17,8 @@ from prunecomp.evaluation.items import MAKERS, make_probe
 from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.probes import Answers, ProbeScore, answer, at_chance, beside_dense
 from prunecomp.evaluation.prompts import PROMPTS
+from prunecomp.evaluation.tasks import Results, Tasks, TaskScore
+from prunecomp.evaluation.tasks import beside_dense as tasks_beside_dense
 
 MOST_TOKENS = 64
 """Of an answer to a chat prompt."""
@@ -33,6 +35,7 @@ class ModelProfile:
     written: list[Written]
     """The answers that generation is measured on."""
     probes: list[ProbeScore]
+    tasks: list[TaskScore]
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def capabilities(
     languages: Mapping[Any, Language] | str,
     *,
     items: int,
+    tasks: Tasks | None = None,
     most: int = MOST_TOKENS,
     seed: int = 0,
     progress: Progress = silent,
@@ -82,6 +86,7 @@ def capabilities(
     on_texts = {name: on_text(w, dense, [one.standing for one in others], progress) for name, w in texts.items()}
     written: list[list[Written]] = [[] for _ in models]
     answers: list[list[Answers]] = [[] for _ in models]
+    results: list[Results] = []
     if not isinstance(languages, str):
         probes = [make_probe(name, items, seed) for name in MAKERS]
         for number, one in enumerate(models):
@@ -93,6 +98,8 @@ def capabilities(
                 written[number] = write(language, PROMPTS, most)
                 advance(len(PROMPTS))
                 answers[number] = _answers(language, probes, advance)
+                if tasks is not None:
+                    results.append(tasks.ask(language))
     made = [
         ModelProfile(
             name=one.name,
@@ -101,6 +108,7 @@ def capabilities(
             generation=summed_up(written[number], written[0] if number else None) if written[number] else None,
             written=written[number],
             probes=beside_dense(answers[0], answers[number], seed),
+            tasks=tasks_beside_dense(results[0], results[number], seed) if results else [],
         )
         for number, one in enumerate(models)
     ]

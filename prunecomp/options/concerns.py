@@ -271,5 +271,16 @@ class Evaluation(Options):
         of="prune evaluate profile", required="evaluate", metavar="TEXT",
     )  # fmt: skip
     profile: bool = option(False, "also what both models can do: chat prompts answered, probes", of="prune")
+    tasks: str | None = option(
+        None, "with the profile, tasks of lm-eval by name or YAML file, with commas between; 'paper' for the paper's",
+        text, of="prune profile", metavar="TASKS",
+    )  # fmt: skip
+    fewshot: int | None = option(
+        None, "solved examples before each question of --tasks", partial(whole, least=0), of="prune profile",
+        shown_default="as a task has it",
+    )  # fmt: skip
+    limit: int | None = option(
+        None, "questions of each of --tasks", partial(whole, least=1), of="prune profile", shown_default="all"
+    )
     base: Any = option(None, "the dense model that it was made from", anything, of="profile", metavar="MODEL")
     items: int = option(50, "problems of each probe", partial(whole, least=10, most=10_000), of="profile")

@@ -53,6 +53,9 @@ class ProfileKeywords(EvaluateKeywords, total=False):
     """Of :func:`prunecomp.profile`."""
 
     seed: int
+    tasks: str | None
+    fewshot: int | None
+    limit: int | None
     base: Any
     items: int
 
@@ -102,6 +105,9 @@ class PruneKeywords(ScoreKeywords, total=False):
     candidates: Iterable[int] | str | None
     eval: Any
     profile: bool
+    tasks: str | None
+    fewshot: int | None
+    limit: int | None
     resume: bool
     journal: str | Path | None
 

@@ -112,6 +112,10 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             )
         if self.fold != FORMS[0] and self.compensation == "none" and self.repair == "none":
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
+        if self.tasks is None:
+            for name, number in (("--fewshot", self.fewshot), ("--limit", self.limit)):
+                if number is not None:
+                    yield f"{name} {number}", "there are no --tasks; name some, or leave it out"
         if self.ridge is not None and self.repair == "none":
             yield f"--ridge {self.ridge:g}", "--repair none fits nothing; choose refit, joint or auto, or leave it out"
 

@@ -10,6 +10,7 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress
 from prunecomp.evaluation.agreement import Standing, TextQuality, on_text
 from prunecomp.evaluation.profile import Named, Profile, capabilities
+from prunecomp.evaluation.tasks import Tasks
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
@@ -22,6 +23,7 @@ def judged(
     placement: Placement,
     options: PruneOptions,
     windows: Windows | None,
+    tasks: Tasks | None,
     progress: Progress,
 ) -> tuple[list[TextQuality], Profile | None]:
     """The dense model's and the pruned one's quality on the evaluation ``windows``, none where there are none; and, if
@@ -29,13 +31,13 @@ def judged(
     decoder = model_source.load(placement.group_size)
     dense = Standing(decoder, LayerStack.dense(decoder.num_layers), placement)
     pruned = replace(dense, stack=stack)
-    if not options.profile:
+    if not options.profile and tasks is None:
         return ([] if windows is None else on_text(windows, dense, [pruned], progress)), None
     language = language_of(model_source, placement)
     found = capabilities(
         dense, [Named("pruned", pruned, options.fold)], {} if windows is None else {"eval": windows},
         language if isinstance(language, str) else {decoder: language}, items=options.items,
-        seed=options.seed, progress=progress,
+        tasks=tasks, seed=options.seed, progress=progress,
     )  # fmt: skip
     return [model.texts["eval"] for model in found.models if windows is not None], found
 

@@ -1,4 +1,4 @@
-"""A subject as a model that generates."""
+"""A model source as a model that generates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKENS = "generation_config.json"
 
 
 def language_of(model_source: ModelSource, placement: Placement) -> Language | str:
-    """The model of a subject, once it is loaded, as one that generates; or why it cannot."""
+    """The model of a source, once it is loaded, as one that generates; or why it cannot."""
     if placement.group_size is not None:
         return "the model is streamed, and generation needs one that fits in memory: give more --device-memory"
     if world_size() > 1:

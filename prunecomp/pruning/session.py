@@ -16,6 +16,7 @@ from prunecomp.engine.progress import Progress
 from prunecomp.engine.streams import check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
+from prunecomp.evaluation.tasks import Tasks
 from prunecomp.io.values import at_revision, listed
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.decoder import Decoder
@@ -45,6 +46,7 @@ class Session:
         self.options = options.aimed(self.model_source.num_layers)
         if options.pending:
             self.options.check(METRICS, COMPENSATIONS)
+        self.tasks = None if options.tasks is None else Tasks.of(options.tasks, options.fewshot, options.limit)
 
     def candidates(self) -> list[int]:
         """The layers that may go."""

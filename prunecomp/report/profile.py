@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from prunecomp.evaluation.estimate import Estimate
 from prunecomp.evaluation.profile import ModelProfile, Profile
+from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.report.console import Console, Table
@@ -31,6 +32,23 @@ def profile_grids(profile: Profile) -> Iterator[Grid]:
         title = f"probes of up to {profile.items} problems: score, and {LEVEL:.0%} interval of what is lost or won"
         rows = [[name, *(_probe(m, i, m is models[0]) for m in models)] for i, name in enumerate(names)]
         yield title, ["probe", *(m.name for m in models)], rows
+
+    if models[0].tasks:
+        title = f"tasks of lm-eval: score, and {LEVEL:.0%} interval of what is lost or won, or what is retained"
+        rows = [
+            [f"{one.task} ({one.metric}, {one.items})", *(_task(m.tasks[i], m is models[0]) for m in models)]
+            for i, one in enumerate(models[0].tasks)
+        ]
+        yield title, ["task", *(m.name for m in models)], rows
+
+
+def _task(found: TaskScore, dense: bool) -> str:
+    score = f"{found.score:.3f}" if found.error is None else f"{found.score:.3f} ± {found.error:.3f}"
+    if dense:
+        return score
+    if found.difference is not None:
+        return f"{score} ({found.difference.low:+.3f} to {found.difference.high:+.3f})"
+    return score if found.retained is None else f"{score} ({found.retained:.0%} of the dense)"
 
 
 def _head(model: ModelProfile) -> list[str]:
@@ -70,7 +88,7 @@ def notes(profile: Profile) -> list[str]:
     """What is not in the tables, and why."""
     found = []
     if profile.left_out is not None:
-        found.append(f"No generation and no probes: {profile.left_out}.")
+        found.append(f"No generation, no probes and no tasks: {profile.left_out}.")
     if profile.at_chance:
         found.append(f"Left out, for the dense model is no better than a guess: {', '.join(profile.at_chance)}.")
     return found
