@@ -132,7 +132,7 @@ def _described(name: str) -> str | dict[str, Any]:
         return name
     if not Path(name).is_file():
         raise OptionError(f"--tasks {shown(name)}: there is no such file")
-    found: dict[str, Any] = _lm_eval("utils").load_yaml_config(yaml_path=name, mode="full")
+    found: dict[str, Any] = _lm_eval("tasks._yaml_loader").load_yaml(name)
     return found
 
 

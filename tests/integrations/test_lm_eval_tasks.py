@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import prunecomp
 from prunecomp.errors import OptionError
-from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS
+from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, cli_export
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -52,37 +52,46 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"{name}.yaml") for name in FORMS]
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cli_export(tmp_path_factory.mktemp("export") / "out")
+
+
 def theirs(model: Path, files: list[str], shots: int | None) -> dict[str, dict[str, float]]:
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.utils import load_yaml_config
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    tasks = [load_yaml_config(yaml_path=file, mode="full") for file in files]
+    tasks = [load_yaml(file) for file in files]
     hf = HFLM(str(model), dtype="float32", device="cpu", batch_size=1)
     found: dict[str, dict[str, float]] = lm_eval.simple_evaluate(hf, tasks=tasks, num_fewshot=shots)["results"]
     return found
 
 
 @pytest.mark.parametrize("shots", [None, 2])
-def test_scores_are_those_of_hf_on_the_export(files: list[str], tmp_path: Path, shots: int | None) -> None:
-    options = {**OPTIONS, "dtype": "float32"}
-    result = prunecomp.prune(
-        str(MODEL), LAYERS, str(CALIBRATION), tasks=",".join(files), fewshot=shots, **options
+def test_scores_are_those_of_hf_on_the_export(files: list[str], checkpoint: Path, shots: int | None) -> None:
+    found = prunecomp.profile(
+        str(checkpoint), base=str(MODEL), tasks=",".join(files), fewshot=shots, items=10, dtype="float32"
     )
-    assert result.profile is not None
-    exported = result.save(tmp_path / "out")
-    for profiled, model in zip(result.profile.models, (MODEL, exported), strict=True):
+    for profiled, model in zip(found.models, (MODEL, checkpoint), strict=True):
         expected = theirs(model, files, shots)
         assert len(profiled.tasks) == 4
         for one in profiled.tasks:
             # Float32 logits in other batches differ by rounding, at some 1e-6 of a log-likelihood.
             assert one.score == pytest.approx(expected[one.task][f"{one.metric},none"], rel=1e-4), one.task
             assert one.items == len(LINES)
-    dense, pruned = ({one.task: one for one in model.tasks} for model in result.profile.models)
+    dense, pruned = ({one.task: one for one in model.tasks} for model in found.models)
     assert pruned["own_rolling"].score > dense["own_rolling"].score
     assert pruned["own_rolling"].dense == dense["own_rolling"].score
     assert pruned["own_rolling"].difference is None
     assert pruned["own_choice"].difference is not None
-    assert result.record()["profile"]["models"][1]["tasks"]
+
+
+def test_a_run_has_them_in_its_record(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunecomp.evaluation.profile.MAKERS", {})
+    result = prunecomp.prune(str(MODEL), LAYERS, str(CALIBRATION), tasks=files[0], limit=2, repair="joint", **OPTIONS)
+    dense, pruned = result.record()["profile"]["models"]
+    assert [one["items"] for one in pruned["tasks"]] == [2, 2]
+    assert [one["dense"] for one in pruned["tasks"]] == [one["score"] for one in dense["tasks"]]
 
 
 def test_log_likelihoods_are_those_of_hf(files: list[str]) -> None:
