@@ -149,7 +149,8 @@ def _lm_eval(part: str) -> Any:
 
 def _asked(language: Language) -> Any:
     """The model as lm-eval asks for one: its own ``hf``, so that texts are cut into tokens, and too long ones
-    shortened, as there; but a context is run once for all of its continuations, and what contexts have in common once for all."""
+    shortened, as there. But a context is run once for all of its continuations, and what contexts have in common once
+    for all of them."""
     base = _lm_eval("models.huggingface").HFLM
 
     class Standing(base):  # type: ignore[misc, valid-type]
