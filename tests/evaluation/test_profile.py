@@ -143,6 +143,6 @@ def test_repetition_and_first_difference_are_counted() -> None:
 def test_notes_say_what_is_left_out() -> None:
     found = module.Profile([], ["add"], "it is late", 10, 0)
     assert notes(found) == [
-        "No generation and no probes: it is late.",
+        "No generation, no probes and no tasks: it is late.",
         "Left out, for the dense model is no better than a guess: add.",
     ]
