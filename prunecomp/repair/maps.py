@@ -134,7 +134,7 @@ class MapFit(Fit):
             tensors |= self._read_through(f"{norm}.weight", names, there)
         for full in decoder.writer_tensors(layer):
             name = full.removeprefix(f"{family.layers}.{layer}.")
-            tensors[name] = torch.linalg.solve(self.map, there(name)).cpu()
+            tensors[name] = torch.linalg.solve(self.map, there(name)).cpu().contiguous()  # columns lie together
         return tensors
 
     def _read_through(

@@ -34,12 +34,13 @@ class ReadInBasis(torch.nn.Module):
 
     def __init__(self, norm: Any, matrix: torch.Tensor, ratio: float) -> None:
         super().__init__()
-        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+        self.gain = norm.weight + ("Gemma" in type(norm).__name__)
+        self.epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
         self.inverse, self.ratio = torch.linalg.inv(matrix), ratio
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         x = y @ self.inverse.T
-        return self.weight * y / (self.ratio * (x.square().mean(dim=-1, keepdim=True) + self.epsilon).sqrt())
+        return self.gain * y / (self.ratio * (x.square().mean(dim=-1, keepdim=True) + self.epsilon).sqrt())
 
 
 @torch.no_grad()
@@ -57,6 +58,7 @@ def repair(
     above takes a root mean square that is constant up to the basis in which the maps would be folded.
     """
     basis = torch.eye(model.config.hidden_size, dtype=torch.float64)
+    multiplier = getattr(model.config, "residual_multiplier", 1.0)
     dense = [boundary_states(model, tokens) for tokens in windows]
     work = copy.deepcopy(model)
     alive = [layer for layer in range(len(work.model.layers)) if layer not in removed]
@@ -82,11 +84,11 @@ def repair(
             if joint:
                 h = w * torch.cat([given_to(work, one, windows) for one in (o_proj, down)], dim=1)
                 change = ridge_solution(h, w * (z / a - y), ridge * float(h.square().sum(dim=0).mean()))
-                o_proj.weight += change[: o_proj.in_features].T
+                o_proj.weight += change[: o_proj.in_features].T / multiplier
                 y = below()
             h = w * given_to(work, down, windows)
             change = ridge_solution(h, w * (z / a - y), ridge * float(h.square().sum(dim=0).mean()))
-            down.weight += change.T
+            down.weight += change.T / multiplier
             if map_ridge is not None:
                 y = below()
                 h = w * y

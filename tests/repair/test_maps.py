@@ -50,3 +50,39 @@ def test_the_folded_map_is_the_map_at_run_time_with_one_number_for_the_norms(
     wanted = expected(input_ids=tokens, use_cache=False).logits
     # Every weight is kept in float32: one rounding of each, of which all layers' outputs are sums.
     assert error(logits_of(result, model, tokens), wanted) < 64 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("case", UNTIED)
+def test_exports_equal_the_mapped_model(case: str, generator: torch.Generator, tmp_path: Path) -> None:
+    model = build(case)
+    tokens = draw_tokens(model, generator, windows=8)
+    result = mapped(model, tokens, [4, 2], eval=tokens)
+    expected = logits_of(result, model, tokens)
+    for form in ("up", "down"):
+        result.options.__dict__["fold"] = form
+        loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / form))
+        assert error(loaded(input_ids=tokens).logits, expected) < 8 * relative(torch.float32)
+    changed = copy.deepcopy(model)
+    result.apply(changed)
+    with torch.no_grad():
+        logits = changed(input_ids=tokens).logits
+    assert error(logits, expected) < 8 * relative(torch.float32)
+    decoder, windows = Decoder(model), result.evaluation
+    assert windows is not None
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert result.perplexity is not None
+    assert result.perplexity["pruned"] == pytest.approx(float(loss.exp()), rel=1e-4)
+    assert perplexity(decoder, result.stack, windows, result.placement) == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+MAPPED = {"gemma", "granite", "llama3", "ministral", "ministral3", "mistral", "phi3", "qwen2", "qwen3", "smollm3"}
+
+
+@pytest.mark.parametrize("case", sorted(MAPPED))
+def test_families_with_readers_and_multipliers_of_their_own(case: str, generator: torch.Generator) -> None:
+    model = build_family(case, tie_word_embeddings=False).double()
+    tokens = draw_tokens(model, generator, windows=8, seqlen=14)
+    result = mapped(model, tokens, [2, 4], ridge=3.0)
+    expected, _ = refit.repair(model, list(tokens), [2, 4], 3.0, joint=True, map_ridge=3.0 * maps.MAP_RIDGE)
+    wanted = expected(input_ids=tokens, use_cache=False).logits
+    assert error(logits_of(result, model, tokens), wanted) < 64 * torch.finfo(torch.float32).eps
