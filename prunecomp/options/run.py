@@ -113,7 +113,10 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
         if self.fold != FORMS[0] and self.compensation == "none" and self.repair == "none":
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
         if self.ridge is not None and self.repair == "none":
-            yield f"--ridge {self.ridge:g}", "--repair none fits nothing; choose refit, joint or auto, or leave it out"
+            yield (
+                f"--ridge {self.ridge:g}",
+                "--repair none fits nothing; choose refit, joint, map or auto, or leave it out",
+            )
 
     @property
     def window_bos(self) -> str:

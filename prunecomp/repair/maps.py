@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from prunecomp.engine.parallel import total
+from prunecomp.engine.placement import Demand, ModelShape, Placement
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.regression import NormalEquations, token_rows
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.model.adapter import names_parameter
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import Overlay
-from prunecomp.repair.refit import TINY, Fit, Gap, GapRecord, fitted_error
+from prunecomp.repair.refit import TINY, Fit, Gap, GapRecord, fitted_error, gaps_of
 from prunecomp.repair.writers import has, overlaid, standing
 
 MAP_RIDGE = 0.3
@@ -41,10 +42,10 @@ def check_mappable(decoder: Decoder) -> None:
     elif family.mlp_norm is not None or family.raw_readers:
         problem = f"in {family.name} a norm stands between a layer's last matrix and the stream"
     elif decoder.tied:
-        own, layer = decoder.head.weight.numel(), sum(p.numel() for p in decoder.layers[0].parameters())
+        own, a_layer = decoder.head.weight.numel(), sum(p.numel() for p in decoder.layers[0].parameters())
         problem = (
             f"the head is tied to the embedding and would need {own:,} parameters of its own, as many as "
-            f"{own / layer:.1f} layers have; if they are worth it, save the model with tie_word_embeddings off first"
+            f"{own / a_layer:.1f} layers have; if that is worth it, untie it first (docs/how-to/map.md)"
         )
     else:
         known = (*family.writers, *(path for paths in family.read for path in paths))
@@ -55,6 +56,21 @@ def check_mappable(decoder: Decoder) -> None:
                 problem = f"nothing is known of how {stray} of layer {number} reads the stream"
     if problem is not None:
         raise OptionError(f"--repair map: {problem}; or use --repair joint")
+
+
+def map_demand(fit: Demand, shape: ModelShape) -> Demand:
+    """What a map takes where the fit below it takes ``fit``: all weights once more, for those that stand in."""
+    weights = shape.num_layers * shape.layer_nbytes + shape.outer_nbytes
+    return Demand(lambda num_tokens: fit.nbytes(num_tokens) + weights, fit.boundaries)
+
+
+def check_placed(placement: Placement) -> None:
+    """Raise :class:`OptionError` where layers are streamed: what stands in for them has to stay on the device."""
+    if placement.group_size is not None:
+        raise OptionError(
+            "--repair map puts new weights into every layer above the lowest gap, and they have no room here: layers "
+            "are streamed; give more --device-memory, or use --repair joint"
+        )
 
 
 class MapFit(Fit):
@@ -68,6 +84,12 @@ class MapFit(Fit):
         """c of the last map; None below the first."""
         self.folded = 0
         """Position of the lowest survivor that is not in the map's basis yet."""
+
+    @property
+    def work(self) -> int:
+        """The layer below the highest gap is run once more, as it was fitted."""
+        gaps = gaps_of(self.streams.pruned.stack)
+        return super().work + (bool(gaps) and gaps[-1].below >= 0) * self.streams.sweeper.windows.count
 
     def close(self, gap: Gap, advance: Advance) -> GapRecord:
         stack, pruned = self.streams.pruned.stack, self.streams.pruned

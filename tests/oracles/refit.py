@@ -54,8 +54,8 @@ def repair(
 ) -> tuple[Any, list[float]]:
     """The repaired model, whose seams multiply what enters a layer, and the scalar of each gap from below.
 
-    With ``map_ridge`` the stream goes through a map above each gap but the bottom one, as the model runs, and every norm
-    above takes a root mean square that is constant up to the basis in which the maps would be folded.
+    With ``map_ridge`` the stream goes through a map above each gap but the bottom one, as the model runs, and every
+    norm above takes the root mean square in the basis in which the maps would be folded, times a constant.
     """
     basis = torch.eye(model.config.hidden_size, dtype=torch.float64)
     multiplier = getattr(model.config, "residual_multiplier", 1.0)

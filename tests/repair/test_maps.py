@@ -14,7 +14,8 @@ import prunecomp
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.model.decoder import Decoder
-from prunecomp.repair import maps
+from prunecomp.repair import demand_of, maps
+from tests.engine.test_streaming import needed, shape_of
 from tests.families.configs import FAMILIES
 from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
@@ -84,5 +85,80 @@ def test_families_with_readers_and_multipliers_of_their_own(case: str, generator
     tokens = draw_tokens(model, generator, windows=8, seqlen=14)
     result = mapped(model, tokens, [2, 4], ridge=3.0)
     expected, _ = refit.repair(model, list(tokens), [2, 4], 3.0, joint=True, map_ridge=3.0 * maps.MAP_RIDGE)
+    wanted = expected(input_ids=tokens, use_cache=False).logits
+    assert error(logits_of(result, model, tokens), wanted) < 64 * torch.finfo(torch.float32).eps
+
+
+def test_the_families_that_take_a_map_are_those_named_above() -> None:
+    taken = set()
+    for case in FAMILIES:
+        try:
+            maps.check_mappable(Decoder(build_family(case, tie_word_embeddings=False)))
+        except OptionError as error:
+            assert str(error).startswith("--repair map: ")
+            assert str(error).endswith("; or use --repair joint")
+        else:
+            taken.add(case)
+    assert taken == MAPPED
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("gpt2", r"GPT-2 reads its stream through LayerNorm, which takes out a mean"),
+        ("gemma3", r"in Gemma 3 \(text\) a norm stands between a layer's last matrix and the stream"),
+        ("olmo2", r"in OLMo 2/3 a norm stands between"),
+        ("qwen3-moe", r"nothing is known of how mlp\.experts\.\w+ of layer \d reads the stream"),
+        ("deepseek-v3", r"nothing is known of how self_attn\.\w+\.weight of layer 0 reads the stream"),
+    ],
+)
+def test_what_no_map_goes_through_is_refused_by_name_before_any_work(case: str, message: str) -> None:
+    model = build_family(case, tie_word_embeddings=False)
+    with pytest.raises(OptionError, match=f"--repair map: {message}"):
+        prunecomp.prune(model, 1, "no-such-file.txt", repair="map")
+
+
+def test_a_tied_head_is_refused_with_what_its_own_would_take() -> None:
+    model = build("llama-tied-biased")
+    own = model.lm_head.weight.numel()
+    with pytest.raises(OptionError, match=rf"tied to the embedding and would need {own:,} parameters .*--repair joint"):
+        prunecomp.prune(model, 1, "no-such-file.txt", repair="map")
+
+
+def test_a_streamed_model_is_refused(generator: torch.Generator, tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "base")
+    tokens = draw_tokens(model, generator, windows=4)
+    demand = maps.map_demand(demand_of(Decoder(model), shape_of(model), joint=True), shape_of(model))
+    with pytest.raises(OptionError, match=r"--repair map puts new weights .*--device-memory, or use --repair joint"):
+        prunecomp.prune(
+            tmp_path / "base", 2, tokens, repair="map", device_memory=needed(model, tokens, 4, demand), disk=tmp_path
+        )
+
+
+def test_a_map_that_turns_the_stream_around_is_refused(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    tokens = draw_tokens(model, generator, windows=8)
+    result = mapped(model, tokens, [4, 2])
+    assert result.repair is not None
+    low, high = (gap.condition for gap in result.repair.gaps)
+    assert low is not None
+    assert high is not None
+    monkeypatch.setattr(maps, "LARGEST_CONDITION", (low + high) / 2)
+    with pytest.raises(NumericalError, match=rf"above layer 4 the map has a condition number of {high:.3g}, .*--ridge"):
+        mapped(model, tokens, [4, 2])
+    mapped(model, tokens, [4, 2], ridge=1000.0)  # all but no map
+
+
+def test_padding_is_no_part_of_the_map(generator: torch.Generator) -> None:
+    model = build("llama").double()
+    lengths = [24, 19, 17, 11, 8, 5]
+    tokens = draw_tokens(model, generator, windows=6, seqlen=24)
+    rows = [row[:n] for row, n in zip(tokens, lengths, strict=True)]
+    padded = tokens.masked_fill(torch.arange(24) >= torch.tensor(lengths).unsqueeze(1), -1)
+    result = mapped(model, padded, [2, 4], ridge=1.0)
+    expected, _ = refit.repair(model, rows, [2, 4], 1.0, joint=True, map_ridge=maps.MAP_RIDGE)
     wanted = expected(input_ids=tokens, use_cache=False).logits
     assert error(logits_of(result, model, tokens), wanted) < 64 * torch.finfo(torch.float32).eps
