@@ -45,7 +45,7 @@ def check_mappable(decoder: Decoder) -> None:
         own, a_layer = decoder.head.weight.numel(), sum(p.numel() for p in decoder.layers[0].parameters())
         problem = (
             f"the head is tied to the embedding and would need {own:,} parameters of its own, as many as "
-            f"{own / a_layer:.1f} layers have; if that is worth it, untie it first (docs/how-to/map.md)"
+            f"{own / a_layer:.1f} layers have; if that is worth it, save the model with a head of its own first"
         )
     else:
         known = (*family.writers, *(path for paths in family.read for path in paths))
