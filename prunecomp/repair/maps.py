@@ -30,7 +30,8 @@ MAP_RIDGE = 0.3
 """Of the map towards the identity, in units of the ridge of the fit below it and of the mean diagonal of the Gram."""
 
 LARGEST_CONDITION = 10.0
-"""Of all maps up to a gap. On real models it is 1.2 to 2.2; roundings of the folded weights grow by as much."""
+"""Of all maps up to a gap. On real models it is 1.2 to 2.2. Rounding all folded weights of the bundled model to bfloat16
+moves its logits by 0.13 % at 1, 0.23 % at 10, 0.42 % at 30 and 1.0 % at 100."""
 
 
 def check_mappable(decoder: Decoder) -> None:
@@ -170,14 +171,11 @@ class MapFit(Fit):
         return {norm: torch.full_like(gain, 1.0 - offset).cpu(), **read}
 
     def finish(self) -> None:
-        decoder, stack = self.decoder, self.streams.pruned.stack
-        self._fold(len(stack.alive))
-        if self.ratio is not None:
-            norm, head = (f"{path}.weight" for path in (decoder.family.final_norm, decoder.family.head))
-            tensors = self._read_through(norm, [head], lambda name: decoder.stored(name).double().to(decoder.device))
-            top = Overlay({name: tensor.float() for name, tensor in tensors.items()})
-            self._set(
-                replace(
-                    self.streams.pruned.stack, overlays={**self.streams.pruned.stack.overlays, stack.num_layers: top}
-                )
-            )
+        decoder, family = self.decoder, self.decoder.family
+        self._fold(len(self.streams.pruned.stack.alive))
+        if self.ratio is None:
+            return
+        norm, head = f"{family.final_norm}.weight", f"{family.head}.weight"
+        tensors = self._read_through(norm, [head], lambda name: decoder.stored(name).double().to(decoder.device))
+        top, stack = Overlay({name: tensor.float() for name, tensor in tensors.items()}), self.streams.pruned.stack
+        self._set(replace(stack, overlays={**stack.overlays, stack.num_layers: top}))
