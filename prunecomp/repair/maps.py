@@ -30,7 +30,7 @@ MAP_RIDGE = 0.3
 """Of the map towards the identity, in units of the ridge of the fit below it and of the mean diagonal of the Gram."""
 
 LARGEST_CONDITION = 10.0
-"""Of all maps up to a gap. On real models it is 1.2 to 2.2. Rounding all folded weights of the bundled model to bfloat16
+"""Of all maps up to a gap. On real models it is 1.2 to 2.2. Rounding all folded weights of the bundled model to 16 bits
 moves its logits by 0.13 % at 1, 0.23 % at 10, 0.42 % at 30 and 1.0 % at 100."""
 
 
