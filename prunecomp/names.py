@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 MetricName = Literal["bi", "span", "angular", "ppl", "taylor", "magnitude", "random", "last", "given"]
 CompensationName = Literal["scale", "norm", "lsq", "search", "none"]
-RepairName = Literal["none", "refit", "joint", "auto"]
+RepairName = Literal["none", "refit", "joint", "map", "auto"]
 Bos = Literal["auto", "each", "start"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Form = Literal["up", "down"]

@@ -157,6 +157,7 @@ def test_more_processes_than_micro_batches_differ_by_rounding_alone(bench: Bench
         pytest.param(("--metric", "ppl", "--lookahead"), marks=pytest.mark.slow),
         pytest.param(("--metric", "angular", "--confidence", 0.9), marks=pytest.mark.slow),
         pytest.param(("--repair", "joint"), marks=pytest.mark.slow),
+        pytest.param(("--repair", "map"), marks=pytest.mark.slow),
         pytest.param(("--compensation", "search"), marks=pytest.mark.slow),
     ],
     ids=lambda options: options[1],

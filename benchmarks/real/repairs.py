@@ -39,7 +39,7 @@ def repairs_of(decoder: Decoder) -> list[Setting]:
     """What is fitted, beside what the loop left."""
     if decoder.family.mlp_norm is not None:  # scalars hurt there, and attention cannot take part
         return [Setting("refit", ridge) for ridge in (1.0, 3.0)]
-    return [Setting("refit", 1.0), Setting("joint", 1.0), Setting("joint", 3.0)]
+    return [Setting("refit", 1.0), Setting("joint", 1.0), Setting("joint", 3.0), Setting("map", 1.0)]
 
 
 def main() -> None:

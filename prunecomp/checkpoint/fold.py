@@ -68,7 +68,8 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
         raise OptionError(f"--fold {form}: choose {' or '.join(FORMS)}")
     plan = FoldPlan(form, {layer: number for number, layer in enumerate(stack.alive)})
     for layer, overlay in stack.overlays.items():
-        plan.replaced.update({f"{decoder.family.layers}.{layer}.{name}": t for name, t in overlay.tensors.items()})
+        prefix = f"{decoder.family.layers}.{layer}." if layer < stack.num_layers else ""
+        plan.replaced.update({f"{prefix}{name}": tensor for name, tensor in overlay.tensors.items()})
     if form == "up":
         scales = [1.0 / product for product in stack.seam_product_below()]
     else:

@@ -208,7 +208,7 @@ def _verify_logits(
     tight = min(max(allowed_error(layers, torch.float32), NOISE * noise), LARGEST_TOLERANCE)
 
     with decoder.evaluating():
-        run = decoder.logits(decoder.run(stack, tokens))
+        run = decoder.topped(stack).logits(decoder.run(stack, tokens))
     coarse = max(torch.finfo(decoder.dtype).eps, torch.finfo(torch.float32).eps)
     grain = max(allowed_error(layers, decoder.dtype), tight * coarse / torch.finfo(torch.float32).eps)
     _hold(

@@ -234,7 +234,8 @@ class Run:
 
     def losses(self, shard: CalibrationShard, *, keep: bool = True) -> torch.Tensor:
         """The sum over each window of a shard, of all processes: [N] float64."""
-        return self.outcomes(shard, lambda b, y: batch_losses(self.decoder, b, y).unsqueeze(1), keep=keep)[:, 0]
+        decoder = self.decoder.topped(self.stack)
+        return self.outcomes(shard, lambda b, y: batch_losses(decoder, b, y).unsqueeze(1), keep=keep)[:, 0]
 
     def outcomes(self, shard: CalibrationShard, see: Look, columns: int = 1, *, keep: bool = True) -> torch.Tensor:
         """What ``see`` says of each window of a shard, of all processes: [N, columns] float64, the loss's sum first."""

@@ -99,7 +99,7 @@ def on_text(
             shard = run.shards[number]
             look = (kept.compare if row else kept.hold) if room else kept.alone
             within.place = called(row, len(others))
-            found[row].append(run.outcomes(shard, partial(look, shard, run.decoder), 3))
+            found[row].append(run.outcomes(shard, partial(look, shard, run.decoder.topped(run.stack)), 3))
     return [quality_of(windows, torch.cat(some), room and row > 0) for row, some in enumerate(found)]
 
 

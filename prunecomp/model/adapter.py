@@ -38,6 +38,12 @@ class Family:
     residual_multiplier: str | None = None
     """The config field of what each sublayer's output is multiplied by on its way to the stream."""
     readers: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    read: tuple[tuple[str, ...], ...] = (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
+        ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
+    )
+    """Linear maps that alone read through each of the ``readers``, in their order; a model whose layers have matrices
+    that are neither these nor writers takes no map of its stream."""
     raw_readers: tuple[str, ...] = ()
     """Maps that read the stream itself and feed a nonlinearity: they take the inverse of the stream's scale. A layer's
     other maps of the stream may do without, where a norm that follows takes the scale out again."""

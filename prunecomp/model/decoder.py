@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -237,6 +238,19 @@ class Decoder:
     def compile(self) -> None:
         """Run layers through ``torch.compile``: one graph serves all that are alike, since weights are its inputs."""
         self._call = torch.compile(call_layer)
+
+    def topped(self, stack: LayerStack) -> Decoder:
+        """The same with the final norm and the head of ``stack``."""
+        overlay = stack.overlays.get(stack.num_layers)
+        if overlay is None:
+            return self
+        tensors, view = overlay.on(self.device, self.dtype), copy.copy(self)
+        for name in ("final_norm", "head"):
+            module = copy.copy(getattr(self, name))
+            weight = nn.Parameter(tensors[f"{getattr(self.family, name)}.weight"], requires_grad=False)
+            module._parameters = {**module._parameters, "weight": weight}
+            setattr(view, name, module)
+        return view
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """Final norm, head and what the family does behind it: [.., d] to [.., vocabulary], in the model's dtype."""

@@ -40,7 +40,8 @@ class LayerStack:
     alive: tuple[int, ...]
     seams: tuple[float, ...]
     overlays: Mapping[int, Overlay] = field(default_factory=dict)
-    """By original layer, for the few whose weights a compensation has replaced."""
+    """By original layer, for those whose weights a compensation or a repair has replaced; under ``num_layers`` those of
+    the final norm and the head, by their names in the model."""
 
     @classmethod
     def dense(cls, num_layers: int) -> LayerStack:

@@ -159,7 +159,8 @@ class Choice(Options):
     )  # fmt: skip
     repair: RepairName = option(
         "none", "fitted to the dense model once all layers are chosen: refit (the down projection below each gap), "
-        "joint (attention's output too), or auto (judged on text left out of the fit, nothing included)",
+        "joint (attention's output too), map (joint, then a map of the stream, folded into all layers above), or auto "
+        "(judged on text left out of the fit, nothing included)",
         of="prune plan", panel=RUN, decides=True, shown_default="auto, but none where a compensation is named",
     )  # fmt: skip
     ridge: float | None = option(

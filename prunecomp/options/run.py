@@ -117,7 +117,10 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
                 if number is not None:
                     yield f"{name} {number}", "there are no --tasks; name some, or leave it out"
         if self.ridge is not None and self.repair == "none":
-            yield f"--ridge {self.ridge:g}", "--repair none fits nothing; choose refit, joint or auto, or leave it out"
+            yield (
+                f"--ridge {self.ridge:g}",
+                "--repair none fits nothing; choose refit, joint, map or auto, or leave it out",
+            )
 
     @property
     def window_bos(self) -> str:

@@ -20,6 +20,7 @@ from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
+from prunecomp.repair.maps import MapFit
 from prunecomp.repair.refit import RIDGE, Repaired, bare, refit
 from prunecomp.repair.writers import attention_writer, mlp_writer
 
@@ -31,18 +32,23 @@ JUDGED_TOKENS = 2**16
 a hundredth where nothing does."""
 
 
+FITS = ("refit", "joint", "map")
+"""Repairs that put new weights in place."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One way to repair."""
 
     kind: str
     """``none``: nothing in place of what went; ``loop``: the seams that the choosing left; ``scalar``: least-squares
-    scalars; ``refit`` and ``joint``: what :func:`prunecomp.repair.refit.refit` fits."""
+    scalars; ``refit`` and ``joint``: what :func:`prunecomp.repair.refit.refit` fits; ``map``: that, and the maps of
+    :mod:`prunecomp.repair.maps`."""
     ridge: float = RIDGE
 
     @property
     def name(self) -> str:
-        if self.kind in ("refit", "joint"):
+        if self.kind in FITS:
             return f"{self.kind}, ridge {self.ridge:g}"
         return self.kind
 
@@ -83,6 +89,8 @@ def put(
     progress: Progress = silent,
 ) -> Repaired:
     """The stack with ``setting`` in place, fitted on ``windows``."""
+    if setting.kind == "map":
+        return MapFit(decoder, windows, placement, bare(loop), joint=True, ridge=setting.ridge).run(progress)
     return refit(
         decoder, windows, placement, loop, joint=setting.kind == "joint", ridge=setting.ridge,
         fitted=setting.kind != "scalar", progress=progress,

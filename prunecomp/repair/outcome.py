@@ -11,7 +11,8 @@ from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
-from prunecomp.repair.judge import judge, put, settings
+from prunecomp.repair.judge import FITS, judge, put, settings
+from prunecomp.repair.maps import check_mappable
 from prunecomp.repair.refit import RIDGE, GapRecord, bare
 from prunecomp.repair.writers import mlp_writer
 
@@ -36,7 +37,9 @@ class Outcome:
 def check_repairable(decoder: Decoder, kind: str) -> None:
     """Raise :class:`OptionError` before any work where a fit that was asked for has nothing to fit; the model may be on
     the meta device."""
-    if kind in ("refit", "joint") and all(mlp_writer(decoder, layer) is None for layer in range(decoder.num_layers)):
+    if kind == "map":
+        check_mappable(decoder)
+    if kind in FITS and all(mlp_writer(decoder, layer) is None for layer in range(decoder.num_layers)):
         raise OptionError(
             f"--repair {kind}: {decoder.family.name} has no matrix to fit: its layers end in routed experts alone; use "
             "--repair none or auto"

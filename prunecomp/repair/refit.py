@@ -74,6 +74,8 @@ class GapRecord:
     """``|z - a y| / |z|`` over all calibration tokens, each over its own size: the scalar alone."""
     error_after: float
     """The same once fitted. In sample, at the seam: no judge of what the model lost."""
+    condition: float | None = None
+    """Condition number of all maps up to this gap; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,7 @@ def refit(
 
     With several processes each passes its share of the windows, and all come to the same bits.
     """
-    started = time.perf_counter()
-    fit = _Fit(decoder, windows, placement, bare(stack), joint=joint, ridge=ridge, fitted=fitted)
-    with decoder.evaluating(), progress("repairing", fit.work, WORK_UNIT) as advance:
-        records = [fit.close(gap, advance) for gap in gaps_of(stack)]
-    sweeper = fit.streams.sweeper
-    spent = sweeper.tally.window_forwards * windows.count // sweeper.windows.count  # of all processes
-    return Repaired(fit.streams.pruned.stack, records, spent, time.perf_counter() - started)
+    return Fit(decoder, windows, placement, bare(stack), joint=joint, ridge=ridge, fitted=fitted).run(progress)
 
 
 def demand_of(decoder: Decoder, shape: ModelShape, joint: bool) -> Demand:
@@ -146,7 +142,7 @@ def demand_of(decoder: Decoder, shape: ModelShape, joint: bool) -> Demand:
     return repair_demand(max(widths), shape.hidden_size, max(0, BOUNDARIES - (shape.num_layers - 1)))
 
 
-class _Fit:
+class Fit:
     """The walk from gap to gap."""
 
     def __init__(
@@ -158,12 +154,33 @@ class _Fit:
         *,
         joint: bool,
         ridge: float,
-        fitted: bool,
+        fitted: bool = True,
     ) -> None:
         self.decoder = decoder
-        self.joint, self.ridge, self.fitted = joint, ridge, fitted
+        self.windows, self.joint, self.ridge, self.fitted = windows, joint, ridge, fitted
         self.scalar = decoder.family.mlp_norm is None
         self.streams = Streams(decoder, windows, placement, stack)
+
+    def run(self, progress: Progress) -> Repaired:
+        """Close all gaps, from below."""
+        started = time.perf_counter()
+        with self.decoder.evaluating(), progress("repairing", self.work, WORK_UNIT) as advance:
+            records = [self.close(gap, advance) for gap in gaps_of(self.streams.pruned.stack)]
+            self.finish()
+        sweeper, count = self.streams.sweeper, self.windows.count
+        spent = sweeper.tally.window_forwards * count // sweeper.windows.count  # of all processes
+        return Repaired(self.streams.pruned.stack, records, spent, time.perf_counter() - started)
+
+    def finish(self) -> None:
+        """What is left to do once all gaps are closed."""
+
+    def as_fitted(self, stream: torch.Tensor) -> torch.Tensor:
+        """Rows of the pruned stream [T, d] as the dense model has them, whatever the basis that it runs in."""
+        return stream
+
+    def as_run(self, change: torch.Tensor) -> torch.Tensor:
+        """What is added to a writer, [k, d] in the dense model's basis, in the one that the pruned stream runs in."""
+        return change
 
     @property
     def work(self) -> int:
@@ -219,7 +236,8 @@ class _Fit:
                 change = sums.solve(self.ridge, missing)
                 after = fitted_error(sums, scale, missing, change)
                 taken, part = (attention, change[: -writer.width(self._layer(gap))]) if attention else (writer, change)
-                self._set(changed(self.decoder, streams.pruned.stack, gap.below, taken, part / taken.multiplier))
+                part = self.as_run(part / taken.multiplier)
+                self._set(changed(self.decoder, streams.pruned.stack, gap.below, taken, part))
                 record.fitted.append(f"{taken.path}.weight")
         assert scale is not None
         assert before is not None
@@ -263,7 +281,7 @@ class _Fit:
         """Run the layer below the gap and have ``see(batch, y, z)`` get the tokens' rows on either side of it."""
 
         def finish(batch: Batch, stream: torch.Tensor) -> None:
-            see(batch, token_rows(batch, stream), token_rows(batch, self.streams.dense.get(batch)))
+            see(batch, self.as_fitted(token_rows(batch, stream)), token_rows(batch, self.streams.dense.get(batch)))
 
         self.streams.pruned.look(self.streams.pruned.at + 1, finish, advance)
 

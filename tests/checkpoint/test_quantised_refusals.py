@@ -61,7 +61,7 @@ def test_formats_that_are_not_read(saved: Callable[..., Path], stated: dict[str,
         prunecomp.prune(base, 1, TOKENS, preset="paper")
 
 
-@pytest.mark.parametrize("repair", ["refit", "joint"])
+@pytest.mark.parametrize("repair", ["refit", "joint", "map"])
 def test_a_repair_that_replaces_weights_is_refused_before_any_work(
     saved: Callable[..., Path], generator: torch.Generator, repair: str
 ) -> None:

@@ -47,9 +47,9 @@ def randomise(model: Any, offset: float) -> None:
                 buffer.normal_(std=0.05)
 
 
-def build(case: str) -> Any:
+def build(case: str, **overrides: Any) -> Any:
     """A float32 model in eval mode with random weights."""
-    options = {**COMMON, **FAMILIES[case]}
+    options = {**COMMON, **FAMILIES[case], **overrides}
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     offset = families.find(config.model_type).gain_offset
     torch.manual_seed(seed())
