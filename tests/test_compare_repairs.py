@@ -43,6 +43,7 @@ OTHERS = [
     Arm("taylor", "none", repair="refit"),
     Arm("ppl", "lsq", repair="joint"),
     Arm("bi", "search", repair="refit"),
+    Arm("bi", "none", repair="map"),
 ]
 
 
@@ -163,7 +164,7 @@ def test_streamed_it_is_the_same_and_memory_is_not_exceeded(
 
 def limited(model: Any, calibration: torch.Tensor, boundaries: int) -> int:
     """Bytes for a streamed run with a fit, and so many boundaries."""
-    return needed(model, calibration, boundaries, demand_of(Decoder(model), shape_of(model), joint=True))
+    return needed(model, calibration, boundaries, demand_of(Decoder(model), shape_of(model), "joint"))
 
 
 def test_memory_without_room_for_a_fit_is_refused_before_any_work(

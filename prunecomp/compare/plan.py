@@ -26,7 +26,7 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.pruning.replacing import may_replace
 from prunecomp.pruning.session import Session, arrange, candidates_of
-from prunecomp.repair import RIDGE, Outcome, demand_of, repair
+from prunecomp.repair import RIDGE, Outcome, check_placed, demand_of, repair
 
 
 def options_of(common: PruneOptions, arm: Arm, layers: int) -> PruneOptions:
@@ -101,7 +101,7 @@ class Plan:
         shape = self.session.model_source.shape()
         described = self.session.model_source.described
         demands = [route.metric.demand(shape, route.span) for route in self.routes(self.arms)]
-        demands += [demand_of(described, shape, joint=arm.repair != "refit") for arm in self.replaces]
+        demands += [demand_of(described, shape, arm.repair) for arm in self.replaces]
         demand = branching_demand(
             demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
             runs=len({route.arrangement for route in self.routes(self.arms)}) + 1, apart=self.apart,
@@ -109,6 +109,10 @@ class Plan:
         placement = self.session.place(self.windows.count, self.windows.seqlen, demand)
         if self.apart:
             check_boundaries(placement, self.session.model_source.device)
+        for arm in self.replaces:
+            if arm.repair == "map":
+                with naming(arm):
+                    check_placed(placement)
         return placement
 
     @property

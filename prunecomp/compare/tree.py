@@ -305,7 +305,10 @@ class Explorer:
         room, dense = run.placement.kept_boundaries > 0, name not in self._last
         kept = self._last.setdefault(name, LastStates(run, run.placement))
         look = (kept.hold if dense else kept.compare) if room else kept.alone
-        sums = [run.outcomes(shard, partial(look, shard, run.decoder), 3, keep=keep) for shard in run.shards]
+        sums = [
+            run.outcomes(shard, partial(look, shard, run.decoder.topped(run.stack)), 3, keep=keep)
+            for shard in run.shards
+        ]
         by_window = (torch.cat(sums)[:, 0] / run.windows.predicted).tolist()
         return quality_of(run.windows, torch.cat(sums), room and not dense), by_window
 

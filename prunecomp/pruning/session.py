@@ -28,7 +28,7 @@ from prunecomp.options.targets import Share
 from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from prunecomp.pruning.pruner import Pruner, choose_candidates
 from prunecomp.pruning.result import Origin
-from prunecomp.repair import check_placed, demand_of, map_demand
+from prunecomp.repair import check_placed, demand_of
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -94,8 +94,7 @@ class Session:
         metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
         if repair == "none":
             return metric
-        fit = demand_of(self.model_source.described, shape, joint=repair != "refit")
-        return metric.beside(map_demand(fit, shape) if repair == "map" else fit)
+        return metric.beside(demand_of(self.model_source.described, shape, repair))
 
     def place(self, count: int, seqlen: int, demand: Demand | None = None) -> Placement:
         """The placement of a run over so many windows, within the limits of the options; no weights are loaded."""

@@ -23,7 +23,7 @@ from prunecomp.errors import NumericalError, OptionError
 from prunecomp.model.adapter import names_parameter
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import Overlay
-from prunecomp.repair.refit import TINY, Fit, Gap, GapRecord, fitted_error, gaps_of
+from prunecomp.repair.refit import TINY, Fit, Gap, GapRecord, fit_demand, fitted_error, gaps_of
 from prunecomp.repair.writers import has, overlaid, standing
 
 MAP_RIDGE = 0.3
@@ -59,8 +59,12 @@ def check_mappable(decoder: Decoder) -> None:
         raise OptionError(f"--repair map: {problem}; or use --repair joint")
 
 
-def map_demand(fit: Demand, shape: ModelShape) -> Demand:
-    """What a map takes where the fit below it takes ``fit``: all weights once more, for those that stand in."""
+def demand_of(decoder: Decoder, shape: ModelShape, repair: str) -> Demand:
+    """The memory of a repair beside a pass of both streams: that of the fit, and with a map all weights once more, for
+    those that stand in."""
+    fit = fit_demand(decoder, shape, joint=repair != "refit")
+    if repair != "map":
+        return fit
     weights = shape.num_layers * shape.layer_nbytes + shape.outer_nbytes
     return Demand(lambda num_tokens: fit.nbytes(num_tokens) + weights, fit.boundaries)
 

@@ -133,7 +133,7 @@ def refit(
     return Fit(decoder, windows, placement, bare(stack), joint=joint, ridge=ridge, fitted=fitted).run(progress)
 
 
-def demand_of(decoder: Decoder, shape: ModelShape, joint: bool) -> Demand:
+def fit_demand(decoder: Decoder, shape: ModelShape, joint: bool) -> Demand:
     """What :func:`refit` takes; the model may be on the meta device."""
     widths = []
     for layer in range(decoder.num_layers):

@@ -122,7 +122,7 @@ def test_a_streamed_model_is_refused(generator: torch.Generator, tmp_path: Path)
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
     tokens = draw_tokens(model, generator, windows=4)
-    demand = maps.map_demand(demand_of(Decoder(model), shape_of(model), joint=True), shape_of(model))
+    demand = demand_of(Decoder(model), shape_of(model), "map")
     with pytest.raises(OptionError, match=r"--repair map puts new weights .*--device-memory, or use --repair joint"):
         prunecomp.prune(
             tmp_path / "base", 2, tokens, repair="map", device_memory=needed(model, tokens, 4, demand), disk=tmp_path

@@ -146,7 +146,7 @@ def test_cached_uncached_streamed_and_resumed_runs_agree(
 
 def fitting(model: Any, tokens: torch.Tensor, boundaries: int) -> int:
     """Bytes for two layers at a time, some boundaries, and the sums of a joint fit over the whole micro-batch."""
-    return needed(model, tokens, boundaries, demand_of(Decoder(model), shape_of(model), joint=True))
+    return needed(model, tokens, boundaries, demand_of(Decoder(model), shape_of(model), "joint"))
 
 
 def halve(path: Path) -> None:
