@@ -39,6 +39,8 @@ CAPABILITIES = (
     "Small problems made from a seed, each asked as recognition (the likeliest of four answers) and as production "
     "(written by the model)."
 )
+EXPORTING = ("writing", "reading back", "measuring the export")
+"""Parts of the work that follow once a record's ``seconds`` are over."""
 REPRODUCE = f"prunecomp prune --like {RECORD} --out AGAIN"
 
 
@@ -249,13 +251,14 @@ def _answers(record: Record) -> Iterator[Block]:
 
 
 def _cost(record: Record) -> Iterator[Block]:
-    parts = dict(record.get("stages") or {})
-    if not parts:
-        choosing = math.fsum(one["seconds"] for one in record["rounds"])
-        repairing = (record.get("repair") or {}).get("seconds", 0.0)
-        rest = record["seconds"] - choosing - repairing
-        parts = {"choosing": choosing, "repairing": repairing, "loading, evaluating": max(0.0, rest)}
-    parts = {name: seconds for name, seconds in parts.items() if seconds > 0}
+    cost = record.get("cost") or {}
+    timed = {"choosing" if name == "round" else name: spent for name, spent in cost.get("seconds", {}).items()}
+    if not timed:  # before there was a clock for each
+        timed = {"choosing": math.fsum(one["seconds"] for one in record["rounds"])}
+        timed["repairing"] = (record.get("repair") or {}).get("seconds", 0.0)
+    rest = record["seconds"] - math.fsum(spent for name, spent in timed.items() if name not in EXPORTING)
+    parts = {"the rest" if cost else "loading, evaluating": max(0.0, rest), **timed}
+    parts = {name: spent for name, spent in parts.items() if spent >= 0.005}
     if parts:
         height = 0.9 + 0.32 * len(parts)
         yield Picture(svg("seconds", "Where the seconds went", WIDTH, height, partial(draw_seconds, parts=parts)))
@@ -264,12 +267,11 @@ def _cost(record: Record) -> Iterator[Block]:
         ("weights", "streamed, a layer at a time" if record.get("streamed") else "all on the device"),
         ("layers compiled", "yes" if record.get("compiled") else "no"),
     ]
-    memory = record.get("memory")
-    if memory:
-        planned = [f"{decimal(nbytes)} ({tier})" for tier, nbytes in memory["planned"].items() if nbytes]
-        pairs.append(("memory planned", listed(planned)))
+    if cost:
+        memory = cost["memory"]
+        pairs.append(("memory planned", listed(f"{decimal(n)} ({tier})" for tier, n in memory["planned"].items() if n)))
         if memory["used"] is not None:
-            pairs.append(("memory used", f"{decimal(memory['used'])} at the most ({memory['of']})"))
+            pairs.append(("memory used", f"{decimal(memory['used'])} at the most, {memory['of']}"))
     yield Facts(pairs)
 
 
