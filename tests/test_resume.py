@@ -49,6 +49,7 @@ def contents(out: Path) -> dict[str, Any]:
     record = json.loads(files["prunecomp.json"])
     for part in (record, *record["rounds"]):
         del part["seconds"], part["layer_forwards"]
+    del record["cost"]
     return {**files, "prunecomp.json": record}
 
 
