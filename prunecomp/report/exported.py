@@ -28,8 +28,8 @@ from prunecomp.report.similarity import draw_similarity
 from prunecomp.report.tables import decimal
 
 LAYERS = (
-    "By their number in the dense model, from the embedding up. A removed layer (grey) bears the round that it went in, "
-    "a repaired one is violet, and a seam (orange) has the scale on the stream there."
+    "By their number in the dense model, from the embedding up. A removed layer (grey) bears the round that it went "
+    "in, a repaired one is violet, and a seam (orange) has the scale on the stream there."
 )
 ROUNDS = (
     "Every score of every round, crosses where a layer went. “Lowest with” is the probability that the chosen score is "

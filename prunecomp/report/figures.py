@@ -42,7 +42,7 @@ def draw_seam_errors(figure: Any, gaps: Sequence[Mapping[str, Any]]) -> None:
     for number, (key, said) in enumerate((("error_before", "a scale alone"), ("error_after", "once fitted"))):
         bars = axes.bar([place + 0.38 * number - 0.19 for place in places], [finite(gap[key]) for gap in gaps], 0.36,
                         color=colours(2)[number], label=said)  # fmt: skip
-        axes.bar_label(bars, fmt="%.3f", fontsize="x-small", padding=2)
+        axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=2)
     axes.set_xticks(list(places), [", ".join(map(str, gap["layers"])) for gap in gaps])
     axes.set_xlabel("layers that went")
     axes.set_ylabel("relative error at the seam")

@@ -56,7 +56,7 @@ def perplexity_figure(result: Comparison) -> Any:
     texts, arms = len(result.texts), len(result.arms)
     columns = min(COLUMNS, texts)
     rows = -(-texts // columns)
-    figure = new_figure(width=5.4 * columns + 2.6, height=max(3.6, 1.0 + 0.2 * arms) * rows)
+    figure = new_figure(width=5.4 * columns + 2.6, height=max(4.4, 1.0 + 0.2 * arms) * rows)
     for number, text in enumerate(result.texts, start=1):
         axes, best = figure.add_subplot(rows, columns, number), best_of(result, text.name)
         lines_on(axes, points_of(result, text.name), f"of {result.num_layers} layers removed", "perplexity",

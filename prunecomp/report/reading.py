@@ -10,7 +10,7 @@ from typing import Any
 from prunecomp.report.page import Grid
 
 Record = Mapping[str, Any]
-WIDTH = 5.4
+WIDTH = 5.0
 """Inches of a picture: it is legible on a telephone."""
 
 

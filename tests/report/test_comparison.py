@@ -161,7 +161,7 @@ def test_texts_stand_two_by_two(result: Comparison, texts: int, shape: tuple[int
     assert len(figure.axes) == texts
     assert {axes.get_subplotspec().get_gridspec().get_geometry() for axes in figure.axes} == {shape}
     width, height = figure.get_size_inches()
-    assert width < 2.5 * height, "no strip"
+    assert width < 3.2 * height, "no strip"
 
 
 def test_one_number_of_layers_gives_bars(result: Comparison) -> None:

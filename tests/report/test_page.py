@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ import torch
 import prunecomp
 from prunecomp.errors import OptionError, OutputError
 from prunecomp.io.escape import one_line
-from prunecomp.report import drawing
+from prunecomp.report import curve, drawing, exported
 from prunecomp.report.curve import curve_section
-from prunecomp.report.figures import draw_probes, draw_scores
-from prunecomp.report.page import Grid
+from prunecomp.report.figures import draw_probes, draw_scores, draw_seconds
+from prunecomp.report.page import Answers, Command, Facts, Grid, Picture, Section, Strip, Tiles, page
 from prunecomp.report.writing import report_of, try_report, write_report
 from tests.models import build, draw_tokens
 from tests.report.records import HOSTILE, profile_of
@@ -51,6 +52,13 @@ class Page(HTMLParser):
         self.texts.append(data)
         if self._within == "h2":
             self.headings.append(data)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take their time, and not every test looks at them."""
+    for module in (exported, curve):
+        monkeypatch.setattr(module, "svg", lambda *arguments: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +109,7 @@ def test_everything_in_the_record_has_its_section(record: dict[str, Any], tmp_pa
         ("collected", {"Similarity"}), ("cost", set()), ("size", set()), ("command", set()), ("verified", set()),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("without_pictures")
 def test_what_a_record_lacks_leaves_no_empty_box(
     record: dict[str, Any], tmp_path: Path, without: str, gone: set[str]
 ) -> None:
@@ -111,6 +120,7 @@ def test_what_a_record_lacks_leaves_no_empty_box(
         assert "None" not in found.texts
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_record_from_before_rounds_were_sure_is_read(record: dict[str, Any], tmp_path: Path) -> None:
     old = copy.deepcopy(record)
     new = ("probability", "runner_up", "margin", "margin_interval", "chosen", "losses")
@@ -146,21 +156,42 @@ def test_the_file_fetches_nothing_and_its_ids_are_its_own(record: dict[str, Any]
         ElementTree.fromstring(element)
 
 
+def every_block(name: str) -> Section:
+    blocks = [Tiles([(name, name, name)]), Facts([(name, name)]), Grid([name], [[name]], name),
+              Picture("<svg></svg>", name), Strip(name, [("gone", name, name), ("kept", name, name)]), Answers([(name, [(name, name, name)])]),
+              Command(name)]  # fmt: skip
+    return Section(name, blocks, name)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_is_text(record: dict[str, Any], tmp_path: Path, name: str) -> None:
-    hostile = copy.deepcopy(record)
+def test_a_hostile_name_is_text_wherever_it_stands(name: str) -> None:
+    found, plain = (Page(page(one, [every_block(one)], one)) for one in (name, "plain"))
+    assert found.tags == plain.tags
+    assert [(tag, name) for tag, name, _ in found.attributes] == [(tag, name) for tag, name, _ in plain.attributes]
+    assert found.texts.count(one_line(name)) == plain.texts.count("plain") - name.count("\n")
+    titles = [value for _, attribute, value in found.attributes if attribute == "title"]
+    assert titles == [one_line(name)] * 2
+    page(name, [every_block(name)], name).encode()
+
+
+def test_hostile_names_are_text_in_a_picture_and_in_a_whole_report(record: dict[str, Any], tmp_path: Path) -> None:
+    element = ElementTree.fromstring(
+        drawing.svg("names", HOSTILE[0], 5, 8, partial(draw_seconds, parts=dict.fromkeys(HOSTILE, 1.0)))
+    )
+    texts = {"".join(one.itertext()).strip() for one in element.iter(f"{{{drawing.SVG}}}text")}
+    short = [name for name in HOSTILE if len(name) < drawing.LONGEST_LABEL and "$" not in name and name[0] != "\ufffe"]
+    assert {one_line(name) for name in short} <= {text.strip("\u200a") for text in texts}
+    drawn = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "rect"}
+    assert {one.tag.rpartition("}")[2] for one in element.iter()} <= drawn
+    name, hostile = HOSTILE[0] + HOSTILE[1], copy.deepcopy(record)
     hostile.update(model=f"x/{name}", command=f"prunecomp prune {name}", dtype=name, profile=profile_of(name, name))
     hostile["perplexity"]["source"] = hostile["calibration"]["source"] = f"texts/{name}.txt"
     hostile["repair"].update(taken=name, losses={name: {name: 1.5}})
     hostile["cost"]["seconds"] = {name: 3.0}
-    text = report_of(run_of(tmp_path, hostile))
-    plain, found = Page(report_of(run_of(tmp_path, record, "plain"))), Page(text)
-    assert found.tags == plain.tags
-    assert {(tag, name) for tag, name, _ in found.attributes} == {(tag, name) for tag, name, _ in plain.attributes}
+    found = Page(report_of(run_of(tmp_path, hostile)))
     assert found.headings == EVERY
-    assert f"x/{one_line(name)}" in found.texts
-    assert f"prunecomp prune {one_line(name)}" in found.texts
-    text.encode()
+    assert not {"script", "img", "b "} & found.tags
+    assert f"prunecomp prune {name}" in found.texts
 
 
 def test_the_heat_map_holds_the_scores() -> None:
@@ -184,6 +215,7 @@ def test_bars_of_the_probes_have_the_interval_around_them() -> None:
         assert [low, high] == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_curve_has_a_row_for_each_export_and_says_what_is_not_measured(record: dict[str, Any]) -> None:
     more = {**record, "removed": [*record["removed"], 0], "perplexity": None, "profile": None}
     (grid,) = (block for block in curve_section([more, record]).blocks if isinstance(block, Grid))
@@ -193,6 +225,7 @@ def test_a_curve_has_a_row_for_each_export_and_says_what_is_not_measured(record:
     assert "not measured" in grid.rows[1]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_folder_of_exports_gives_the_curve(record: dict[str, Any], tmp_path: Path) -> None:
     for number in ("1", "2"):
         run_of(tmp_path, {**record, "collected": None}, number)
@@ -215,6 +248,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, content: str | None, messa
     assert (try_report(tmp_path) or "").startswith("no report: ")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_place_that_cannot_be_written_to_is_named(record: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nowhere"):
         write_report(run_of(tmp_path, record), tmp_path / "nowhere" / "report.html")
