@@ -158,8 +158,8 @@ def test_the_file_fetches_nothing_and_its_ids_are_its_own(record: dict[str, Any]
 
 def every_block(name: str) -> Section:
     blocks = [Tiles([(name, name, name)]), Facts([(name, name)]), Grid([name], [[name]], name),
-              Picture("<svg></svg>", name), Strip(name, [("gone", name, name), ("kept", name, name)]), Answers([(name, [(name, name, name)])]),
-              Command(name)]  # fmt: skip
+              Picture("<svg></svg>", name), Strip(name, [("gone", name, name), ("kept", name, name)]),
+              Answers([(name, [(name, name, name)])]), Command(name)]  # fmt: skip
     return Section(name, blocks, name)
 
 
