@@ -9,7 +9,6 @@ from typing import Any
 
 from prunecomp.errors import OptionError, OutputError, PrunecompError
 from prunecomp.io.plain import brief, read_object
-from prunecomp.io.values import shown
 from prunecomp.names import COMPARISON, RECORD, REPORT
 from prunecomp.pruning.journal import write_whole
 from prunecomp.report.compared import comparison_sections, comparison_title
@@ -54,7 +53,7 @@ def report_of(run: Path) -> str:
         return page(title, sections, f"Written by prunecomp {version('prunecomp')} from the records of {run.name}.")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = brief(f"{type(error).__name__}: {error}")
-        raise OptionError(f"{shown(str(run))}: its record is not as prunecomp writes it ({reason})") from error
+        raise OptionError(f"{run}: its record is not as prunecomp writes it ({reason})") from error
 
 
 def _read(run: Path) -> tuple[str, list[Section]]:
@@ -67,11 +66,11 @@ def _read(run: Path) -> tuple[str, list[Section]]:
     records = [read_object(path, OptionError) for path in sorted(run.glob(f"*/{RECORD}"))]
     if not records:
         raise OptionError(
-            f"{shown(str(run))}: neither {RECORD} nor {COMPARISON} is there; give an export, what compare wrote, or a "
+            f"{run}: neither {RECORD} nor {COMPARISON} is there; give an export, what compare wrote, or a "
             "folder of exports"
         )
     if len({(record["model"], record["num_layers"]) for record in records}) > 1:
-        raise OptionError(f"{shown(str(run))}: the exports in it are of different models; give one of them")
+        raise OptionError(f"{run}: the exports in it are of different models; give one of them")
     return f"{Path(records[0]['model']).name}: {len(records)} exports", [curve_section(records)]
 
 

@@ -60,7 +60,8 @@ def test_a_browser_shows_it_and_fetches_nothing(tmp_path: Path, generator: torch
     (tmp_path / "look.html").write_text(f"<!DOCTYPE html><meta charset=utf-8><body>{''.join(frames)}{LOOK}")
     ended = subprocess.run(
         [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
+         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}",
+         "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
          f"file://{tmp_path / 'look.html'}"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
