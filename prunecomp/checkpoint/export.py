@@ -41,6 +41,8 @@ class Pruned(Protocol):
     stack: LayerStack
     calibration: Windows
     verified: Verification | None
+    exported: dict[str, Any]
+    stages: dict[str, float]
     on_saved: Callable[[], None] | None
 
     def measure(self, folder: Path, progress: Progress) -> None:
@@ -87,13 +89,9 @@ def export(
             clock.tick("reading back")
             result.measure(folder, progress)
             clock.tick("measuring the export")
-            record = {
-                **result.record(),
-                "fold_proofs": [asdict(proof) for proof in proofs],
-                "size": sizes(source, stack, folder),
-                "command": command,
-            }
-            record["cost"]["seconds"].update(clock.seconds)
+            result.exported = {"size": sizes(source, stack, folder), "command": command}
+            result.stages = {**result.stages, **clock.seconds}
+            record = {**result.record(), "fold_proofs": [asdict(proof) for proof in proofs]}
             write_json(folder / RECORD, record)
             card = Card.of(record, source.licence(), source.quantised, command)
             (folder / CARD).write_text(model_card(card), encoding="utf-8")

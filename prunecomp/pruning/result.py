@@ -108,7 +108,9 @@ class PruneResult:
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     stages: dict[str, float] = field(default_factory=dict)
-    """Of ``seconds`` those that each part of the work took."""
+    """Of ``seconds`` those that each part of the work took; from :meth:`save` on those of the export too."""
+    exported: dict[str, Any] = field(default_factory=dict)
+    """What :meth:`save` learnt of the checkpoint that it wrote last: ``size`` and ``command``, as they are recorded."""
     on_saved: Callable[[], None] | None = None
     """Called when a checkpoint is safely written: it ends the run's journal."""
     verified: Verification | None = None
@@ -181,6 +183,7 @@ class PruneResult:
             "profile": None if self.profile is None else self.profile.record(),
             "seconds": self.seconds,
             "cost": self._cost(),
+            **self.exported,
             "verified": None if self.verified is None else asdict(self.verified),
         }
 
