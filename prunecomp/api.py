@@ -120,6 +120,7 @@ def prune(
         quality=quality,
         profile=found,
         seconds=time.perf_counter() - started,
+        stages=whole.seconds,
         on_saved=None if journal is None else journal.remove,
     )
 

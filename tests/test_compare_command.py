@@ -74,6 +74,7 @@ def test_a_killed_comparison_leaves_a_record_and_goes_on(folder: Path, forks: Fo
     assert choices(records[0]) == choices(records[1])
     assert {path.name for path in out.iterdir()} == {
         "comparison.json", "comparison.csv", "comparison.md", "perplexity.png", "layer_forwards.png", "seconds.png",
+        "report.html",
     }  # fmt: skip
 
 
@@ -96,7 +97,8 @@ def test_the_command_prints_the_record_that_it_writes(
     shown = invoke(*arguments, "--metrics", "last", "--layers", "1-2", "--out", tmp_path / "shown")
     assert shown.exit_code == 0, shown.stderr
     assert "last + scale, one-shot" in shown.stdout
-    assert {path.name for path in (tmp_path / "shown").iterdir()} == {f"comparison.{s}" for s in ("json", "csv", "md")}
+    left = {path.name for path in (tmp_path / "shown").iterdir()}
+    assert left == {"report.html", *(f"comparison.{s}" for s in ("json", "csv", "md"))}
 
 
 @pytest.mark.parametrize(

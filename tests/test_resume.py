@@ -49,6 +49,7 @@ def contents(out: Path) -> dict[str, Any]:
     record = json.loads(files["prunecomp.json"])
     for part in (record, *record["rounds"]):
         del part["seconds"], part["layer_forwards"]
+    del record["cost"], record["command"]
     return {**files, "prunecomp.json": record}
 
 
@@ -68,7 +69,7 @@ class Bench:
 
     def run(self, way: str, out: Path, *more: object, **harm: Any) -> Ended:
         ended = self.forks.run(
-            "prune", self.folder / "base", "--layers", 5, "--preset", "paper", "--keep", "7-9",
+            "prune", self.folder / "base", "--layers", 5, "--preset", "paper", "--keep", "7-9", "--no-report",
             "--calibration", self.folder / "tokens.npy",
             "--eval", self.folder / "tokens.npy", "--max-shard-size", "0.001", "--out", out, *WAYS[way], *more, **harm,
         )  # fmt: skip

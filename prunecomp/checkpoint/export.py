@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
@@ -40,6 +41,8 @@ class Pruned(Protocol):
     stack: LayerStack
     calibration: Windows
     verified: Verification | None
+    exported: dict[str, Any]
+    stages: dict[str, float]
     on_saved: Callable[[], None] | None
 
     def measure(self, folder: Path, progress: Progress) -> None:
@@ -75,13 +78,19 @@ def export(
         as_stored = plan_as_stored(plan, decoder, source.plain_tensors(), source.stored)
         with atomic_folder(out, overwrite) as folder:
             digests: dict[str, str] | None = {} if verify else None
+            clock = Clock()
             write_tensors(folder, source.tensors(), source.layers, as_stored, shard_bytes, progress, digests)
             write_json(folder / "config.json", config)
             source.write_companions(folder)
             _prune_generation(folder / GENERATION)
+            clock.tick("writing")
             result.verified = None if digests is None else _read_back(result, folder, digests, plan, proofs)
             del decoder
+            clock.tick("reading back")
             result.measure(folder, progress)
+            clock.tick("measuring the export")
+            result.exported = {"size": sizes(source, stack, folder), "command": command}
+            result.stages = {**result.stages, **clock.seconds}
             record = {**result.record(), "fold_proofs": [asdict(proof) for proof in proofs]}
             write_json(folder / RECORD, record)
             card = Card.of(record, source.licence(), source.quantised, command)
@@ -90,6 +99,31 @@ def export(
                 (folder / RECIPE).write_text(merge, encoding="utf-8")
         if result.on_saved is not None:
             result.on_saved()
+
+
+class Clock:
+    """What takes how long, one thing after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def tick(self, what: str) -> None:
+        """It is done."""
+        since, self._since = self._since, time.perf_counter()
+        self.seconds[what] = self._since - since
+
+
+def sizes(source: ModelSource, stack: LayerStack, folder: Path) -> dict[str, dict[str, int]]:
+    """Of the dense model and of its export in ``folder``: parameters, and bytes of their weights as stored."""
+    tensors, described = source.tensors(), source.described
+    gone = sum(p.numel() for layer in stack.removed for p in described.layers[layer].parameters())
+    count = sum(p.numel() for p in described.model.parameters())
+    written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return {
+        "dense": {"parameters": count, "bytes": sum(map(tensors.nbytes, tensors.names()))},
+        "pruned": {"parameters": count - gone, "bytes": written},
+    }
 
 
 def proved_fold(

@@ -35,10 +35,18 @@ MODEL = "local checkpoint folder or hub id"
 
 
 def command(
-    name: str, options: type[Options], work: str, text: str, example: str, *, caller: str = "", model: bool = True
+    name: str,
+    options: type[Options],
+    work: str,
+    text: str,
+    example: str,
+    *,
+    caller: str = "",
+    model: bool = True,
+    subject: tuple[str, str] = ("MODEL", MODEL),
 ) -> None:
-    """Add a command that calls ``work``, ``module.function``, with the model and the options as they were given, and
-    those of a recorded run or of a file where they were not."""
+    """Add a command that calls ``work``, ``module.function``, with the model, or another ``subject``, and the options
+    as they were given, and those of a recorded run or of a file where they were not."""
     caller = caller or name
     known = options.options(caller, "command line")
 
@@ -49,7 +57,7 @@ def command(
         model_name = model_name or asked.pop("model", None)
         asked = {key: value for key, value in asked.items() if key != "model"}
         if model_name is None and model:
-            raise OptionError(f"MODEL: {name} needs one: {MODEL}")
+            raise OptionError(f"{subject[0]}: {name} needs one: {subject[1]}")
         module, _, function = work.partition(".")
         given = {**beside(asked, given), **given}
         read = options.of(caller, given, "command line")
@@ -62,7 +70,7 @@ def command(
     parameters = [
         inspect.Parameter(
             "model_name", inspect.Parameter.POSITIONAL_ONLY, default=None,
-            annotation=Annotated[str | None, Parameter(name="MODEL", help=MODEL, group=GROUPS["Run"])],
+            annotation=Annotated[str | None, Parameter(name=subject[0], help=subject[1], group=GROUPS["Run"])],
         ),
         *(parameter(each, caller) for each in known),
         own("config", "options from a TOML file, by name; those given here win"),
@@ -179,4 +187,9 @@ command(
     "plan", PruneOptions, "inspecting.plan",
     "What a run would do: bytes, FLOPs, the bound that holds, memory in each tier. Loads no weights.",
     "plan meta-llama/Llama-3.1-70B --layers 16 --device-memory 80GB",
+)  # fmt: skip
+command(
+    "report", PruneOptions, "reporting.report",
+    "One HTML file to look at, from the record of an export, of a comparison, or of several exports in a folder.",
+    "report pruned", subject=("RUN", "folder of an export or of a comparison"),
 )  # fmt: skip

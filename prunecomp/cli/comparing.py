@@ -9,23 +9,23 @@ from typing import Any
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import check_output
+from prunecomp.cli.reporting import report_beside
 from prunecomp.cli.shell import print_json, told
 from prunecomp.compare import Comparison
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.options import CompareOptions
 from prunecomp.report.comparison import (
-    INSTALLED,
-    NEEDS_MATPLOTLIB,
     PARTIAL,
     RECORD,
     comparison_tables,
     load_record,
-    save_plots,
     save_record,
     save_tables,
     saving,
 )
 from prunecomp.report.console import Console
+from prunecomp.report.drawing import INSTALLED, NEEDS_MATPLOTLIB
+from prunecomp.report.plots import save_plots
 
 
 def earlier_results(held: ExitStack, out: Path, resume: bool) -> Comparison | None:
@@ -60,6 +60,8 @@ def compare(model: str, options: CompareOptions, given: dict[str, Any]) -> None:
             keywords["on_measured"] = lambda so_far: save_record(so_far, out)
         result = prunecomp.compare(model, **keywords)
         note = write_results(result, out) if job.leads else None
+        if job.leads and options.report:
+            report_beside(out)
     if not job.leads:
         return
     if note is not None:

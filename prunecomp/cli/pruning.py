@@ -12,6 +12,7 @@ import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.recipe import RECIPE, check_recipe
 from prunecomp.checkpoint.writer import check_output
+from prunecomp.cli.reporting import report_beside
 from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.errors import CheckpointError, JournalError
@@ -88,6 +89,8 @@ def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
                 overwrite=options.force, progress=keywords["progress"],
                 command=shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
             )  # fmt: skip
+        if job.leads and options.report:
+            report_beside(out)
     if not job.leads:
         return
     if options.json:

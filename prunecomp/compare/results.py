@@ -147,7 +147,7 @@ class Comparison:
         """What :meth:`record` gave, back from JSON, where ``null`` is an infinite perplexity.
 
         Raises :class:`KeyError` or :class:`TypeError` for other data."""
-        content = {key: record[key] for key in cls.__dataclass_fields__}
+        content = {key: record[key] for key in cls.__dataclass_fields__ if key in record}  # older ones have fewer
 
         def with_arm(entry: dict[str, Any]) -> dict[str, Any]:
             return {**entry, "arm": Arm(**entry["arm"])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -256,6 +257,20 @@ def should_compile(option: str, total_flops: float, device: torch.device) -> boo
     return option == "on" or (
         option == "auto" and runs and total_flops >= COMPILE_PAYS_FROM.get(device.type, float("inf"))
     )
+
+
+def memory_used(device: torch.device) -> tuple[int | None, str]:
+    """The most bytes that this process has held so far, on a GPU what torch has, and of what they are; None where the
+    system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "by torch on the device"
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None, "by the process"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    ), "by the process"
 
 
 def available_memory(

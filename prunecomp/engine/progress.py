@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ class Whole(Within):
         super().__init__(progress)
         self._name, self._parts = name, dict(parts)
         self._told = 0
+        self._since = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        """That parts of each kind took; complete once the whole is."""
         self._advance: Advance = lambda steps: None
 
     @contextmanager
@@ -83,10 +87,12 @@ class Whole(Within):
         """Within, the work is done."""
         with self._progress(self._name, STEPS, "") as self._advance:
             yield self
+            self._clock()
             self._advance(STEPS - self._told)
 
     def begin(self, part: str) -> None:
         """Those before it are over."""
+        self._clock()
         if part in self._parts and part != self.place:
             names, last = list(self._parts), self.place
             for name in names[: names.index(part)]:
@@ -114,6 +120,11 @@ class Whole(Within):
                 self._tell()
 
             yield both
+
+    def _clock(self) -> None:
+        since, self._since = self._since, time.perf_counter()
+        if self.place:
+            self.seconds[kind(self.place)] = self.seconds.get(kind(self.place), 0.0) + self._since - since
 
     def _tell(self) -> None:
         sizes = {name: part.work * part.growth for name, part in self._parts.items()}

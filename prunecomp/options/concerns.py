@@ -236,9 +236,9 @@ class Output(Options):
     panel = "Output"
 
     out: Path = option(
-        None, "new folder for what is written", lambda option, value: Path(text(option, value)),
-        of="prune compare", required="prune compare", metavar="FOLDER",
-        panel=RUN, on="command line", decides=None,
+        None, "new folder for what is written; of report the file, RUN/report.html by default",
+        lambda option, value: Path(text(option, value)), of="prune compare report", required="prune compare",
+        metavar="PATH", panel=RUN, on="command line", decides=None,
     )  # fmt: skip
     resume: bool = option(False, "go on with what an interrupted run has left", of="prune", panel=RUN, decides=None)
     journal: Path | None = option(
@@ -248,6 +248,9 @@ class Output(Options):
     max_shard_size: float = option(5.0, "GB a file of the export", gigabytes, of="prune", on="command line")
     verify: bool = option(True, "read the export back before it gets its name", of="prune", on="command line")
     recipe: bool = option(False, "also write a mergekit.yml that makes the same weights", of="prune", on="command line")
+    report: bool = option(
+        True, "also write report.html, a page to look at", of="prune compare", on="command line", decides=None
+    )
     backends: bool = option(
         False, "what runs the statistics here, and why", of="info", on="command line", panel=RUN, decides=None
     )

@@ -20,7 +20,7 @@ from prunecomp.checkpoint.verify import Verification
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES
 from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import world_size
-from prunecomp.engine.placement import Placement, available_memory, place
+from prunecomp.engine.placement import Placement, available_memory, memory_used, place
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import TextQuality
@@ -107,6 +107,10 @@ class PruneResult:
     """What was fitted once all layers were chosen; the seams and weights it put in place are in ``stack``."""
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Of ``seconds`` those that each part of the work took; from :meth:`save` on those of the export too."""
+    exported: dict[str, Any] = field(default_factory=dict)
+    """What :meth:`save` learnt of the checkpoint that it wrote last: ``size`` and ``command``, as they are recorded."""
     on_saved: Callable[[], None] | None = None
     """Called when a checkpoint is safely written: it ends the run's journal."""
     verified: Verification | None = None
@@ -178,8 +182,15 @@ class PruneResult:
             "perplexity": self._perplexity_record(),
             "profile": None if self.profile is None else self.profile.record(),
             "seconds": self.seconds,
+            "cost": self._cost(),
+            **self.exported,
             "verified": None if self.verified is None else asdict(self.verified),
         }
+
+    def _cost(self) -> dict[str, Any]:
+        used, of = memory_used(self.model_source.device)
+        planned = {tier.value: nbytes for tier, nbytes in self.placement.peak_nbytes.items()}
+        return {"seconds": dict(self.stages), "memory": {"planned": planned, "used": used, "of": of}}
 
     def _perplexity_record(self) -> dict[str, Any] | None:
         if self.perplexity is None or self.evaluation is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,36 +11,22 @@ from typing import Any
 
 from rich.text import Text
 
-from prunecomp.compare import Arm, ArmWork, Comparison
+from prunecomp.compare import Comparison
 from prunecomp.compare.results import Measurement
-from prunecomp.errors import JournalError, OptionError, OutputError
-from prunecomp.io.escape import csv_cell, plot_label
+from prunecomp.errors import JournalError, OutputError
+from prunecomp.io.escape import csv_cell
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.io.plain import brief, json_text, read_object
 from prunecomp.pruning.journal import partial, write_whole
 from prunecomp.repair import RIDGE
 from prunecomp.report.console import Table
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-except ImportError:
-    INSTALLED = False
-else:
-    INSTALLED = True
-
-NEEDS_MATPLOTLIB = "matplotlib is not installed: pip install 'prunecomp[report]'"
 RECORD, ROWS, TABLES = "comparison.json", "comparison.csv", "comparison.md"
 PARTIAL = partial(Path(RECORD)).name
 """All that is there where a comparison was killed as it wrote for the first time."""
 
 BEST = "**"
 """Around the best number of a column, as Markdown has it."""
-
-MARKERS = "osD^vPX*<>ph"
-DASHES = ("-", "--", ":", "-.")
 
 
 def save_record(result: Comparison, folder: Path) -> None:
@@ -132,11 +117,13 @@ def agreement_rows(result: Comparison, text: str) -> list[list[str]]:
         for count in result.layers:
             one = result.measurement(arm, count)
             kl, top1 = ("", "") if one is None else beside_dense(one, text)
-            cells.append("" if kl == "" else f"{top1:.3f} ({kl:.3f})")
+            cells.append(UNMEASURED if one is None else NO_STATES if kl == "" else f"{top1:.3f} ({kl:.3f})")
         rows.append(cells)
     return rows
 
 
+UNMEASURED, NO_STATES = "not measured", "no room"
+"""What stands in a cell without a number."""
 NO_ROOM = "Agreement with the dense model was not measured: memory has no room for its last states."
 AGREEMENT = "Top-1 agreement with the dense model, and KL divergence from it in nats a token"
 
@@ -158,7 +145,7 @@ def formatted(rows: Sequence[tuple[str, list[float | None]]], mark: str) -> list
     for number, (name, values) in enumerate(rows):
         marked = [name]
         for value, least in zip(values, best if number else [None] * len(values), strict=True):
-            shown = "" if value is None else f"{value:,.2f}"
+            shown = UNMEASURED if value is None else f"{value:,.2f}"
             marked.append(f"{mark}{shown}{mark}" if value is not None and value == least else shown)
         cells.append(marked)
     return cells
@@ -195,9 +182,20 @@ def saving(result: Comparison) -> str:
     return f"{run}; arms one by one would have taken {separately}."
 
 
+def conditions(result: Comparison) -> list[tuple[str, object]]:
+    """What all arms have in common."""
+    windows, asked = result.calibration, result.identity.get("options", {})
+    return [
+        ("model", f"{result.model}, {result.num_layers} layers"),
+        ("calibration", f"{windows.source}, {windows.windows} windows of {windows.seqlen} tokens"),
+        *((text.name, f"{text.source}, {text.windows} windows of {text.seqlen} tokens") for text in result.texts),
+        ("computed in", asked.get("dtype", "a dtype that was not recorded")),
+    ]
+
+
 def markdown(result: Comparison) -> str:
-    """One table for each text, then the work."""
-    lines: list[str] = []
+    """What was compared, one table for each text, then the work."""
+    lines = [*(f"- {escaped(name)}: {escaped(value)}" for name, value in conditions(result)), ""]
     for text in result.texts:
         lines += [
             f"## {escaped(text.name)}",
@@ -262,79 +260,3 @@ def comparison_tables(result: Comparison) -> list[Table]:
     for row in work_rows(result):
         work.add_row(*row)
     return [*tables, work]
-
-
-def save_plots(result: Comparison, folder: Path) -> list[Path]:
-    """Draw perplexities, layer-forwards and seconds into PNG files. Raises :class:`OptionError` without matplotlib."""
-    if not INSTALLED:
-        raise OptionError(NEEDS_MATPLOTLIB)
-    drawn = {
-        "perplexity.png": perplexity_figure(result),
-        "layer_forwards.png": work_figure(result, "layer_forwards", "passes of the calibration set through a layer"),
-        "seconds.png": work_figure(result, "seconds", "seconds for scores and compensations"),
-    }
-    try:
-        for name, figure in drawn.items():
-            figure.savefig(folder / name, dpi=150)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written to: {error}") from error
-    return [folder / name for name in drawn]
-
-
-def perplexity_figure(result: Comparison) -> Any:
-    """Perplexity against layers removed, one picture a text; arms differ by marker, dash and colour alike."""
-    figure = new_figure(width=5.2 * len(result.texts) + 2.6, height=max(4.4, 1.0 + 0.2 * len(result.arms)))
-    pictures = figure.subplots(1, len(result.texts), squeeze=False)[0]
-    for axes, text in zip(pictures, result.texts, strict=True):
-        for number, arm in enumerate(result.arms):
-            draw_arm(axes, result, arm, text.name, number)
-        dense = result.dense[text.name]
-        axes.axhline(dense, color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="dense")
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        restrict = high < 10 * low  # less than a decade: powers of ten would leave the axis bare
-        axes.yaxis.set_major_locator(MaxNLocator(8) if restrict else LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(plot_label(text.name))
-        axes.set_xlabel(f"layers removed, of {result.num_layers}")
-        axes.set_ylabel("perplexity")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(linewidth=0.3)
-    figure.legend(*pictures[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    return figure
-
-
-def draw_arm(axes: Axes, result: Comparison, arm: Arm, text: str, number: int) -> None:
-    points = {0: result.dense[text]}
-    points |= {one.layers: one.perplexity[text] for one in result.measurements if one.arm == arm}
-    axes.plot(
-        list(points),
-        [value if math.isfinite(value) else math.nan for value in points.values()],
-        label=plot_label(arm.name),
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=DASHES[(number + number // len(MARKERS)) % len(DASHES)],
-        linewidth=1.2,
-        markersize=5,
-        markerfacecolor="none",
-    )
-
-
-def work_figure(result: Comparison, name: str, label: str) -> Any:
-    """One bar an arm, in the order of the tables."""
-    figure = new_figure(width=7.0, height=1.2 + 0.3 * len(result.work))
-    axes = figure.subplots()
-    work: list[ArmWork] = list(reversed(result.work))  # bars are drawn from below
-    bars = axes.barh(
-        [plot_label(one.arm.name) for one in work], [getattr(one, name) for one in work], color="0.7", edgecolor="0"
-    )
-    axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize="small")
-    axes.margins(x=0.12)
-    axes.set_xlabel(label)
-    return figure
-
-
-def new_figure(width: float, height: float) -> Any:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display
-    return figure

@@ -15,7 +15,7 @@ from prunecomp.io.plain import read_json, read_object, write_json
 from prunecomp.model.config import prune_generation, without_code
 from prunecomp.model.files import GENERATION, WEIGHTS, is_index
 
-OURS = ("config.json", "README.md", "prunecomp.json", "mergekit.yml")
+OURS = ("config.json", "README.md", "prunecomp.json", "mergekit.yml", "report.html", "collected.json")
 """Written anew, or about the model as it was."""
 
 LEFT_OUT = {

@@ -1,0 +1,79 @@
+"""A comparison as pictures in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunecomp.compare import Arm, ArmWork, Comparison
+from prunecomp.errors import OutputError
+from prunecomp.report.drawing import check_matplotlib, colours, label, new_figure, whatever_the_font
+from prunecomp.report.figures import lines_on
+
+COLUMNS = 2
+"""Of pictures: a strip of four would be too wide to be read."""
+
+
+def save_plots(result: Comparison, folder: Path) -> list[Path]:
+    """Draw perplexities, layer-forwards and seconds into PNG files. Raises :class:`OptionError` without matplotlib."""
+    check_matplotlib()
+    drawn = {
+        "perplexity.png": perplexity_figure(result),
+        "layer_forwards.png": work_figure(result, "layer_forwards", "passes of the calibration set through a layer"),
+        "seconds.png": work_figure(result, "seconds", SECONDS),
+    }
+    try:
+        with whatever_the_font():
+            for name, figure in drawn.items():
+                figure.savefig(folder / name, dpi=150)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error}") from error
+    return [folder / name for name in drawn]
+
+
+SECONDS = "seconds for scores and compensations, had the arm run alone"
+
+
+def points_of(result: Comparison, text: str) -> dict[str, list[tuple[float, float]]]:
+    """Perplexity on a text by layers removed, for each arm by name; the dense model's first."""
+    return {arm.name: [(0.0, result.dense[text]), *((float(n), one.perplexity[text]) for n in result.layers
+                       if (one := result.measurement(arm, n)) is not None)] for arm in result.arms}  # fmt: skip
+
+
+def best_of(result: Comparison, text: str) -> Arm | None:
+    """The arm with the lowest perplexity on a text after the most removals that were measured."""
+    for count in reversed(result.layers):
+        found = {
+            arm: one.perplexity[text] for arm in result.arms if (one := result.measurement(arm, count)) is not None
+        }
+        if found:
+            return min(found, key=lambda arm: found[arm])
+    return None
+
+
+def perplexity_figure(result: Comparison) -> Any:
+    """Perplexity against layers removed, one picture a text, two by two; the best arm of each stands out."""
+    texts, arms = len(result.texts), len(result.arms)
+    columns = min(COLUMNS, texts)
+    rows = -(-texts // columns)
+    figure = new_figure(width=5.4 * columns + 2.6, height=max(4.4, 1.0 + 0.2 * arms) * rows)
+    for number, text in enumerate(result.texts, start=1):
+        axes, best = figure.add_subplot(rows, columns, number), best_of(result, text.name)
+        lines_on(axes, points_of(result, text.name), f"of {result.num_layers} layers removed", "perplexity",
+                 best.name if best else None, result.dense[text.name])  # fmt: skip
+        axes.set_title(label(text.name) + (f"\nbest: {label(best.name)}" if best else ""), fontsize="medium")
+    if axes.get_lines()[1:]:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    return figure
+
+
+def work_figure(result: Comparison, name: str, said: str) -> Any:
+    """One bar an arm, in the order of the tables."""
+    figure = new_figure(width=7.0, height=1.2 + 0.3 * len(result.work))
+    axes = figure.subplots()
+    work: list[ArmWork] = list(reversed(result.work))  # bars are drawn from below
+    bars = axes.barh([label(one.arm.name) for one in work], [getattr(one, name) for one in work], color=colours(1))
+    axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize="small")
+    axes.margins(x=0.12)
+    axes.set_xlabel(said)
+    return figure
