@@ -26,8 +26,8 @@ from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged, perplexities
-from prunecomp.pruning.pruner import run_rounds
 from prunecomp.pruning.result import PruneResult, RoundRecord
+from prunecomp.pruning.rounds import run_rounds
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
 from prunecomp.pruning.stages import round_of, whole_of

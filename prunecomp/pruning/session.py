@@ -25,8 +25,9 @@ from prunecomp.ops.backends import choose
 from prunecomp.options import PruneOptions
 from prunecomp.options.targets import Share
 from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
-from prunecomp.pruning.pruner import Pruner, choose_candidates
+from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Origin
+from prunecomp.pruning.rounds import choose_candidates
 from prunecomp.repair import demand_of
 
 HELD_OUT = 8
