@@ -42,7 +42,7 @@ from prunecomp.names import (
     RunPreset,
 )
 from prunecomp.options.declare import Options, option
-from prunecomp.options.targets import Share, kept
+from prunecomp.options.targets import Share, kept, stops
 
 LARGEST_SEED = 2**64 - 1
 
@@ -143,6 +143,11 @@ class Choice(Options):
     layers: int = option(
         1, "how many layers to remove; or give --layers-left, or a share as in --keep 80%", partial(whole, least=1),
         of="prune plan", panel=RUN, decides=True, shown_default="one of the three is required",
+    )  # fmt: skip
+    curve: list[int] | None = option(
+        None, "several numbers of layers to stop at in one run, as in 1-10 or 2,4,6, each with its own repair; "
+        "--layers takes them too", stops, of="prune", panel=RUN, takes="str", metavar="NUMBERS", decides=None,
+        on="command line",
     )  # fmt: skip
     layers_left: int | None = option(
         None, "how many layers stay, instead of --layers", partial(whole, least=1), of="prune plan", panel=RUN,

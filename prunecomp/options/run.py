@@ -11,7 +11,7 @@ from prunecomp.io.values import flag, function, layer_set, several
 from prunecomp.names import FORMS, PresetName
 from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
 from prunecomp.options.declare import option
-from prunecomp.options.targets import Share, check_one
+from prunecomp.options.targets import Share, check_one, several_stops, stops
 
 if TYPE_CHECKING:
     from prunecomp.metrics import Metric
@@ -23,6 +23,14 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
 
     @classmethod
     def of(cls, caller: str, given: Mapping[str, Any], on: str = "python") -> PruneOptions:
+        if caller == "curve":
+            wanted = stops("layers", given["layers"])
+            return replace(cls.of("prune", {**given, "layers": wanted[-1]}, on), curve=wanted)
+        if caller == "prune" and on == "command line" and several_stops(given):
+            wanted = given["curve"] if given.get("layers") is None else given["layers"]
+            others = {name: value for name, value in given.items() if name not in ("layers", "curve")}
+            check_one(caller, given)
+            return cls.of("curve", {"out": None, **others, "layers": wanted}, on)
         if caller in ("prune", "plan"):
             check_one(caller, given)
             given = {name: value for name, value in given.items() if name != "layers" or value is not None}
@@ -71,6 +79,17 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             raise OptionError(
                 f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
                 "multiple of it"
+            )
+        if self.curve is not None and metric.one_block and self.span is None:
+            raise OptionError(
+                f"--curve: --metric {self.metric} removes all layers in one block, and passes no other number on the "
+                "way; give a --span, or each number by --layers"
+            )
+        between = [stop for stop in (self.curve or [])[:-1] if stop % size]
+        if between:
+            raise OptionError(
+                f"--curve {between[0]}: --span {size} removes so many layers at a time, and passes only multiples of "
+                "it; give those"
             )
         if self.confidence is not None:
             if self.lookahead:

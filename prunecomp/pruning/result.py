@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -260,6 +260,15 @@ class PruneResult:
         )  # fmt: skip
         measured = perplexity(exported, LayerStack.dense(exported.num_layers), windows, placement, progress)
         self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
+
+    def take_measured(self, record: Mapping[str, Any]) -> None:
+        """Take from the ``record`` of this run's export what :meth:`measure` would find of it."""
+        measured = record.get("perplexity")
+        if self.perplexity is not None and isinstance(measured, dict):
+            self.perplexity, self.measured_on = (
+                {**self.perplexity, "pruned": measured["pruned"]},
+                measured["measured_on"],
+            )
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""

@@ -1,0 +1,219 @@
+"""A run from beginning to end: one loop, and where it stops a model each, repaired and judged."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prunecomp.checkpoint.export import check_export
+from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.sources import check_read_once
+from prunecomp.data.windows import Windows
+from prunecomp.engine.parallel import from_leader, rank, world_size
+from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Advance, Progress
+from prunecomp.engine.run import WORK_UNIT
+from prunecomp.errors import FoldError, OptionError
+from prunecomp.evaluation.agreement import called
+from prunecomp.metrics import METRICS
+from prunecomp.model.source import ModelSource
+from prunecomp.model.stack import LayerStack, Overlay
+from prunecomp.options import PruneOptions
+from prunecomp.pruning.curve import Curve
+from prunecomp.pruning.journal import Journal
+from prunecomp.pruning.judging import judged, perplexities
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.result import PruneResult, RoundRecord
+from prunecomp.pruning.rounds import run_rounds
+from prunecomp.pruning.session import Session
+from prunecomp.pruning.stages import round_of, whole_of
+from prunecomp.repair import RIDGE, Outcome, check_repairable, repair
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The loop where a number of layers is gone."""
+
+    stack: LayerStack
+    rounds: list[RoundRecord]
+    layer_forwards: float
+    """Passes of the calibration set through one layer, so far."""
+    at: float
+    """On the performance counter."""
+
+
+class Stops:
+    """What the loop passes on its way, of the numbers of layers that are wanted; ``size`` is how many go in a round."""
+
+    def __init__(self, pruner: Pruner, wanted: Sequence[int], size: int) -> None:
+        self.passed: list[Stop] = []
+        self._pruner, self._wanted, self._size = pruner, wanted, size
+
+    def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
+        """Called after each round; the loop goes on."""
+        gone, last = sum(len(r.block) for r in rounds), rounds[-1].block
+        beyond = [stop for stop in self._wanted[:-1] if stop > gone - len(last)]
+        if len(last) < self._size and beyond:
+            raise OptionError(
+                f"--curve: once {gone - len(last)} layers are gone no block of --span {self._size} is left, and "
+                f"{beyond[0]} do not lie on the way to {self._wanted[-1]}: give a lower --span, or each by --layers"
+            )
+        if gone in self._wanted:
+            pruner = self._pruner
+            self.passed.append(Stop(pruner.stack, list(rounds), pruner.layer_forwards, time.perf_counter()))
+        return False
+
+
+class Meter:
+    """A :data:`Progress` that knows what stages took, by what stands before the colon."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps: dict[str, int] = defaultdict(int)
+        """Of layers x windows."""
+
+    @contextmanager
+    def __call__(self, description: str, total: int, unit: str) -> Iterator[Advance]:
+        started, whose = time.perf_counter(), description.partition(":")[0]
+        self.steps[whose] += total * (unit == WORK_UNIT)
+        with self._progress(description, total, unit) as advance:
+            yield advance
+        self.seconds[whose] += time.perf_counter() - started
+
+
+def run(model: Any, asked: PruneOptions) -> Curve:
+    """Prune ``model`` as ``asked``: a result for each number of layers in ``asked.curve``, or for ``asked.layers``.
+
+    Each is what a run to that number alone gives, for the loop to the largest passes through it; ``--compile auto`` is
+    decided for the whole.
+    """
+    started = time.perf_counter()
+    asked.check(METRICS, COMPENSATIONS)
+    session = Session(model, asked)
+    asked = session.options
+    wanted = asked.curve or [asked.layers]
+    model_source, candidates = session.model_source, session.candidates()
+    replaces = may_replace(model_source, asked, candidates)
+    check_read_once([asked.calibration, asked.eval])
+    windows = session.calibration()
+    eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
+    placement = session.place(windows.count, windows.seqlen, session.demand())
+    compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
+    size = asked.block_size(METRICS)
+    count = -(-asked.layers // size)
+    whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
+    with whole.open(), open_journal(session, windows, placement, compiled, candidates) as journal:
+        whole.begin("loading")
+        first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
+        pruner = session.pruner(
+            windows, placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
+        )
+        done = () if journal is None else tuple(journal.rounds)
+        numbers = itertools.count(len(done) + 1)
+        whole.begin(round_of(next(numbers), count))
+
+        def on_round(record: RoundRecord, overlays: Mapping[int, Overlay]) -> None:
+            if journal is not None:
+                journal.append(record, overlays)
+            whole.begin(round_of(next(numbers), count))
+
+        stops = Stops(pruner, wanted, size)
+        run_rounds(
+            pruner, asked.layers, candidates, asked.one_shot, done=done,
+            overlays=None if journal is None else journal.overlays, on_round=on_round, until=stops,
+        )  # fmt: skip
+        looped = time.perf_counter()
+        stacks: list[LayerStack] = [stop.stack for stop in stops.passed]
+        outcomes: list[Outcome | None] = [None for _ in stacks]
+        if asked.repair != "none":
+            pruner.release()
+            for number, stack in enumerate(stacks):
+                stacks[number], outcomes[number] = repair(
+                    pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE, replaces=replaces,
+                    progress=whole,
+                )  # fmt: skip
+        whole.begin("evaluating")
+        meter = Meter(whole)
+        found = judged(model_source, stacks, placement, asked, eval_windows, meter)
+    ended = time.perf_counter()
+    others = len(stacks)
+    mine = [
+        (0.0 if outcome is None else outcome.seconds) + meter.seconds[called(row, others)]
+        for row, outcome in enumerate(outcomes, start=1)
+    ]
+    results = [
+        PruneResult(
+            options=replace(asked, layers=layers, curve=None),
+            model_source=model_source,
+            stack=stack,
+            rounds=stop.rounds,
+            repair=outcome,
+            calibration=windows,
+            evaluation=eval_windows,
+            placement=placement,
+            compiled=compiled,
+            layer_forwards=stop.layer_forwards + (0 if outcome is None else outcome.layer_forwards),
+            perplexity=perplexities(quality),
+            quality=quality,
+            profile=profile,
+            # What others took is not counted.
+            seconds=ended - started - (looped - stop.at) - (sum(mine) - own),
+        )
+        for layers, stop, stack, outcome, (quality, profile), own in zip(
+            wanted, stops.passed, stacks, outcomes, found, mine, strict=True
+        )
+    ]
+    share = world_size() / (1 if eval_windows is None else eval_windows.count)
+    return Curve(
+        results,
+        layer_forwards=pruner.layer_forwards + sum(0 if one is None else one.layer_forwards for one in outcomes),
+        evaluation_forwards={whose: steps * share for whose, steps in meter.steps.items()},
+        seconds=ended - started,
+        on_saved=None if journal is None else journal.remove,
+    )
+
+
+def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Collection[int]) -> bool:
+    """Whether a repair may put new weights in place. Raises what is known before any work to have no export, or nothing
+    to fit; ``auto`` then does without new weights."""
+    fold = None if options.compensation == "none" and options.repair == "none" else options.fold
+    asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
+    if options.repair == "auto":
+        try:
+            check_export(model_source, candidates, fold, True)
+        except FoldError:
+            check_export(model_source, candidates, fold, asked)
+            return False
+        return True
+    check_export(model_source, candidates, fold, asked or options.repair != "none")
+    check_repairable(model_source.described, options.repair)
+    return options.repair != "none"
+
+
+@contextmanager
+def open_journal(
+    session: Session, windows: Windows, placement: Placement, compiled: bool, candidates: Collection[int]
+) -> Iterator[Journal | None]:
+    """The journal of a run, bound to all that its choices depend on, and to this run while it lasts."""
+    file, options = session.options.journal, session.options
+    if file is None:
+        yield None
+        return
+    identity = session.identity(windows, placement, compiled, left_out=("fold", "device"))
+    with ExitStack() as held:
+
+        def opened() -> Journal:
+            held.enter_context(Journal.claimed(file))
+            journal = Journal.open(file, identity, resume=options.resume)
+            journal.check(session.model_source.num_layers, candidates, options.layers)
+            return journal
+
+        # Read in one place: another machine may not see the file, or not its last state.
+        journal = from_leader(opened)
+        yield journal if rank() == 0 else journal.followed(identity)
