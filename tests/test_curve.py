@@ -105,9 +105,8 @@ def test_the_cost_is_that_of_the_repairs(generator: torch.Generator) -> None:
     assert [row[0] for row in found.rows()] == ["layers gone", "0", "1", "2", "3"]
 
 
-def test_a_command_writes_resumes_and_is_told(small: Small, tmp_path: Path) -> None:
-    """``--curve`` and ``--layers`` are one: a folder a model, the table beside them; what a killed run had written stays
-    and the rest comes."""
+def test_a_command_writes_a_folder_a_model(small: Small, tmp_path: Path) -> None:
+    """``--curve`` and ``--layers`` are one: a folder a model, the table beside them; nothing hidden stays."""
     words = ["prune", small.folder, "--calibration", small.windows, "--eval", small.windows, "--repair", "none"]
     out = tmp_path / "out"
     assert invoke(*words, "--curve", "1-3", "--out", out).exit_code == 0

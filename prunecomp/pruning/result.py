@@ -265,10 +265,8 @@ class PruneResult:
         """Take from the ``record`` of this run's export what :meth:`measure` would find of it."""
         measured = record.get("perplexity")
         if self.perplexity is not None and isinstance(measured, dict):
-            self.perplexity, self.measured_on = (
-                {**self.perplexity, "pruned": measured["pruned"]},
-                measured["measured_on"],
-            )
+            self.perplexity = {**self.perplexity, "pruned": measured["pruned"]}
+            self.measured_on = measured["measured_on"]
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""
