@@ -17,9 +17,9 @@ from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.curve import Curve
 from prunecomp.pruning.result import PruneResult
+from prunecomp.pruning.running import run
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
-from prunecomp.pruning.stops import run
 
 
 def prune(

@@ -24,7 +24,7 @@ from prunecomp.pruning.journal import differences, journal_path
 from prunecomp.pruning.result import PruneResult
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
-from prunecomp.report.tables import perplexity_table, repair_tables, rounds_table, scores_table
+from prunecomp.report.tables import gates_table, perplexity_table, repair_tables, rounds_table, scores_table
 
 
 def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str, journal: Path) -> bool:
@@ -110,9 +110,9 @@ def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
     console.print(rounds_table(result))
     for shown in repair_tables(result):
         console.print(shown)
-    table = perplexity_table(result)
-    if table is not None:
-        console.print(table)
+    for table in (gates_table(result), perplexity_table(result)):
+        if table is not None:
+            console.print(table)
     if result.profile is not None:
         print_profile(console, result.profile)
     console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)

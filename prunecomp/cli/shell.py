@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 options, 3 model, 4 data, 5 non-finite values, 6 fold refused, 7 output, "
-    "8 another process lost, 9 journal, 130 interrupted."
+    "8 another process lost, 9 journal, 10 target missed, 130 interrupted."
 )
 
 app = App(

@@ -41,11 +41,11 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
     @property
     def pending(self) -> bool:
         """Whether how many layers go depends on how many there are; ``layers`` then says nothing yet."""
-        return self.layers_left is not None or isinstance(self.keep, Share)
+        return self.layers_left is not None or isinstance(self.keep, Share) or self.target is not None
 
     def aimed(self, num_layers: int) -> PruneOptions:
         """The same for a model of so many layers: ``layers`` is how many go. Raises :class:`OptionError` for none."""
-        if not self.pending:
+        if not self.pending or self.target is not None:  # of a target, the session knows
             return self
         if isinstance(self.keep, Share):
             left, named, keep = self.keep.of(num_layers), f"--keep {self.keep}", []
@@ -80,10 +80,11 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
                 f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
                 "multiple of it"
             )
-        if self.curve is not None and metric.one_block and self.span is None:
+        on_the_way = "--curve" if self.curve is not None else None if self.target is None else "--target"
+        if on_the_way and metric.one_block and self.span is None:
             raise OptionError(
-                f"--curve: --metric {self.metric} removes all layers in one block, and passes no other number on the "
-                "way; give a --span, or each number by --layers"
+                f"{on_the_way}: --metric {self.metric} removes all layers in one block, and passes no other number on "
+                "the way; give a --span, or each number by --layers"
             )
         between = [stop for stop in (self.curve or [])[:-1] if stop % size]
         if between:

@@ -62,8 +62,8 @@ def several_stops(given: Mapping[str, Any]) -> bool:
 def stated(given: Mapping[str, Any]) -> dict[str, str]:
     """Of what was given by name, that which says how many layers go, and how a message names it."""
     share = given.get("keep")
-    named = {name: f"--{name.replace('_', '-')} {shown(given[name])}" for name in ("layers", "layers_left", "curve")
-             if given.get(name) is not None}  # fmt: skip
+    ways = ("layers", "layers_left", "curve", "target")
+    named = {name: f"--{name.replace('_', '-')} {shown(given[name])}" for name in ways if given.get(name) is not None}
     if isinstance(share, Share) or (isinstance(share, str) and "%" in share):
         named["keep"] = f"--keep {share}"
     return named

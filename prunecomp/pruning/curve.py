@@ -14,9 +14,8 @@ from prunecomp.io.escape import html_table, one_line
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.io.plain import json_text
 from prunecomp.io.values import listed
-from prunecomp.model.decoder import Decoder
-from prunecomp.model.stack import LayerStack
 from prunecomp.names import CURVE
+from prunecomp.pruning.gates import measure
 from prunecomp.pruning.journal import write_whole
 from prunecomp.pruning.result import PruneResult
 
@@ -143,9 +142,8 @@ class Curve(Sequence[PruneResult]):
         first = self[0]
         dense = None if first.perplexity is None else first.perplexity["dense"]
         return {
-            "layers": 0, "removed": [], "parameters": parameters(
-                first.model_source.described, LayerStack.dense(first.stack.num_layers)
-            ),
+            "layers": 0, "removed": [],
+            "parameters": measure(first.model_source, "params", range(first.stack.num_layers)),
             "perplexity": dense, "ratio": None, "measured_on": None, "kl": None, "top1": None, "repair": None,
             "layer_forwards": None, "seconds": None,
         }  # fmt: skip
@@ -156,7 +154,7 @@ class Curve(Sequence[PruneResult]):
         agreement = result.quality[1].agreement if result.quality else None
         return {
             "layers": len(result.removed), "removed": result.removed,
-            "parameters": parameters(result.model_source.described, result.stack),
+            "parameters": measure(result.model_source, "params", result.stack.alive),
             "perplexity": None if both is None else both["pruned"],
             "ratio": None if both is None else both["pruned"] / both["dense"],
             "measured_on": None if both is None else result.measured_on,
@@ -188,12 +186,6 @@ class Curve(Sequence[PruneResult]):
         if self.on_saved is not None:
             self.on_saved()
         return out
-
-
-def parameters(described: Decoder, stack: LayerStack) -> int:
-    """Of a model once it is exported; what several places share counts once."""
-    gone = sum(p.numel() for layer in stack.removed for p in described.layers[layer].parameters())
-    return int(sum(p.numel() for p in described.model.parameters()) - gone)
 
 
 def _shown(value: Any, form: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from prunecomp.compensation import Seam
 from prunecomp.errors import OptionError
 from prunecomp.io.values import listed
-from prunecomp.model.stack import Overlay
+from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import RoundRecord
+from prunecomp.repair import Outcome
 
 NO_BLOCK = "no block of --span layers is left that may go: remove fewer, or let other layers go"
 
@@ -111,3 +113,39 @@ def run_rounds(
         if until(rounds):
             break
     return rounds
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The loop where a number of layers is gone."""
+
+    stack: LayerStack
+    rounds: list[RoundRecord]
+    layer_forwards: float
+    """Passes of the calibration set through one layer, so far."""
+    at: float
+    """On the performance counter."""
+    repaired: tuple[LayerStack, Outcome | None] | None = None
+    """What is written, where it is known by then."""
+
+
+class Stops:
+    """What the loop passes on its way, of the numbers of layers that are wanted; ``size`` is how many go in a round."""
+
+    def __init__(self, pruner: Pruner, wanted: Sequence[int], size: int) -> None:
+        self.passed: list[Stop] = []
+        self._pruner, self._wanted, self._size = pruner, wanted, size
+
+    def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
+        """Called after each round; the loop goes on."""
+        gone, last = sum(len(r.block) for r in rounds), rounds[-1].block
+        beyond = [stop for stop in self._wanted[:-1] if stop > gone - len(last)]
+        if len(last) < self._size and beyond:
+            raise OptionError(
+                f"--curve: once {gone - len(last)} layers are gone no block of --span {self._size} is left, and "
+                f"{beyond[0]} do not lie on the way to {self._wanted[-1]}: give a lower --span, or each by --layers"
+            )
+        if gone in self._wanted:
+            pruner = self._pruner
+            self.passed.append(Stop(pruner.stack, list(rounds), pruner.layer_forwards, time.perf_counter()))
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from prunecomp.model.source import ModelSource, open_source
 from prunecomp.ops.backends import choose
 from prunecomp.options import PruneOptions
 from prunecomp.options.targets import Share
+from prunecomp.pruning.gates import most_rounds
 from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Origin
@@ -44,8 +46,21 @@ class Session:
     def __init__(self, model: Any, options: PruneOptions) -> None:
         self.model_source = _opened(model, options)
         self.options = options.aimed(self.model_source.num_layers)
+        if options.target:
+            self.options = replace(self.options, layers=self._most_layers())
         if options.pending:
             self.options.check(METRICS, COMPENSATIONS)
+
+    def _most_layers(self) -> int:
+        """How many layers go at most until a target is reached, in whole blocks."""
+        options, metric = self.options, METRICS[self.options.metric]
+        chosen = candidates_of(replace(options, layers=1), self.model_source.num_layers)
+        most = min(len(chosen) - (options.candidates is None), self.model_source.num_layers - 1)
+        if metric.takes_order:
+            most = min(most, len(options.given))
+        size = options.span or 1
+        needed = most_rounds(options.target or [], self.model_source, chosen, most)
+        return min(-(-needed // size), max(most // size, 1)) * size
 
     def candidates(self) -> list[int]:
         """The layers that may go."""

@@ -34,7 +34,7 @@ def whole_of(
         )
         parts[round_of(number, rounds)] = Part(forwards * tokens, forwards * windows.count)
     stops = options.curve or [options.layers]
-    if options.repair != "none":
+    if options.repair != "none" and options.target is None:  # a target repairs in each round
         stretches = len(stretches_of(windows))
         fit, judged = (
             sum(most_layer_forwards(num_layers, n, windows.count, windows.num_tokens, some) for n in stops)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from prunecomp.checkpoint.export import check_export
@@ -19,54 +20,21 @@ from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import WORK_UNIT
 from prunecomp.errors import FoldError, OptionError
-from prunecomp.evaluation.agreement import called
+from prunecomp.evaluation.agreement import Standing, called
 from prunecomp.metrics import METRICS
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.options import PruneOptions
+from prunecomp.options.aims import Aim
 from prunecomp.pruning.curve import Curve
+from prunecomp.pruning.gates import Gates, Looks, halved
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged, perplexities
-from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import PruneResult, RoundRecord
-from prunecomp.pruning.rounds import run_rounds
+from prunecomp.pruning.rounds import Stops, run_rounds
 from prunecomp.pruning.session import Session
 from prunecomp.pruning.stages import round_of, whole_of
 from prunecomp.repair import RIDGE, Outcome, check_repairable, repair
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The loop where a number of layers is gone."""
-
-    stack: LayerStack
-    rounds: list[RoundRecord]
-    layer_forwards: float
-    """Passes of the calibration set through one layer, so far."""
-    at: float
-    """On the performance counter."""
-
-
-class Stops:
-    """What the loop passes on its way, of the numbers of layers that are wanted; ``size`` is how many go in a round."""
-
-    def __init__(self, pruner: Pruner, wanted: Sequence[int], size: int) -> None:
-        self.passed: list[Stop] = []
-        self._pruner, self._wanted, self._size = pruner, wanted, size
-
-    def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
-        """Called after each round; the loop goes on."""
-        gone, last = sum(len(r.block) for r in rounds), rounds[-1].block
-        beyond = [stop for stop in self._wanted[:-1] if stop > gone - len(last)]
-        if len(last) < self._size and beyond:
-            raise OptionError(
-                f"--curve: once {gone - len(last)} layers are gone no block of --span {self._size} is left, and "
-                f"{beyond[0]} do not lie on the way to {self._wanted[-1]}: give a lower --span, or each by --layers"
-            )
-        if gone in self._wanted:
-            pruner = self._pruner
-            self.passed.append(Stop(pruner.stack, list(rounds), pruner.layer_forwards, time.perf_counter()))
-        return False
 
 
 class Meter:
@@ -105,6 +73,10 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
     placement = session.place(windows.count, windows.seqlen, session.demand())
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
+    limits = [aim for aim in asked.target or [] if not aim.goal]
+    if limits:
+        check_apart(limits[0], windows, eval_windows)
+    half = halved(placement) if limits else placement
     size = asked.block_size(METRICS)
     count = -(-asked.layers // size)
     whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
@@ -112,7 +84,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         whole.begin("loading")
         first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
         pruner = session.pruner(
-            windows, placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
+            windows, half or placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
         )
         done = () if journal is None else tuple(journal.rounds)
         numbers = itertools.count(len(done) + 1)
@@ -123,21 +95,31 @@ def run(model: Any, asked: PruneOptions) -> Curve:
                 journal.append(record, overlays)
             whole.begin(round_of(next(numbers), count))
 
-        stops = Stops(pruner, wanted, size)
+        def fit(stack: LayerStack) -> tuple[LayerStack, Outcome | None]:
+            if asked.repair == "none":
+                return stack, None
+            return repair(
+                pruner.decoder, windows, half or placement, stack, asked.repair, asked.ridge or RIDGE,
+                replaces=replaces, progress=whole,
+            )  # fmt: skip
+
+        stops, gates = Stops(pruner, wanted, size), None
+        if asked.target is not None:
+            dense = Standing(pruner.decoder, LayerStack.dense(model_source.num_layers), half or placement)
+            look = Looks(eval_windows, dense, whole) if limits and eval_windows is not None else None
+            gates = Gates(pruner, model_source, asked.target, fit, look, half is None)
         run_rounds(
             pruner, asked.layers, candidates, asked.one_shot, done=done,
-            overlays=None if journal is None else journal.overlays, on_round=on_round, until=stops,
+            overlays=None if journal is None else journal.overlays, on_round=on_round, until=gates or stops,
         )  # fmt: skip
         looped = time.perf_counter()
-        stacks: list[LayerStack] = [stop.stack for stop in stops.passed]
-        outcomes: list[Outcome | None] = [None for _ in stacks]
-        if asked.repair != "none":
-            pruner.release()
-            for number, stack in enumerate(stacks):
-                stacks[number], outcomes[number] = repair(
-                    pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE, replaces=replaces,
-                    progress=whole,
-                )  # fmt: skip
+        passed, target = stops.passed, None
+        if gates is not None:
+            held, target = gates.reached()
+            passed, wanted = [held], [len(held.stack.removed)]
+        pruner.release()
+        repaired = [stop.repaired or fit(stop.stack) for stop in passed]
+        stacks, outcomes = [stack for stack, _ in repaired], [outcome for _, outcome in repaired]
         whole.begin("evaluating")
         meter = Meter(whole)
         found = judged(model_source, stacks, placement, asked, eval_windows, meter)
@@ -149,11 +131,12 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     ]
     results = [
         PruneResult(
-            options=replace(asked, layers=layers, curve=None),
+            options=replace(asked, layers=layers, curve=None, target=None),
             model_source=model_source,
             stack=stack,
             rounds=stop.rounds,
             repair=outcome,
+            target=target,
             calibration=windows,
             evaluation=eval_windows,
             placement=placement,
@@ -166,7 +149,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
             seconds=ended - started - (looped - stop.at) - (sum(mine) - own),
         )
         for layers, stop, stack, outcome, (quality, profile), own in zip(
-            wanted, stops.passed, stacks, outcomes, found, mine, strict=True
+            wanted, passed, stacks, outcomes, found, mine, strict=True
         )
     ]
     share = world_size() / (1 if eval_windows is None else eval_windows.count)
@@ -177,6 +160,21 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         seconds=ended - started,
         on_saved=None if journal is None else journal.remove,
     )
+
+
+def check_apart(limit: Aim, calibration: Windows, evaluation: Windows | None) -> None:
+    """Raise :class:`OptionError` unless there is a text to hold a model to its limits on, and it is another one."""
+    if evaluation is None:
+        raise OptionError(f"--target {limit}: is measured on a text: give one by --eval, not that of --calibration")
+    sources = {calibration.source, *calibration.kind_names}
+    same = evaluation.digest == calibration.digest or (
+        Path(evaluation.source).exists() and bool(sources & {evaluation.source, *evaluation.kind_names})
+    )
+    if same:
+        raise OptionError(
+            f"--target {limit}: --eval is what is calibrated on, and a model would be judged on what it was fitted to; "
+            "give another text"
+        )
 
 
 def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Collection[int]) -> bool:
