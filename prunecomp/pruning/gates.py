@@ -16,6 +16,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress
 from prunecomp.engine.run import Run
+from prunecomp.engine.states import Tier
 from prunecomp.engine.streams import BOUNDARIES
 from prunecomp.errors import NumericalError, OptionError, TargetError
 from prunecomp.evaluation.agreement import LastStates, Standing, TextQuality, on_text, quality_of, with_room
@@ -88,7 +89,9 @@ class Gates:
             raise TargetError(f"--target {asked}: no layer can go: with one of {layers} gone {self._told(-1)}")
         stop, gate = self._held
         if gate.missed:
-            beyond = "no more may go" if gate is self._gates[-1] else f"with {self._gates[-1].layers} {self._told(-1)}"
+            beyond = (
+                "no more may go" if gate is self._gates[-1] else f"with {self._gates[-1].layers} gone {self._told(-1)}"
+            )
             raise TargetError(
                 f"--target {asked}: it comes no further than {gate.layers} of {layers} layers gone, with "
                 f"{self._told(self._gates.index(gate))}; {beyond}. Nothing was written: --layers {gate.layers} gives "
@@ -99,21 +102,22 @@ class Gates:
         return replace(stop, layer_forwards=spent - mine), TargetRecord([str(aim) for aim in self._target], self._gates)
 
     def _told(self, number: int) -> str:
-        """What a gate missed, and by what."""
+        """What a gate missed, and by what: limits, or where none is broken, goals."""
         gate = self._gates[number]
+        missed = [aim for aim in self._target if str(aim) in gate.missed]
         return " and ".join(
-            f"{aim.name} is {gate.seen[aim.name]:,.4g} (wanted {aim.text})" for aim in self._target
-            if str(aim) in gate.missed
-        )  # fmt: skip
+            f"{aim.name} is {gate.seen[aim.name]:,.4g} (wanted {aim.text})"
+            for aim in [aim for aim in missed if not aim.goal] or missed
+        )
 
 
 class Looks:
-    """A text on which models are measured one after the other: the dense one is run once, where its last states have
-    room, and what lies below the first layer that differs from the last model is not run again."""
+    """A text on which models are measured one after the other. Where states may be kept in between (``keeps``), the
+    dense one is run once, and of a model what lies above the first layer that differs from the last."""
 
-    def __init__(self, windows: Windows, dense: Standing, progress: Progress) -> None:
+    def __init__(self, windows: Windows, dense: Standing, progress: Progress, keeps: bool) -> None:
         self._windows, self._dense, self._progress = windows, dense, progress
-        self._room = dense.placement.kept_boundaries > 0
+        self._room = keeps
         if self._room:
             placement = with_room(dense.placement)
             self._run = Run(dense.decoder, windows, placement, stack=dense.stack, measured=False, progress=progress)
@@ -133,15 +137,17 @@ class Looks:
         return [self._first, self._look(self._kept.compare, True)]
 
 
-def halved(placement: Placement) -> Placement | None:
-    """The same with half the room for states, for two that keep some at once; None where that is too little."""
-    capacity = {tier: count // 2 for tier, count in placement.capacity.items()}
-    return replace(placement, capacity=capacity) if sum(capacity.values()) > BOUNDARIES else None
+def shared(placement: Placement) -> Placement | None:
+    """The same for two that keep states at once, beside a repair: half each of what that leaves. None where that is too
+    little."""
+    places = [tier for tier in Tier for _ in range(placement.capacity.get(tier, 0))][BOUNDARIES:]
+    capacity = {tier: places.count(tier) // 2 for tier in Tier}
+    return replace(placement, capacity=capacity) if sum(capacity.values()) > 1 else None
 
 
 def measure(source: ModelSource, name: str, alive: Collection[int]) -> int:
-    """How large a model of some layers is: ``layers``; ``params``, what several places share once; or ``size``, bytes of
-    weights as they are stored, or, where they are not at hand, as they are computed with."""
+    """How large a model of some layers is: ``layers``; ``params``, what several places share once; or ``size``, bytes
+    of weights as they are stored, or, where they are not at hand, as they are computed with."""
     if name == "layers":
         return len(alive)
     decoder = source.described

@@ -27,7 +27,7 @@ from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.options import PruneOptions
 from prunecomp.options.aims import Aim
 from prunecomp.pruning.curve import Curve
-from prunecomp.pruning.gates import Gates, Looks, halved
+from prunecomp.pruning.gates import Gates, Looks, shared
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged, perplexities
 from prunecomp.pruning.result import PruneResult, RoundRecord
@@ -71,12 +71,12 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     check_read_once([asked.calibration, asked.eval])
     windows = session.calibration()
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
-    placement = session.place(windows.count, windows.seqlen, session.demand())
-    compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
     limits = [aim for aim in asked.target or [] if not aim.goal]
     if limits:
         check_apart(limits[0], windows, eval_windows)
-    half = halved(placement) if limits else placement
+    placement = session.place(windows.count, windows.seqlen, session.demand(models=2 if limits else 1))
+    compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
+    half = shared(placement) if limits else placement
     size = asked.block_size(METRICS)
     count = -(-asked.layers // size)
     whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
@@ -99,14 +99,14 @@ def run(model: Any, asked: PruneOptions) -> Curve:
             if asked.repair == "none":
                 return stack, None
             return repair(
-                pruner.decoder, windows, half or placement, stack, asked.repair, asked.ridge or RIDGE,
+                pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE,
                 replaces=replaces, progress=whole,
             )  # fmt: skip
 
         stops, gates = Stops(pruner, wanted, size), None
         if asked.target is not None:
             dense = Standing(pruner.decoder, LayerStack.dense(model_source.num_layers), half or placement)
-            look = Looks(eval_windows, dense, whole) if limits and eval_windows is not None else None
+            look = Looks(eval_windows, dense, whole, half is not None) if limits and eval_windows is not None else None
             gates = Gates(pruner, model_source, asked.target, fit, look, half is None)
         run_rounds(
             pruner, asked.layers, candidates, asked.one_shot, done=done,

@@ -14,7 +14,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress
-from prunecomp.engine.streams import check_boundaries
+from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
 from prunecomp.io.values import at_revision, listed
@@ -102,10 +102,12 @@ class Session:
                     f"tokens, and is taken as it stands; leave out --{name}"
                 )
 
-    def demand(self) -> Demand:
-        """The memory that the metric, and then the repair, takes beside the pass."""
+    def demand(self, models: int = 1) -> Demand:
+        """The memory that the metric, and then the repair, takes beside the pass; and the states of so many ``models``
+        that are kept at once."""
         shape, repair = self.model_source.shape(), self.options.repair
         metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
+        metric = replace(metric, boundaries=metric.boundaries + (models - 1) * (shape.num_layers + BOUNDARIES))
         if repair == "none":
             return metric
         return metric.beside(demand_of(self.model_source.described, shape, joint=repair != "refit"))
