@@ -106,7 +106,8 @@ def test_the_last_model_within_a_limit_is_taken(
         for one in (*expected["rounds"], *record["rounds"]):
             del one["layer_forwards"]
     assert record == expected
-    assert found.layer_forwards > curve[1].layer_forwards
+    third = 0 if curve[2].repair is None else curve[2].repair.layer_forwards
+    assert found.layer_forwards >= curve[1].layer_forwards + third
 
 
 def test_a_target_that_cannot_be_met_says_how_far_it_came(generator: torch.Generator) -> None:

@@ -47,7 +47,7 @@ class Gates:
         self._fit, self._look, self._short = fit, look, short
         self._gates: list[Gate] = []
         self._held: tuple[Stop, Gate] | None = None
-        self._fitted = 0.0
+        self._fitted: float = 0
 
     def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
         pruner, stack = self._pruner, self._pruner.stack
@@ -57,7 +57,7 @@ class Gates:
             if self._short:
                 pruner.release()
             fitted, outcome = self._fit(stack)
-            self._fitted += 0.0 if outcome is None else outcome.layer_forwards
+            self._fitted += 0 if outcome is None else outcome.layer_forwards
             stop = replace(stop, repaired=(fitted, outcome))
             seen |= self._seen(self._look, fitted)
         missed = [aim for aim in self._target if not aim.met(seen[aim.name])]
@@ -98,7 +98,7 @@ class Gates:
                 "that model"
             )
         spent = self._pruner.layer_forwards + self._fitted
-        mine = 0.0 if stop.repaired is None or stop.repaired[1] is None else stop.repaired[1].layer_forwards
+        mine = 0 if stop.repaired is None or stop.repaired[1] is None else stop.repaired[1].layer_forwards
         return replace(stop, layer_forwards=spent - mine), TargetRecord([str(aim) for aim in self._target], self._gates)
 
     def _told(self, number: int) -> str:

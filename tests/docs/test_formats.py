@@ -39,13 +39,14 @@ def written(folder: Path) -> Any:
         {"repair": "joint", "ridge": 1.0},
         {"repair": "auto"},
         {"metric": "span", "compensation": "none", "repair": "none"},
+        {"repair": "none", "layers": None, "target": "layers=4"},
     ],
     ids=str,
 )
 def test_a_record_is_as_its_schema_says(options: dict[str, Any], tmp_path: Path, generator: Any) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator)
-    made = prunecomp.prune(model, 2, tokens, eval=tokens, **options)
+    made = prunecomp.prune(model, calibration=tokens, eval=tokens, **{"layers": 2, **options})
     record = written(made.save(tmp_path / "out"))
     check(RECORD, record)
     assert set(record["options"]) == set(made.options.record())
