@@ -128,6 +128,9 @@ def left_behind(out: Path | None) -> str:
         return "nothing was written."
     if (out / RECORD).is_file():
         return f"{out} holds a whole checkpoint."
+    some = len(list(out.glob(f"*/{RECORD}")))
+    if some:
+        return f"{some} whole checkpoints are in {out}. The same command and --resume goes on."
     kept = f"; what is measured is in {out}" if (out / COMPARISON).is_file() else ""
     return f"no checkpoint was written{kept}. prune and compare go on with the same command and --resume."
 
