@@ -22,8 +22,7 @@ from prunecomp.pruning.result import PruneResult
 FORMAT = 1
 """Of the record: it rises when a field goes or changes its meaning."""
 TABLE = "curve.md"
-HEADINGS = ("layers gone", "which", "parameters", "perplexity", "to dense", "KL, nats", "top-1 agreement", "repair",
-            "seconds")  # fmt: skip
+HEADINGS = ("gone", "layers", "parameters", "perplexity", "ratio", "KL", "top-1", "repair", "s")
 
 
 class Curve(Sequence[PruneResult]):
@@ -99,7 +98,7 @@ class Curve(Sequence[PruneResult]):
         rows = [[*HEADINGS]]
         for stop in [self._dense(), *(self._stop(result) for result in self)]:
             rows.append([
-                str(stop["layers"]), listed(stop["removed"]) if stop["removed"] else "", f"{stop['parameters']:,}",
+                str(stop["layers"]), listed(stop["removed"]) if stop["removed"] else "", _count(stop["parameters"]),
                 *(_shown(stop[name], form) for name, form in (
                     ("perplexity", ",.3f"), ("ratio", ".3f"), ("kl", ".3f"), ("top1", ".1%"), ("repair", ""),
                     ("seconds", ".1f"),
@@ -186,6 +185,10 @@ class Curve(Sequence[PruneResult]):
         if self.on_saved is not None:
             self.on_saved()
         return out
+
+
+def _count(number: int) -> str:
+    return next(f"{number / unit:.4g}{name}" for unit, name in ((1e9, "B"), (1e6, "M"), (1, "")) if number >= unit)
 
 
 def _shown(value: Any, form: str) -> str:
