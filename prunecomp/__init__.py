@@ -11,13 +11,14 @@ from prunecomp import errors
 from prunecomp.io import starting  # noqa: F401  (first: what follows takes seconds, and may be interrupted)
 
 if TYPE_CHECKING:
-    from prunecomp.api import evaluate, prune, score
+    from prunecomp.api import curve, evaluate, prune, score
     from prunecomp.checkpoint.apply import cut, pruned_config, tokens_of
     from prunecomp.collect import Collected, collect
     from prunecomp.compare import Arm, Comparison, compare
     from prunecomp.model.adapter import Family
     from prunecomp.model.families import families
     from prunecomp.profiling import profile
+    from prunecomp.pruning.curve import Curve
     from prunecomp.pruning.plan import RunPlan, plan
     from prunecomp.pruning.pruner import Pruner
     from prunecomp.pruning.result import PruneResult, RoundRecord
@@ -30,6 +31,7 @@ __all__ = [
     "Arm",
     "Collected",
     "Comparison",
+    "Curve",
     "Family",
     "PruneResult",
     "Pruner",
@@ -39,6 +41,7 @@ __all__ = [
     "__version__",
     "collect",
     "compare",
+    "curve",
     "cut",
     "errors",
     "evaluate",
@@ -53,13 +56,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("evaluate", "prune", "score"),
+    "api": ("curve", "evaluate", "prune", "score"),
     "checkpoint.apply": ("cut", "pruned_config", "tokens_of"),
     "collect": ("Collected", "collect"),
     "compare": ("Arm", "Comparison", "compare"),
     "model.adapter": ("Family",),
     "model.families": ("families",),
     "profiling": ("profile",),
+    "pruning.curve": ("Curve",),
     "pruning.plan": ("RunPlan", "plan"),
     "pruning.pruner": ("Pruner",),
     "pruning.result": ("PruneResult", "RoundRecord"),

@@ -1,37 +1,25 @@
-"""The main jobs as functions: prune, score, evaluate."""
+"""The main jobs as functions: prune, curve, score, evaluate."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from typing_extensions import Unpack
 
 from prunecomp.compensation import COMPENSATIONS
-from prunecomp.data.sources import check_read_once
-from prunecomp.data.windows import Windows
-from prunecomp.engine.parallel import from_leader, rank
-from prunecomp.engine.placement import Placement
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS, check_order
-from prunecomp.model.stack import LayerStack, Overlay
+from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
-from prunecomp.pruning.journal import Journal
-from prunecomp.pruning.judging import judged, perplexities
-from prunecomp.pruning.pruner import run_rounds
-from prunecomp.pruning.replacing import may_replace
-from prunecomp.pruning.result import PruneResult, RoundRecord
+from prunecomp.pruning.curve import Curve
+from prunecomp.pruning.result import PruneResult
+from prunecomp.pruning.running import run
 from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
-from prunecomp.pruning.stages import round_of, whole_of
-from prunecomp.repair import RIDGE
-from prunecomp.repair import repair as fit_repair
 
 
 def prune(
@@ -63,89 +51,25 @@ def prune(
     >>> result.save("pruned").name
     'pruned'
     """
-    started = time.perf_counter()
-    asked = PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options})
-    asked.check(METRICS, COMPENSATIONS)
-    session = Session(model, asked)
-    asked = session.options
-    model_source, candidates = session.model_source, session.candidates()
-    replaces = may_replace(model_source, asked, candidates)
-    check_read_once([asked.calibration, asked.eval])
-    windows = session.calibration()
-    eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
-    placement = session.place(windows.count, windows.seqlen, session.demand())
-    compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
-    count = -(-asked.layers // asked.block_size(METRICS))
-    whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
-    with whole.open(), open_journal(session, windows, placement, compiled, candidates) as journal:
-        whole.begin("loading")
-        first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
-        pruner = session.pruner(
-            windows, placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
-        )
-        done = () if journal is None else tuple(journal.rounds)
-        numbers = itertools.count(len(done) + 1)
-        whole.begin(round_of(next(numbers), count))
-
-        def on_round(record: RoundRecord, overlays: Mapping[int, Overlay]) -> None:
-            if journal is not None:
-                journal.append(record, overlays)
-            whole.begin(round_of(next(numbers), count))
-
-        rounds = run_rounds(
-            pruner, asked.layers, candidates, asked.one_shot, done=done,
-            overlays=None if journal is None else journal.overlays, on_round=on_round,
-        )  # fmt: skip
-        stack, outcome = pruner.stack, None
-        if asked.repair != "none":
-            pruner.release()
-            stack, outcome = fit_repair(
-                pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE, replaces=replaces,
-                progress=whole,
-            )  # fmt: skip
-        whole.begin("evaluating")
-        quality, found = judged(model_source, stack, placement, asked, eval_windows, session.tasks, whole)
-    return PruneResult(
-        options=asked,
-        model_source=model_source,
-        stack=stack,
-        rounds=rounds,
-        repair=outcome,
-        calibration=windows,
-        evaluation=eval_windows,
-        placement=placement,
-        compiled=compiled,
-        layer_forwards=pruner.layer_forwards + (0 if outcome is None else outcome.layer_forwards),
-        perplexity=perplexities(quality),
-        quality=quality,
-        profile=found,
-        seconds=time.perf_counter() - started,
-        stages=whole.seconds,
-        on_saved=None if journal is None else journal.remove,
-    )
+    return run(model, PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options}))[0]
 
 
-@contextmanager
-def open_journal(
-    session: Session, windows: Windows, placement: Placement, compiled: bool, candidates: Collection[int]
-) -> Iterator[Journal | None]:
-    """The journal of a run, bound to all that its choices depend on, and to this run while it lasts."""
-    file, options = session.options.journal, session.options
-    if file is None:
-        yield None
-        return
-    identity = session.identity(windows, placement, compiled, left_out=("fold", "device"))
-    with ExitStack() as held:
+def curve(model: Any, layers: Any, calibration: Any = None, **options: Unpack[PruneKeywords]) -> Curve:
+    """:func:`prune` to several numbers of layers, ``"1-10"`` or ``[2, 4, 6]``, in one run.
 
-        def opened() -> Journal:
-            held.enter_context(Journal.claimed(file))
-            journal = Journal.open(file, identity, resume=options.resume)
-            journal.check(session.model_source.num_layers, candidates, options.layers)
-            return journal
+    The loop to the largest passes through the others: each model on the way gets its own repair, and all are measured
+    beside one pass of the dense model. Each result of the :class:`Curve` is what :func:`prune` gives for its number
+    alone, to the same weights; ``compile="auto"`` is decided for the whole. Options are those of :func:`prune`.
 
-        # Read in one place: another machine may not see the file, or not its last state.
-        journal = from_leader(opened)
-        yield journal if rank() == 0 else journal.followed(identity)
+    Raises a subclass of :class:`prunecomp.errors.PrunecompError`; :class:`OptionError` also for numbers that the loop
+    does not pass through, as blocks of ``span`` layers leave them out.
+
+    >>> text = "examples/reference_model/calibration.txt"
+    >>> found = prunecomp.curve("examples/reference_model", "1-3", text, samples=2, seqlen=32, dtype="float32")
+    >>> [len(result.removed) for result in found]
+    [1, 2, 3]
+    """
+    return run(model, PruneOptions.of("curve", {"layers": layers, "calibration": calibration, **options}))
 
 
 def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords]) -> ScoreResult:

@@ -63,5 +63,11 @@ class JournalError(PrunecompError):
     exit_code = 9
 
 
+class TargetError(PrunecompError):
+    """A target that cannot be met: it says how far the run came."""
+
+    exit_code = 10
+
+
 class PrunecompWarning(UserWarning):
     """Something of the model that does not outlive a removal was left out of what is written."""

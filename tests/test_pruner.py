@@ -13,7 +13,8 @@ import prunecomp
 from prunecomp.data.windows import Windows
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruning.pruner import Pruner, choose_candidates, lowest
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.rounds import choose_candidates, lowest
 from tests.models import build, draw_tokens
 from tests.oracles import iterative
 from tests.tolerances import SCALE

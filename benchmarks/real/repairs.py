@@ -25,7 +25,7 @@ from prunecomp.io.plain import write_json
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.pruning.pruner import run_rounds
+from prunecomp.pruning.rounds import run_rounds
 from prunecomp.pruning.session import Session
 from prunecomp.repair.judge import Setting, judge, put, settings
 from prunecomp.report.comparison import markdown_table

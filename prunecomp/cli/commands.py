@@ -58,11 +58,11 @@ def command(
         asked = {key: value for key, value in asked.items() if key != "model"}
         if model_name is None and model:
             raise OptionError(f"{subject[0]}: {name} needs one: {subject[1]}")
-        module, _, function = work.partition(".")
         given = {**beside(asked, given), **given}
         read = options.of(caller, given, "command line")
         # The one name from here on, as the record has it.
         model_name = at_revision(model_name, given.pop("revision", None))
+        module, _, function = ("curves.curve" if getattr(read, "curve", None) else work).partition(".")
         does = getattr(import_module(f"prunecomp.cli.{module}"), function)
         with stoppable():  # before, nothing is begun
             does(model_name, read, given)

@@ -25,23 +25,26 @@ from prunecomp.pruning.journal import differences, journal_path
 from prunecomp.pruning.result import PruneResult
 from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
-from prunecomp.report.tables import perplexity_table, repair_tables, rounds_table, scores_table
+from prunecomp.report.tables import gates_table, perplexity_table, repair_tables, rounds_table, scores_table
+
+MEASURING = ("eval", "profile", "tasks", "fewshot", "limit")
+"""Options that say what is measured of a model that is there."""
 
 
-def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str) -> bool:
+def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str, journal: Path) -> bool:
     """Have nobody else write to ``out``, and nothing be there: but what a run left that was killed when its checkpoint
-    was whole and its journal not yet removed. Whether there is such a checkpoint."""
+    was whole and its ``journal`` not yet removed. Whether there is such a checkpoint."""
     held.enter_context(claimed(out))
-    whole = resume and journal_path(out).is_file() and (out / RECORD).is_file()
+    whole = resume and journal.is_file() and (out / RECORD).is_file()
     if not whole:
         check_output(out, force, model)
     return whole
 
 
-def own_record(result: PruneResult, options: PruneOptions) -> dict[str, Any]:
-    """The record of the checkpoint in ``--out``. Raises :class:`JournalError` unless it is that of ``result``, with
+def own_record(result: PruneResult, options: PruneOptions, out: Path) -> dict[str, Any]:
+    """The record of the checkpoint in ``out``. Raises :class:`JournalError` unless it is that of ``result``, with
     what was asked for beside it, and its weights are there."""
-    out, verify, recipe = options.out, options.verify, options.recipe
+    verify, recipe = options.verify, options.recipe
     record = read_object(out / RECORD, JournalError)
     asked = parse_json(json_text(result.record()), "the record", JournalError)
     there, here = ({key: one.get(key) for key in ("options", "rounds")} for one in (record, asked))
@@ -68,26 +71,36 @@ def own_record(result: PruneResult, options: PruneOptions) -> dict[str, Any]:
     return record
 
 
+def check_recipe_of(model: str, options: PruneOptions) -> None:
+    """Raise before any work where a recipe was asked for that cannot be written."""
+    if options.recipe:
+        check_recipe(options.fold, options.compensation, model, *stored_as(model), repair=options.repair)
+
+
+def as_typed() -> str:
+    """The command, to be given again."""
+    return shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")])
+
+
 def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
-    out = options.out
+    out, journal = options.out, journal_path(options.out)
     with process_group(options.device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
-        whole = from_leader(lambda: occupy(held, out, options.resume, options.force, model))
-        if options.recipe:
-            check_recipe(options.fold, options.compensation, model, *stored_as(model), repair=options.repair)
-        keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal_path(out)}
+        whole = from_leader(lambda: occupy(held, out, options.resume, options.force, model, journal))
+        check_recipe_of(model, options)
+        keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal}
         if whole:
-            keywords = {name: value for name, value in keywords.items() if name not in ("eval", "profile")}
+            keywords = {name: value for name, value in keywords.items() if name not in MEASURING}
         result = prunecomp.prune(model, **keywords)
         if job.leads and whole:
-            record = own_record(result, options)
+            record = own_record(result, options, out)
             if result.on_saved is not None:
                 result.on_saved()
         elif job.leads:
             result.save(
                 out, shard_bytes=int(options.max_shard_size * 1e9), verify=options.verify, recipe=options.recipe,
                 overwrite=options.force, progress=keywords["progress"],
-                command=shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
+                command=as_typed(),
             )  # fmt: skip
         if job.leads and options.report:
             report_beside(out)
@@ -103,9 +116,9 @@ def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
     console.print(rounds_table(result))
     for shown in repair_tables(result):
         console.print(shown)
-    table = perplexity_table(result)
-    if table is not None:
-        console.print(table)
+    for table in (gates_table(result), perplexity_table(result)):
+        if table is not None:
+            console.print(table)
     if result.profile is not None:
         print_profile(console, result.profile)
     console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 options, 3 model, 4 data, 5 non-finite values, 6 fold refused, 7 output, "
-    "8 another process lost, 9 journal, 130 interrupted."
+    "8 another process lost, 9 journal, 10 target missed, 130 interrupted."
 )
 
 app = App(
@@ -128,6 +128,9 @@ def left_behind(out: Path | None) -> str:
         return "nothing was written."
     if (out / RECORD).is_file():
         return f"{out} holds a whole checkpoint."
+    some = len(list(out.glob(f"*/{RECORD}")))
+    if some:
+        return f"{some} whole checkpoints are in {out}. The same command and --resume goes on."
     kept = f"; what is measured is in {out}" if (out / COMPARISON).is_file() else ""
     return f"no checkpoint was written{kept}. prune and compare go on with the same command and --resume."
 

@@ -27,7 +27,7 @@ from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of
 from prunecomp.metrics import Candidates
 from prunecomp.model.stack import LayerStack
-from prunecomp.pruning.pruner import NO_BLOCK, choose_block
+from prunecomp.pruning.rounds import NO_BLOCK, choose_block
 from prunecomp.repair import RIDGE, Outcome
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ class Explorer:
         return Node(*self._successor(node, first), runs), routes
 
     def _next(self, node: Node, route: Route) -> Move:
-        """What the arm removes from here, as :func:`prunecomp.pruning.pruner.run_rounds` decides it."""
+        """What the arm removes from here, as :func:`prunecomp.pruning.rounds.run_rounds` decides it."""
         self._progress.place = f"{route.arm.name}, {len(route.removed)} of {route.stops[-1]} gone"
         try:
             most, block = route.stops[-1] - len(route.removed), None

@@ -121,14 +121,14 @@ def _runs(windows: Windows, models: Sequence[Standing], progress: Progress) -> l
         size = min(other.placement.micro_batch for other in models)
         whole = any(other.placement.group_size is not None or other.placement.kept_boundaries for other in models)
         runs[one.decoder] = Run(
-            one.decoder, windows, replace(_with_room(one.placement), micro_batch=size), stack=sharing[0],
+            one.decoder, windows, replace(with_room(one.placement), micro_batch=size), stack=sharing[0],
             candidates=candidates, measured=False, progress=progress,
             shards=1 if whole else max(1, windows.count // (size * world_size())),
         )  # fmt: skip
     return [runs[one.decoder] for one in models]
 
 
-def _with_room(placement: Placement) -> Placement:
+def with_room(placement: Placement) -> Placement:
     """Less one boundary, whose place the dense model's last states take."""
     tier = _tier_of(placement)
     return replace(placement, capacity={**placement.capacity, tier: max(0, placement.capacity.get(tier, 0) - 1)})

@@ -41,8 +41,9 @@ from prunecomp.names import (
     RepairName,
     RunPreset,
 )
+from prunecomp.options.aims import Aim, aims
 from prunecomp.options.declare import Options, option
-from prunecomp.options.targets import Share, kept
+from prunecomp.options.targets import Share, kept, stops
 
 LARGEST_SEED = 2**64 - 1
 
@@ -143,6 +144,16 @@ class Choice(Options):
     layers: int = option(
         1, "how many layers to remove; or give --layers-left, or a share as in --keep 80%", partial(whole, least=1),
         of="prune plan", panel=RUN, decides=True, shown_default="one of the three is required",
+    )  # fmt: skip
+    curve: list[int] | None = option(
+        None, "several numbers of layers to stop at in one run, as in 1-10 or 2,4,6, each with its own repair; "
+        "--layers takes them too", stops, of="prune", panel=RUN, takes="str", metavar="NUMBERS", decides=None,
+        on="command line",
+    )  # fmt: skip
+    target: list[Aim] | None = option(
+        None, "go as far as it lets: reach params=6.5B, size=12GB or layers=25, or all named, and on --eval keep to "
+        "perplexity=1.15x, agreement=0.8 or kl=0.2", aims, of="prune plan", panel=RUN,
+        takes="Sequence[str] | str | None", metavar="NAME=VALUE", decides=None,
     )  # fmt: skip
     layers_left: int | None = option(
         None, "how many layers stay, instead of --layers", partial(whole, least=1), of="prune plan", panel=RUN,

@@ -93,6 +93,7 @@ class ScoreKeywords(CollectKeywords, total=False):
 class PruneKeywords(ScoreKeywords, total=False):
     """Of :func:`prunecomp.prune`."""
 
+    target: Sequence[str] | str | None
     layers_left: int | None
     preset: RunPreset | None
     repair: RepairName
@@ -115,6 +116,7 @@ class PruneKeywords(ScoreKeywords, total=False):
 class PlanKeywords(TypedDict, total=False):
     """Of :func:`prunecomp.plan`."""
 
+    target: Sequence[str] | str | None
     layers_left: int | None
     metric: MetricName
     repair: RepairName

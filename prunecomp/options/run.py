@@ -11,7 +11,7 @@ from prunecomp.io.values import flag, function, layer_set, ridge, several
 from prunecomp.names import FORMS, PresetName
 from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
 from prunecomp.options.declare import option
-from prunecomp.options.targets import Share, check_one
+from prunecomp.options.targets import Share, check_one, several_stops, stops
 
 if TYPE_CHECKING:
     from prunecomp.metrics import Metric
@@ -23,6 +23,14 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
 
     @classmethod
     def of(cls, caller: str, given: Mapping[str, Any], on: str = "python") -> PruneOptions:
+        if caller == "curve":
+            wanted = stops("layers", given["layers"])
+            return replace(cls.of("prune", {**given, "layers": wanted[-1]}, on), curve=wanted)
+        if caller == "prune" and on == "command line" and several_stops(given):
+            wanted = given["curve"] if given.get("layers") is None else given["layers"]
+            others = {name: value for name, value in given.items() if name not in ("layers", "curve")}
+            check_one(caller, given)
+            return cls.of("curve", {"out": None, **others, "layers": wanted}, on)
         if caller in ("prune", "plan"):
             check_one(caller, given)
             given = {name: value for name, value in given.items() if name != "layers" or value is not None}
@@ -33,11 +41,11 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
     @property
     def pending(self) -> bool:
         """Whether how many layers go depends on how many there are; ``layers`` then says nothing yet."""
-        return self.layers_left is not None or isinstance(self.keep, Share)
+        return self.layers_left is not None or isinstance(self.keep, Share) or self.target is not None
 
     def aimed(self, num_layers: int) -> PruneOptions:
         """The same for a model of so many layers: ``layers`` is how many go. Raises :class:`OptionError` for none."""
-        if not self.pending:
+        if not self.pending or self.target is not None:  # of a target, the session knows
             return self
         if isinstance(self.keep, Share):
             left, named, keep = self.keep.of(num_layers), f"--keep {self.keep}", []
@@ -71,6 +79,18 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             raise OptionError(
                 f"--one-shot with --span {size}: all blocks come from one ranking, so --layers {self.layers} must be a "
                 "multiple of it"
+            )
+        on_the_way = "--curve" if self.curve is not None else None if self.target is None else "--target"
+        if on_the_way and metric.one_block and self.span is None:
+            raise OptionError(
+                f"{on_the_way}: --metric {self.metric} removes all layers in one block, and passes no other number on "
+                "the way; give a --span, or each number by --layers"
+            )
+        between = [stop for stop in (self.curve or [])[:-1] if stop % size]
+        if between:
+            raise OptionError(
+                f"--curve {between[0]}: --span {size} removes so many layers at a time, and passes only multiples of "
+                "it; give those"
             )
         if self.confidence is not None:
             if self.lookahead:

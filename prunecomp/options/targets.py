@@ -44,11 +44,26 @@ def kept(option: str, value: Any) -> list[int] | Share:
     return Share(Fraction(match[1]))
 
 
+def stops(option: str, value: Any) -> list[int]:
+    """Numbers of layers to go, ascending: some, or a text as in ``"1-10"`` or ``"2,4,6"``."""
+    wanted = layer_set(option, [value] if isinstance(value, int) else value)
+    if not wanted or wanted[0] < 1:
+        raise OptionError(f"{option} {shown(value)}: give how many layers go, each time, as in 1-10 or 2,4,6")
+    return wanted
+
+
+def several_stops(given: Mapping[str, Any]) -> bool:
+    """Whether a command was given more numbers of layers than one, or by the option for it."""
+    layers = given.get("layers")
+    text = isinstance(layers, str) and re.search("[,-]", layers) is not None
+    return given.get("curve") is not None or isinstance(layers, list) or text
+
+
 def stated(given: Mapping[str, Any]) -> dict[str, str]:
     """Of what was given by name, that which says how many layers go, and how a message names it."""
     share = given.get("keep")
-    named = {name: f"--{name.replace('_', '-')} {shown(given[name])}" for name in ("layers", "layers_left")
-             if given.get(name) is not None}  # fmt: skip
+    ways = ("layers", "layers_left", "curve", "target")
+    named = {name: f"--{name.replace('_', '-')} {shown(given[name])}" for name in ways if given.get(name) is not None}
     if isinstance(share, Share) or (isinstance(share, str) and "%" in share):
         named["keep"] = f"--keep {share}"
     return named

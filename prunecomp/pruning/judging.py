@@ -19,27 +19,29 @@ from prunecomp.pruning.language import language_of
 
 def judged(
     model_source: ModelSource,
-    stack: LayerStack,
+    stacks: Sequence[LayerStack],
     placement: Placement,
     options: PruneOptions,
     windows: Windows | None,
     tasks: Tasks | None,
     progress: Progress,
-) -> tuple[list[TextQuality], Profile | None]:
-    """The dense model's and the pruned one's quality on the evaluation ``windows``, none where there are none; and, if
-    the options ask for it, their profile."""
+) -> list[tuple[list[TextQuality], Profile | None]]:
+    """For each pruned model the dense one's and its own quality on the evaluation ``windows``, none where there are
+    none; and, if the options ask for it, the profile of both. The dense model is looked at once."""
     decoder = model_source.load(placement.group_size)
     dense = Standing(decoder, LayerStack.dense(decoder.num_layers), placement)
-    pruned = replace(dense, stack=stack)
+    pruned = [replace(dense, stack=stack) for stack in stacks]
     if not options.profile and tasks is None:
-        return ([] if windows is None else on_text(windows, dense, [pruned], progress)), None
+        first, *others = [None] * (1 + len(pruned)) if windows is None else on_text(windows, dense, pruned, progress)
+        return [([] if first is None or one is None else [first, one], None) for one in others]
     language = language_of(model_source, placement)
     found = capabilities(
-        dense, [Named("pruned", pruned, options.fold)], {} if windows is None else {"eval": windows},
+        dense, [Named("pruned", one, options.fold) for one in pruned], {} if windows is None else {"eval": windows},
         language if isinstance(language, str) else {decoder: language}, items=options.items,
         tasks=tasks, seed=options.seed, progress=progress,
     )  # fmt: skip
-    return [model.texts["eval"] for model in found.models if windows is not None], found
+    profiles = [replace(found, models=[found.models[0], model]) for model in found.models[1:]]
+    return [([model.texts["eval"] for model in one.models if windows is not None], one) for one in profiles]
 
 
 def perplexities(quality: Sequence[TextQuality]) -> dict[str, float] | None:

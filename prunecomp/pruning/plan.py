@@ -40,6 +40,9 @@ class RunPlan:
     device: str
     dtype: str
     layers: int
+    """That go, at most where there is a ``target``."""
+    target: list[str]
+    """Each of its limits is looked at after every round, on a text that is not counted below."""
     metric: str
     windows: int
     seqlen: int
@@ -53,7 +56,7 @@ class RunPlan:
     later_round: Work
     """On average, if cuts fall anywhere with equal chance."""
     repair: Work
-    """Of the repair at the end, at most."""
+    """Of the repair at the end, or at a target's limits of that after each round, at most."""
     total: Work
     most_layer_forwards: int
     """If every cut were at the bottom."""
@@ -124,8 +127,9 @@ def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKey
     outline = Outline(at_revision(model, chosen.revision), chosen)
     chosen = chosen.aimed(outline.num_layers)
     if chosen.given:
-        chosen = replace(chosen, given=list(range(chosen.layers)))
+        chosen = replace(chosen, given=list(range(outline.num_layers if chosen.target else chosen.layers)))
     session = Session(outline, chosen)
+    chosen = session.options
     session.candidates()
     samples, seqlen = chosen.samples, window_length(outline, chosen.seqlen)
     placement = session.place(samples, seqlen, session.demand())
@@ -133,8 +137,10 @@ def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKey
     first, later, total = rounds(shape, placement, samples, seqlen, chosen.layers)
     repaired = 0.0
     if chosen.repair != "none":
-        repaired = most_layer_forwards(
-            shape.num_layers, chosen.layers, samples, samples * seqlen, STRETCHES if chosen.repair == "auto" else 0
+        gated = any(not aim.goal for aim in chosen.target or [])
+        repaired = sum(
+            most_layer_forwards(shape.num_layers, n, samples, samples * seqlen, STRETCHES * (chosen.repair == "auto"))
+            for n in (range(1, chosen.layers + 1) if gated else [chosen.layers])
         )
     repair = stretch(shape, placement, samples, seqlen, repaired)
     total = total.plus(repair)
@@ -144,6 +150,7 @@ def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKey
         device=str(outline.device),
         dtype=str(outline.dtype).removeprefix("torch."),
         layers=chosen.layers,
+        target=[str(aim) for aim in chosen.target or []],
         metric=chosen.metric,
         windows=samples,
         seqlen=seqlen,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -84,6 +84,27 @@ class RoundRecord:
     """Where that lies with a probability of 95 %: from, to."""
 
 
+@dataclass(frozen=True)
+class Gate:
+    """A model on the way to a target."""
+
+    layers: int
+    """That are gone."""
+    seen: dict[str, float]
+    """By the names of a target: what it has. Perplexity is a ratio to the dense model's."""
+    missed: list[str]
+    """Of the target: goals not reached yet, limits broken."""
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """How a run came to stop where it did."""
+
+    asked: list[str]
+    gates: list[Gate]
+    """One a round; the last may be of a model that is not taken."""
+
+
 @dataclass(repr=False)
 class PruneResult:
     """The outcome of :func:`prunecomp.prune`, over weights that are still as they were."""
@@ -105,6 +126,8 @@ class PruneResult:
     """What both can do, where that was asked for."""
     repair: Outcome | None = None
     """What was fitted once all layers were chosen; the seams and weights it put in place are in ``stack``."""
+    target: TargetRecord | None = None
+    """What was to be reached or kept to, instead of a number of layers."""
     measured_on: str = SEAMS
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     stages: dict[str, float] = field(default_factory=dict)
@@ -178,6 +201,7 @@ class PruneResult:
             "scales": self.scales,
             "rounds": [asdict(r) for r in self.rounds],
             "repair": None if self.repair is None else asdict(self.repair),
+            "target": None if self.target is None else asdict(self.target),
             "layer_forwards": self.layer_forwards,
             "perplexity": self._perplexity_record(),
             "profile": None if self.profile is None else self.profile.record(),
@@ -271,6 +295,13 @@ class PruneResult:
         )  # fmt: skip
         measured = perplexity(exported, LayerStack.dense(exported.num_layers), windows, placement, progress)
         self.perplexity, self.measured_on = {**self.perplexity, "pruned": measured}, EXPORT
+
+    def take_measured(self, record: Mapping[str, Any]) -> None:
+        """Take from the ``record`` of this run's export what :meth:`measure` would find of it."""
+        measured = record.get("perplexity")
+        if self.perplexity is not None and isinstance(measured, dict):
+            self.perplexity = {**self.perplexity, "pruned": measured["pruned"]}
+            self.measured_on = measured["measured_on"]
 
     def _call(self) -> str:
         """The run as a call: what differs from the defaults of the options."""

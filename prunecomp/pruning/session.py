@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress
-from prunecomp.engine.streams import check_boundaries
+from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.tasks import Tasks
@@ -25,9 +26,11 @@ from prunecomp.model.source import ModelSource, open_source
 from prunecomp.ops.backends import choose
 from prunecomp.options import PruneOptions
 from prunecomp.options.targets import Share
+from prunecomp.pruning.gates import most_rounds
 from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
-from prunecomp.pruning.pruner import Pruner, choose_candidates
+from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Origin
+from prunecomp.pruning.rounds import choose_candidates
 from prunecomp.repair import check_placed, demand_of
 
 HELD_OUT = 8
@@ -44,9 +47,22 @@ class Session:
     def __init__(self, model: Any, options: PruneOptions) -> None:
         self.model_source = _opened(model, options)
         self.options = options.aimed(self.model_source.num_layers)
+        if options.target:
+            self.options = replace(self.options, layers=self._most_layers())
         if options.pending:
             self.options.check(METRICS, COMPENSATIONS)
         self.tasks = None if options.tasks is None else Tasks.of(options.tasks, options.fewshot, options.limit)
+
+    def _most_layers(self) -> int:
+        """How many layers go at most until a target is reached, in whole blocks."""
+        options, metric = self.options, METRICS[self.options.metric]
+        chosen = candidates_of(replace(options, layers=1), self.model_source.num_layers)
+        most = min(len(chosen) - (options.candidates is None), self.model_source.num_layers - 1)
+        if metric.takes_order:
+            most = min(most, len(options.given))
+        size = options.span or 1
+        needed = most_rounds(options.target or [], self.model_source, chosen, most)
+        return min(-(-needed // size), max(most // size, 1)) * size
 
     def candidates(self) -> list[int]:
         """The layers that may go."""
@@ -88,10 +104,12 @@ class Session:
                     f"tokens, and is taken as it stands; leave out --{name}"
                 )
 
-    def demand(self) -> Demand:
-        """The memory that the metric, and then the repair, takes beside the pass."""
+    def demand(self, models: int = 1) -> Demand:
+        """The memory that the metric, and then the repair, takes beside the pass; and the states of so many ``models``
+        that are kept at once."""
         shape, repair = self.model_source.shape(), self.options.repair
         metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
+        metric = replace(metric, boundaries=metric.boundaries + (models - 1) * (shape.num_layers + BOUNDARIES))
         if repair == "none":
             return metric
         return metric.beside(demand_of(self.model_source.described, shape, repair))

@@ -33,17 +33,20 @@ def whole_of(
             layers if number == 1 else 0.0 if options.one_shot else expected_round(placement, num_layers - number)
         )
         parts[round_of(number, rounds)] = Part(forwards * tokens, forwards * windows.count)
-    if options.repair != "none":
+    stops = options.curve or [options.layers]
+    if options.repair != "none" and options.target is None:  # a target repairs in each round
         stretches = len(stretches_of(windows))
         fit, judged = (
-            most_layer_forwards(num_layers, options.layers, windows.count, windows.num_tokens, some)
+            sum(most_layer_forwards(num_layers, n, windows.count, windows.num_tokens, some) for n in stops)
             for some in (0, stretches)
         )
         if options.repair == "auto":  # a fit, what the loop left, and nothing
-            parts["judging"] = Part((judged - fit) * tokens, stretches * (2 if options.compensation == "none" else 3))
+            ways = 2 if options.compensation == "none" else 3
+            parts["judging"] = Part((judged - fit) * tokens, len(stops) * stretches * ways)
         parts["repairing"] = Part(fit * tokens, fit * windows.count)
     if evaluation is not None:
-        parts["evaluating"] = Part(2 * layers * evaluation.num_tokens, 2 * layers * evaluation.count)
+        models = 1 + len(stops)
+        parts["evaluating"] = Part(models * layers * evaluation.num_tokens, models * layers * evaluation.count)
     if options.profile:
-        parts["answering"] = Part(2 * layers * ANSWERED_TOKENS)
+        parts["answering"] = Part((1 + len(stops)) * layers * ANSWERED_TOKENS)
     return Whole(options.progress, "pruning", parts)

@@ -69,6 +69,24 @@ def repair_tables(result: PruneResult) -> list[Table]:
     return [seen, gaps]
 
 
+def gates_table(result: PruneResult) -> Table | None:
+    """How far a target let the run go."""
+    if result.target is None:
+        return None
+    table = Table(title=f"target: {', '.join(result.target.asked)}")
+    for heading in ("layers gone", "parameters", "size", "perplexity", "KL, nats", "top-1 agreement", "missed"):
+        table.add_column(heading, justify="left" if heading == "missed" else "right")
+    for gate in result.target.gates:
+        seen = [
+            "" if name not in gate.seen else form.format(gate.seen[name])
+            for name, form in (("perplexity", "{:.3f}x"), ("kl", "{:.3f}"), ("agreement", "{:.1%}"))
+        ]
+        sizes = f"{gate.seen['params']:,}", decimal(gate.seen["size"])
+        table.add_row(str(gate.layers), *sizes, *seen, ", ".join(gate.missed))
+    table.caption = "the last that breaks no limit is what is written"
+    return table
+
+
 def perplexity_table(result: PruneResult) -> Table | None:
     record = result.record()["perplexity"]
     if record is None:
@@ -147,6 +165,8 @@ def plan_tables(plan: RunPlan) -> list[Table]:
             decimal(sum(part.state_nbytes.values())),
         )  # fmt: skip
     caption = "rounds after the first: on average, if cuts fall anywhere with equal chance"
+    if plan.target:
+        caption += f". Target: {', '.join(plan.target)}; limits are looked at after each round"
     work.caption = f"{caption}. {plan.metric} adds to each {plan.adds}" if plan.adds else caption
     time = Table(title=f"time at the rates measured here; the bound is {plan.bound}")
     for heading in ("resource", "rate", "seconds"):

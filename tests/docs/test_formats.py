@@ -11,12 +11,13 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
 import prunecomp
-from prunecomp.pruning import journal, result
+from prunecomp.pruning import curve, journal, result
 from tests.models import build, draw_tokens
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "reference"
-RECORD, JOURNAL = (
-    json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")) for name in ("prunecomp", "journal")
+RECORD, JOURNAL, CURVE = (
+    json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
+    for name in ("prunecomp", "journal", "curve")
 )
 
 
@@ -38,13 +39,14 @@ def written(folder: Path) -> Any:
         {"repair": "joint", "ridge": 1.0},
         {"repair": "auto"},
         {"metric": "span", "compensation": "none", "repair": "none"},
+        {"repair": "none", "layers": None, "target": "layers=4"},
     ],
     ids=str,
 )
 def test_a_record_is_as_its_schema_says(options: dict[str, Any], tmp_path: Path, generator: Any) -> None:
     model = build("llama")
     tokens = draw_tokens(model, generator)
-    made = prunecomp.prune(model, 2, tokens, eval=tokens, **options)
+    made = prunecomp.prune(model, calibration=tokens, eval=tokens, **{"layers": 2, **options})
     record = written(made.save(tmp_path / "out"))
     check(RECORD, record)
     assert set(record["options"]) == set(made.options.record())
@@ -69,6 +71,22 @@ def test_a_journal_is_as_its_schema_says(tmp_path: Path, generator: Any) -> None
     assert len(kept["run"]["rounds"]) == 2
 
 
+@pytest.mark.parametrize("options", [{"repair": "none"}, {"repair": "auto", "eval": "its own"}], ids=str)
+def test_a_curve_is_as_its_schema_says(options: dict[str, Any], tmp_path: Path, generator: Any) -> None:
+    model = build("llama")
+    tokens = draw_tokens(model, generator)
+    if "eval" in options:
+        options = {**options, "eval": tokens}
+    out = prunecomp.curve(model, [1, 3], tokens, **options).save(tmp_path / "out")
+    kept = json.loads((out / "curve.json").read_text(encoding="utf-8"))
+    check(CURVE, kept)
+    with pytest.raises(ValidationError):
+        check(CURVE, {**kept, "stops": []})
+    for stop in kept["stops"]:
+        check(RECORD, written(out / str(stop["layers"])))
+
+
 def test_the_formats_have_the_numbers_of_the_code() -> None:
     assert RECORD["properties"]["format"] == {"const": result.FORMAT}
+    assert CURVE["properties"]["format"] == {"const": curve.FORMAT}
     assert JOURNAL["properties"]["format"] == {"const": journal.FORMAT}

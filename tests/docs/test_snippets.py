@@ -69,7 +69,7 @@ ELSEWHERE = {
     "torchrun --nnodes": "needs several machines; tests/test_distributed.py has several processes",
     "vllm serve": "vLLM is no dependency",
 }
-SLOW = {"many-gpus.md", "tutorial.md", "profile.md", "compare.md"}
+SLOW = {"many-gpus.md", "tutorial.md", "profile.md", "compare.md", "curve.md"}
 
 
 @dataclass(frozen=True)

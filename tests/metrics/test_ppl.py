@@ -20,7 +20,8 @@ from prunecomp.engine import states
 from prunecomp.engine.candidates import leave_one_out
 from prunecomp.engine.states import Tier
 from prunecomp.model.decoder import Decoder
-from prunecomp.pruning.pruner import Pruner, run_rounds
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.rounds import run_rounds
 from tests.engine.test_streaming import needed
 from tests.models import build, draw_tokens
 from tests.oracles import iterative

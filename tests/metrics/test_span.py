@@ -24,7 +24,8 @@ from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.pruning.pruner import Pruner, run_rounds
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.rounds import run_rounds
 from prunecomp.report import similarity
 from prunecomp.report.similarity import similarity_map
 from tests.engine.test_ragged import PackingDecoder, ragged

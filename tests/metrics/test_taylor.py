@@ -30,7 +30,8 @@ from prunecomp.metrics.magnitude import is_weight
 from prunecomp.model.decoder import Decoder, call_layer
 from prunecomp.model.families import families
 from prunecomp.model.stack import Overlay
-from prunecomp.pruning.pruner import Pruner, run_rounds
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.rounds import run_rounds
 from tests.engine.test_ragged import PackingDecoder, ragged
 from tests.forks import free_port
 from tests.models import build, draw_tokens

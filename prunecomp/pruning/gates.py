@@ -1,0 +1,181 @@
+"""A run that goes as far as a target lets it: after each round the model that would be written is looked at."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from prunecomp.checkpoint.writer import renamed
+from prunecomp.data.windows import Windows
+from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Progress
+from prunecomp.engine.run import Run
+from prunecomp.engine.states import Tier
+from prunecomp.engine.streams import BOUNDARIES
+from prunecomp.errors import NumericalError, OptionError, TargetError
+from prunecomp.evaluation.agreement import LastStates, Standing, TextQuality, on_text, quality_of, with_room
+from prunecomp.io.values import listed
+from prunecomp.model.source import ModelSource
+from prunecomp.model.stack import LayerStack
+from prunecomp.options.aims import GOALS, Aim
+from prunecomp.pruning.pruner import Pruner
+from prunecomp.pruning.result import Gate, RoundRecord, TargetRecord
+from prunecomp.pruning.rounds import Stop
+from prunecomp.repair import Outcome
+
+Fit = Callable[[LayerStack], tuple[LayerStack, Outcome | None]]
+Look = Callable[[LayerStack], list[TextQuality]]
+
+
+class Gates:
+    """What a run asks after each round; it goes on until a limit is broken or all goals are reached.
+
+    ``fit`` repairs a stack as it would be written, and ``look`` measures it beside the dense model, where there are
+    limits. Where memory is ``short`` the pruner gives up its states first.
+    """
+
+    def __init__(
+        self, pruner: Pruner, source: ModelSource, target: Sequence[Aim], fit: Fit, look: Look | None, short: bool
+    ) -> None:
+        self._pruner, self._source, self._target = pruner, source, target
+        self._fit, self._look, self._short = fit, look, short
+        self._gates: list[Gate] = []
+        self._held: tuple[Stop, Gate] | None = None
+        self._fitted: float = 0
+
+    def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
+        pruner, stack = self._pruner, self._pruner.stack
+        stop = Stop(stack, list(rounds), pruner.layer_forwards, time.perf_counter())
+        seen: dict[str, float] = {name: measure(self._source, name, stack.alive) for name in GOALS}
+        if self._look is not None:
+            if self._short:
+                pruner.release()
+            fitted, outcome = self._fit(stack)
+            self._fitted += 0 if outcome is None else outcome.layer_forwards
+            stop = replace(stop, repaired=(fitted, outcome))
+            seen |= self._seen(self._look, fitted)
+        missed = [aim for aim in self._target if not aim.met(seen[aim.name])]
+        gate = Gate(len(stack.removed), seen, [str(aim) for aim in missed])
+        self._gates.append(gate)
+        if any(not aim.goal for aim in missed):
+            return True
+        self._held = stop, gate
+        return not missed and any(aim.goal for aim in self._target)
+
+    def _seen(self, look: Look, stack: LayerStack) -> dict[str, float]:
+        try:
+            dense, pruned = look(stack)
+        except NumericalError:  # of the pruned model: the dense one has been looked at before
+            return {"perplexity": math.inf, "agreement": 0.0, "kl": math.inf}
+        seen = {"perplexity": pruned.perplexity.value / dense.perplexity.value}
+        if pruned.agreement is not None:
+            return {**seen, "agreement": pruned.agreement.top1.value, "kl": pruned.agreement.kl.value}
+        for aim in self._target:
+            if aim.name in ("agreement", "kl"):
+                raise OptionError(f"--target {aim}: memory has no room for the dense model's last states; give more "
+                                  "--device-memory, or a shorter --eval")  # fmt: skip
+        return seen
+
+    def reached(self) -> tuple[Stop, TargetRecord]:
+        """The last model that holds. Raises :class:`TargetError` where there is none, or where it falls short."""
+        asked, layers = listed([str(aim) for aim in self._target]), self._pruner.stack.num_layers
+        if self._held is None:
+            raise TargetError(f"--target {asked}: no layer can go: with one of {layers} gone {self._told(-1)}")
+        stop, gate = self._held
+        if gate.missed:
+            beyond = (
+                "no more may go" if gate is self._gates[-1] else f"with {self._gates[-1].layers} gone {self._told(-1)}"
+            )
+            raise TargetError(
+                f"--target {asked}: it comes no further than {gate.layers} of {layers} layers gone, with "
+                f"{self._told(self._gates.index(gate))}; {beyond}. Nothing was written: --layers {gate.layers} gives "
+                "that model"
+            )
+        spent = self._pruner.layer_forwards + self._fitted
+        mine = 0 if stop.repaired is None or stop.repaired[1] is None else stop.repaired[1].layer_forwards
+        return replace(stop, layer_forwards=spent - mine), TargetRecord([str(aim) for aim in self._target], self._gates)
+
+    def _told(self, number: int) -> str:
+        """What a gate missed, and by what: limits, or where none is broken, goals."""
+        gate = self._gates[number]
+        missed = [aim for aim in self._target if str(aim) in gate.missed]
+        return " and ".join(
+            f"{aim.name} is {gate.seen[aim.name]:,.4g} (wanted {aim.text})"
+            for aim in [aim for aim in missed if not aim.goal] or missed
+        )
+
+
+class Looks:
+    """A text on which models are measured one after the other. Where states may be kept in between (``keeps``), the
+    dense one is run once, and of a model what lies above the first layer that differs from the last."""
+
+    def __init__(self, windows: Windows, dense: Standing, progress: Progress, keeps: bool) -> None:
+        self._windows, self._dense, self._progress = windows, dense, progress
+        self._room = keeps
+        if self._room:
+            placement = with_room(dense.placement)
+            self._run = Run(dense.decoder, windows, placement, stack=dense.stack, measured=False, progress=progress)
+            self._kept = LastStates(self._run, dense.placement)
+            self._first = self._look(self._kept.hold, False)
+
+    def _look(self, look: Any, compared: bool) -> TextQuality:
+        run = self._run
+        sums = [run.outcomes(shard, partial(look, shard, run.decoder), 3) for shard in run.shards]
+        return quality_of(self._windows, torch.cat(sums), compared)
+
+    def __call__(self, stack: LayerStack) -> list[TextQuality]:
+        """The dense model's quality, and its own."""
+        if not self._room:
+            return on_text(self._windows, self._dense, [replace(self._dense, stack=stack)], self._progress)
+        self._run.turn_to(stack)
+        return [self._first, self._look(self._kept.compare, True)]
+
+
+def shared(placement: Placement) -> Placement | None:
+    """The same for two that keep states at once, beside a repair: half each of what that leaves. None where that is too
+    little."""
+    places = [tier for tier in Tier for _ in range(placement.capacity.get(tier, 0))][BOUNDARIES:]
+    capacity = {tier: places.count(tier) // 2 for tier in Tier}
+    return replace(placement, capacity=capacity) if sum(capacity.values()) > 1 else None
+
+
+def measure(source: ModelSource, name: str, alive: Collection[int]) -> int:
+    """How large a model of some layers is: ``layers``; ``params``, what several places share once; or ``size``, bytes
+    of weights as they are stored, or, where they are not at hand, as they are computed with."""
+    if name == "layers":
+        return len(alive)
+    decoder = source.described
+    gone = set(range(decoder.num_layers)) - set(alive)
+    if name == "size":
+        try:
+            tensors = source.tensors()
+        except NotImplementedError:
+            return measure(source, "params", alive) * source.dtype.itemsize
+        stay = {layer: layer for layer in alive}
+        return sum(tensors.nbytes(each) for each in tensors.names() if renamed(each, source.layers, stay) is not None)
+    return int(
+        sum(p.numel() for p in decoder.model.parameters())
+        - sum(p.numel() for layer in gone for p in decoder.layers[layer].parameters())
+    )
+
+
+def most_rounds(target: Sequence[Aim], source: ModelSource, candidates: Sequence[int], most: int) -> int:
+    """How many layers go at most, of so many that may, until all goals are reached. Raises :class:`OptionError` for a
+    goal that the model meets as it is, or cannot reach."""
+    every, needed = set(range(source.num_layers)), 0
+    for aim in [aim for aim in target if aim.goal]:
+        dense = measure(source, aim.name, every)
+        if aim.met(dense):
+            raise OptionError(f"--target {aim}: the model has {dense:,} as it is; give less")
+        each = sorted(dense - measure(source, aim.name, every - {layer}) for layer in candidates)
+        least = dense - sum(each[len(each) - most :])
+        if not aim.met(least):
+            raise OptionError(f"--target {aim}: with all {most} layers gone that may go {least:,} are left; give more")
+        needed = max(needed, next((n for n in range(1, most) if aim.met(dense - sum(each[:n]))), most))
+    return needed or most

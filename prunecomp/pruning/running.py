@@ -1,0 +1,200 @@
+"""A run from beginning to end: one loop, and where it stops a model each, repaired and judged."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.sources import check_read_once
+from prunecomp.data.windows import Windows
+from prunecomp.engine.parallel import from_leader, rank, world_size
+from prunecomp.engine.placement import Placement
+from prunecomp.engine.progress import Advance, Progress
+from prunecomp.engine.run import WORK_UNIT
+from prunecomp.errors import OptionError
+from prunecomp.evaluation.agreement import Standing, called
+from prunecomp.metrics import METRICS
+from prunecomp.model.stack import LayerStack, Overlay
+from prunecomp.options import PruneOptions
+from prunecomp.options.aims import Aim
+from prunecomp.pruning.curve import Curve
+from prunecomp.pruning.gates import Gates, Looks, shared
+from prunecomp.pruning.journal import Journal
+from prunecomp.pruning.judging import judged, perplexities
+from prunecomp.pruning.replacing import may_replace
+from prunecomp.pruning.result import PruneResult, RoundRecord
+from prunecomp.pruning.rounds import Stops, run_rounds
+from prunecomp.pruning.session import Session
+from prunecomp.pruning.stages import round_of, whole_of
+from prunecomp.repair import RIDGE, Outcome, repair
+
+
+class Meter:
+    """A :data:`Progress` that knows what stages took, by what stands before the colon."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps: dict[str, int] = defaultdict(int)
+        """Of layers x windows."""
+
+    @contextmanager
+    def __call__(self, description: str, total: int, unit: str) -> Iterator[Advance]:
+        started, whose = time.perf_counter(), description.partition(":")[0]
+        self.steps[whose] += total * (unit == WORK_UNIT)
+        with self._progress(description, total, unit) as advance:
+            yield advance
+        self.seconds[whose] += time.perf_counter() - started
+
+
+def run(model: Any, asked: PruneOptions) -> Curve:
+    """Prune ``model`` as ``asked``: a result for each number of layers in ``asked.curve``, or for ``asked.layers``.
+
+    Each is what a run to that number alone gives, for the loop to the largest passes through it; ``--compile auto`` is
+    decided for the whole.
+    """
+    started = time.perf_counter()
+    asked.check(METRICS, COMPENSATIONS)
+    session = Session(model, asked)
+    asked = session.options
+    wanted = asked.curve or [asked.layers]
+    model_source, candidates = session.model_source, session.candidates()
+    replaces = may_replace(model_source, asked, candidates)
+    check_read_once([asked.calibration, asked.eval])
+    windows = session.calibration()
+    eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
+    limits = [aim for aim in asked.target or [] if not aim.goal]
+    if limits:
+        check_apart(limits[0], windows, eval_windows)
+    placement = session.place(windows.count, windows.seqlen, session.demand(models=2 if limits else 1))
+    compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
+    half = shared(placement) if limits else placement
+    size = asked.block_size(METRICS)
+    count = -(-asked.layers // size)
+    whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
+    with whole.open(), open_journal(session, windows, placement, compiled, candidates) as journal:
+        whole.begin("loading")
+        first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
+        pruner = session.pruner(
+            windows, half or placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
+        )
+        done = () if journal is None else tuple(journal.rounds)
+        numbers = itertools.count(len(done) + 1)
+        whole.begin(round_of(next(numbers), count))
+
+        def on_round(record: RoundRecord, overlays: Mapping[int, Overlay]) -> None:
+            if journal is not None:
+                journal.append(record, overlays)
+            whole.begin(round_of(next(numbers), count))
+
+        def fit(stack: LayerStack) -> tuple[LayerStack, Outcome | None]:
+            if asked.repair == "none":
+                return stack, None
+            return repair(
+                pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE,
+                replaces=replaces, progress=whole,
+            )  # fmt: skip
+
+        stops, gates = Stops(pruner, wanted, size), None
+        if asked.target is not None:
+            dense = Standing(pruner.decoder, LayerStack.dense(model_source.num_layers), half or placement)
+            look = Looks(eval_windows, dense, whole, half is not None) if limits and eval_windows is not None else None
+            gates = Gates(pruner, model_source, asked.target, fit, look, half is None)
+        run_rounds(
+            pruner, asked.layers, candidates, asked.one_shot, done=done,
+            overlays=None if journal is None else journal.overlays, on_round=on_round, until=gates or stops,
+        )  # fmt: skip
+        looped = time.perf_counter()
+        passed, target = stops.passed, None
+        if gates is not None:
+            held, target = gates.reached()
+            passed, wanted = [held], [len(held.stack.removed)]
+        pruner.release()
+        repaired = [stop.repaired or fit(stop.stack) for stop in passed]
+        stacks, outcomes = [stack for stack, _ in repaired], [outcome for _, outcome in repaired]
+        whole.begin("evaluating")
+        meter = Meter(whole)
+        found = judged(model_source, stacks, placement, asked, eval_windows, session.tasks, meter)
+    ended = time.perf_counter()
+    others = len(stacks)
+    mine = [
+        (0.0 if outcome is None else outcome.seconds) + meter.seconds[called(row, others)]
+        for row, outcome in enumerate(outcomes, start=1)
+    ]
+    results = [
+        PruneResult(
+            options=replace(asked, layers=layers, curve=None, target=None),
+            model_source=model_source,
+            stack=stack,
+            rounds=stop.rounds,
+            repair=outcome,
+            target=target,
+            calibration=windows,
+            evaluation=eval_windows,
+            placement=placement,
+            compiled=compiled,
+            layer_forwards=stop.layer_forwards + (0 if outcome is None else outcome.layer_forwards),
+            perplexity=perplexities(quality),
+            quality=quality,
+            profile=profile,
+            # What others took is not counted.
+            seconds=ended - started - (looped - stop.at) - (sum(mine) - own),
+            stages=whole.seconds if others == 1 else {},
+        )
+        for layers, stop, stack, outcome, (quality, profile), own in zip(
+            wanted, passed, stacks, outcomes, found, mine, strict=True
+        )
+    ]
+    share = world_size() / (1 if eval_windows is None else eval_windows.count)
+    return Curve(
+        results,
+        layer_forwards=pruner.layer_forwards + sum(0 if one is None else one.layer_forwards for one in outcomes),
+        evaluation_forwards={whose: steps * share for whose, steps in meter.steps.items()},
+        seconds=ended - started,
+        on_saved=None if journal is None else journal.remove,
+    )
+
+
+def check_apart(limit: Aim, calibration: Windows, evaluation: Windows | None) -> None:
+    """Raise :class:`OptionError` unless there is a text to hold a model to its limits on, and it is another one."""
+    if evaluation is None:
+        raise OptionError(f"--target {limit}: is measured on a text: give one by --eval, not that of --calibration")
+    sources = {calibration.source, *calibration.kind_names}
+    same = evaluation.digest == calibration.digest or (
+        Path(evaluation.source).exists() and bool(sources & {evaluation.source, *evaluation.kind_names})
+    )
+    if same:
+        raise OptionError(
+            f"--target {limit}: --eval is what is calibrated on, and a model would be judged on what it was fitted to; "
+            "give another text"
+        )
+
+
+@contextmanager
+def open_journal(
+    session: Session, windows: Windows, placement: Placement, compiled: bool, candidates: Collection[int]
+) -> Iterator[Journal | None]:
+    """The journal of a run, bound to all that its choices depend on, and to this run while it lasts."""
+    file, options = session.options.journal, session.options
+    if file is None:
+        yield None
+        return
+    identity = session.identity(windows, placement, compiled, left_out=("fold", "device"))
+    with ExitStack() as held:
+
+        def opened() -> Journal:
+            held.enter_context(Journal.claimed(file))
+            journal = Journal.open(file, identity, resume=options.resume)
+            journal.check(session.model_source.num_layers, candidates, options.layers)
+            return journal
+
+        # Read in one place: another machine may not see the file, or not its last state.
+        journal = from_leader(opened)
+        yield journal if rank() == 0 else journal.followed(identity)
