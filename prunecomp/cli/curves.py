@@ -10,6 +10,7 @@ import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.pruning import as_typed, check_recipe_of, occupy, own_record
+from prunecomp.cli.reporting import report_beside
 from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.errors import OutputError
@@ -50,6 +51,9 @@ def curve(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
                 out, whole=whole, shard_bytes=int(options.max_shard_size * 1e9), verify=options.verify,
                 recipe=options.recipe, overwrite=options.force, progress=keywords["progress"], command=as_typed(),
             )  # fmt: skip
+            if options.report:
+                for each in (*(folder for folder, _ in found.folders(out)), out):
+                    report_beside(each)
     if not job.leads:
         return
     if options.json:
