@@ -99,7 +99,9 @@ class Gates:
             )
         spent = self._pruner.layer_forwards + self._fitted
         mine = 0 if stop.repaired is None or stop.repaired[1] is None else stop.repaired[1].layer_forwards
-        return replace(stop, layer_forwards=spent - mine), TargetRecord([str(aim) for aim in self._target], self._gates)
+        return replace(stop, layer_forwards=spent - mine, at=time.perf_counter()), TargetRecord(
+            [str(aim) for aim in self._target], self._gates
+        )
 
     def _told(self, number: int) -> str:
         """What a gate missed, and by what: limits, or where none is broken, goals."""

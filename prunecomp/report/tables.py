@@ -74,7 +74,7 @@ def gates_table(result: PruneResult) -> Table | None:
     if result.target is None:
         return None
     table = Table(title=f"target: {', '.join(result.target.asked)}")
-    for heading in ("layers gone", "parameters", "size", "perplexity", "KL, nats", "top-1 agreement", "missed"):
+    for heading in ("gone", "parameters", "size", "perplexity", "KL", "top-1", "missed"):
         table.add_column(heading, justify="left" if heading == "missed" else "right")
     for gate in result.target.gates:
         seen = [
