@@ -81,7 +81,9 @@ def test_goals_are_reached_by_the_fewest_layers(tmp_path: Path, generator: torch
     assert gate.seen["params"] == sum(tensor.numel() for tensor in file.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"preset": "paper"}, {"repair": "joint"}, {"one_shot": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"preset": "paper"}, {"repair": "joint"}, {"repair": "map"}, {"one_shot": True}], ids=str
+)
 @pytest.mark.parametrize("memory", [None, "short"])
 def test_the_last_model_within_a_limit_is_taken(
     options: dict[str, Any], memory: str | None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch

@@ -128,7 +128,8 @@ class Looks:
 
     def _look(self, look: Any, compared: bool) -> TextQuality:
         run = self._run
-        sums = [run.outcomes(shard, partial(look, shard, run.decoder), 3) for shard in run.shards]
+        decoder = run.decoder.topped(run.stack)
+        sums = [run.outcomes(shard, partial(look, shard, decoder), 3) for shard in run.shards]
         return quality_of(self._windows, torch.cat(sums), compared)
 
     def __call__(self, stack: LayerStack) -> list[TextQuality]:
