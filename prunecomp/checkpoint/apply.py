@@ -41,16 +41,14 @@ def apply_plan(model: Any, stack: LayerStack, plan: FoldPlan) -> Callable[[], No
             "has it been pruned already?"
         )
     parameters = dict(model.named_parameters())  # a tied head is listed once, under the embedding's name
-    folded = {
-        name: plan.folded(name, parameter.detach()) for name, parameter in parameters.items() if plan.changes(name)
-    }
-    before = {name: parameters[name].detach().clone() for name in folded}
-    undo = ExitStack()
-    for name, tensor in folded.items():
-        undo.callback(parameters[name].data.copy_, before[name])
-        parameters[name].data.copy_(tensor)
-    undo.callback(_cut(model, decoder, stack.alive))
-    return undo.close
+    with ExitStack() as undo:  # one at a time, for with a map it is nearly all of them
+        for name, parameter in parameters.items():
+            if plan.changes(name):
+                tensor = plan.folded(name, parameter.detach())
+                undo.callback(parameter.data.copy_, parameter.detach().clone())
+                parameter.data.copy_(tensor)
+        undo.callback(_cut(model, decoder, stack.alive))
+        return undo.pop_all().close
 
 
 def cut(model: Any, removed: Collection[int]) -> None:

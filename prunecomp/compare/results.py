@@ -125,7 +125,8 @@ class Comparison:
     @property
     def saving(self) -> float | None:
         """How many times as much that would have been; None after an interruption, where the two do not compare."""
-        return self.window_forwards_separately / self.window_forwards if self.sittings == 1 else None
+        known = self.sittings == 1 and self.window_forwards
+        return self.window_forwards_separately / self.window_forwards if known else None
 
     def measurement(self, arm: Arm, layers: int) -> Measurement | None:
         return next((m for m in self.measurements if m.arm == arm and m.layers == layers), None)

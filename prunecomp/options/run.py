@@ -204,7 +204,7 @@ class CompareOptions(Output, Place, Data, Candidates):
         takes="Sequence[str] | str | None", metavar="NAMES", shown_default="none,scale, and none with --repairs auto",
     )  # fmt: skip
     repairs: list[str] | None = option(
-        None, "fitted after each number of removals, as --repair of prune: none, refit, joint, auto", several,
+        None, "fitted after each number of removals, as --repair of prune: none, refit, joint, map, auto", several,
         of="compare", takes="Sequence[str] | str | None", metavar="NAMES",
         shown_default="none where compensations are named",
     )  # fmt: skip

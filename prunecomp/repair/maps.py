@@ -66,6 +66,8 @@ def demand_of(decoder: Decoder, shape: ModelShape, repair: str) -> Demand:
     if repair != "map":
         return fit
     weights = shape.num_layers * shape.layer_nbytes + shape.outer_nbytes
+    if shape.itemsize < 4:  # the float32 that they are rounded from stays beside them
+        weights += weights * 4 // shape.itemsize
     return Demand(lambda num_tokens: fit.nbytes(num_tokens) + weights, fit.boundaries)
 
 

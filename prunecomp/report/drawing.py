@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from prunecomp.errors import OptionError
-from prunecomp.io.escape import plot_label
+from prunecomp.io.escape import one_line, plot_label
 
 try:
     from matplotlib import colormaps, rc_context
@@ -123,5 +123,5 @@ def _for_a_page(text: str, name: str, title: str) -> str:
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     root.set("role", "img")
-    root.set("aria-label", title)
+    root.set("aria-label", one_line(title))
     return ElementTree.tostring(root, encoding="unicode")

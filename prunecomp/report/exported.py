@@ -12,6 +12,7 @@ from prunecomp.names import RECORD
 from prunecomp.report.drawing import svg
 from prunecomp.report.figures import draw_lines, draw_norms, draw_probes, draw_scores, draw_seam_errors, draw_seconds
 from prunecomp.report.page import Answers, Block, Command, Facts, Grid, Picture, Section, Strip, Tiles
+from prunecomp.report.profile import UNASKED
 from prunecomp.report.reading import (
     WIDTH,
     Record,
@@ -132,15 +133,22 @@ def _strip(record: Record) -> Block:
     repair = record.get("repair") or {}
     fitted = {gap["layers"][0] - 1: gap for gap in repair.get("gaps", ()) if gap["fitted"]}
     seams = {gap["layers"][-1]: gap["scale"] for gap in repair.get("gaps", ())}
-    if not seams:  # those that the choosing left: where gaps meet, their scales multiply
+    if (
+        not seams and repair.get("taken", "loop") == "loop"
+    ):  # those that the choosing left: where gaps meet, their scales multiply
         seams = {gap[-1]: math.prod(one["scale"] for one in record["rounds"] if one["block"][0] in gap)
                  for gap in _gaps(record)}  # fmt: skip
+    # A map goes through all that is above it.
+    mapped = min((gap["layers"][-1] for gap in repair.get("gaps", ()) if gap.get("condition") is not None),
+                 default=record["num_layers"])  # fmt: skip
     cells = []
     for layer in range(record["num_layers"]):
         if layer in went:
             cells.append(("gone", str(layer), f"r{went[layer]}"))
         elif layer in fitted:
             cells.append(("fitted", str(layer), f"repaired: {', '.join(fitted[layer]['fitted'])}"))
+        elif layer > mapped:
+            cells.append(("fitted", str(layer), "rewritten by a map"))
         else:
             cells.append(("kept", str(layer), "kept"))
         if seams.get(layer, 1.0) != 1.0 and layer != record["num_layers"] - 1:
@@ -178,8 +186,12 @@ def _repair(record: Record) -> Iterator[Block]:
         headings = ["repair", *(Path(text).name for text in texts)]
         yield Grid(headings, rows, "Nats a token on what was left out of the fit", best)
     if gaps:
-        rows = [[listed(gap["layers"]), listed(gap["fitted"]) or "nothing", f"{gap['scale']:.5g}"] for gap in gaps]
-        yield Grid(["gap", "fitted below it", "scale"], rows)
+        rows = [
+            [listed(gap["layers"]), listed(gap["fitted"]) or "nothing", f"{gap['scale']:.5g}",
+             "" if gap.get("condition") is None else f"{gap['condition']:.3g}"]
+            for gap in gaps
+        ]  # fmt: skip
+        yield without_blanks(["gap", "fitted below it", "scale", "map's condition number"], rows)
 
 
 def _similarity(collected: Record | None) -> Iterator[Block]:
@@ -231,7 +243,14 @@ def _profile(record: Record) -> Iterator[Block]:
             )
         headings = ["model", "tokens", "as dense for", "all as dense", "repeated 4-grams", "ends by itself"]
         yield without_blanks(headings, rows, f"Greedy answers to {len(models[0]['written'])} chat prompts")
-    left = [f"No generation and no probes: {found['left_out']}."] if found["left_out"] else []
+    tasks = [model.get("tasks") or [] for model in models]
+    if tasks[0]:
+        rows = [
+            [f"{each[0]['task']} ({each[0]['metric']}, {each[0]['items']})", *(figure_of(one["score"]) for one in each)]
+            for each in zip(*tasks, strict=True)
+        ]
+        yield Grid(["task of lm-eval", *(model["name"] for model in models)], rows)
+    left = [UNASKED.format(found["left_out"])] if found["left_out"] else []
     if found["at_chance"]:
         left.append(f"The dense model is no better than a guess: {listed(found['at_chance'])}.")
     if left:
@@ -253,8 +272,8 @@ def _answers(record: Record) -> Iterator[Block]:
 def _cost(record: Record) -> Iterator[Block]:
     cost = record.get("cost") or {}
     timed = {"choosing" if name == "round" else name: spent for name, spent in cost.get("seconds", {}).items()}
-    if not timed:  # before there was a clock for each
-        timed = {"choosing": math.fsum(one["seconds"] for one in record["rounds"])}
+    if not set(timed) - set(EXPORTING):  # there was no clock for each
+        timed["choosing"] = math.fsum(one["seconds"] for one in record["rounds"])
         timed["repairing"] = (record.get("repair") or {}).get("seconds", 0.0)
     rest = record["seconds"] - math.fsum(spent for name, spent in timed.items() if name not in EXPORTING)
     parts = {"the rest" if cost else "loading, evaluating": max(0.0, rest), **timed}

@@ -116,8 +116,8 @@ def lines_on(
 ) -> None:
     """Lines told apart by colour, marker and dash, the ``best`` one thick, over ``base``, what the dense model has.
     With one point each, but for that at 0, a bar for each instead."""
-    last = {name: points[-1] for name, points in lines.items() if points}
-    if last and all(sum(x != 0 for x, _ in points) < 2 for points in lines.values()):
+    last = {name: points[-1] for name, points in lines.items() if points and points[-1][0] != 0}
+    if len({x for points in lines.values() for x, _ in points if x != 0}) == 1:
         bars = axes.barh(
             [label(name) for name in last], [finite(y) for _, y in last.values()],
             color=[colours(2)[name == best] for name in last],

@@ -12,7 +12,7 @@ from prunecomp.io.escape import one_line
 from prunecomp.report.drawing import INSTALLED as HAS_MATPLOTLIB
 
 try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
     from markupsafe import Markup
 except ImportError:
     HAS_JINJA = False
@@ -112,9 +112,13 @@ def check_report() -> None:
 
 
 def page(title: str, sections: Sequence[Section], made_by: str) -> str:
-    """The whole file. Every name that is put in is text on one line, and escaped."""
+    """The whole file. Every name that is put in is text on one line, and escaped. Raises :class:`ValueError` where a
+    part is not what it says it is."""
     shown = [section for section in sections if section.blocks]
-    return str(_environment().get_template(TEMPLATE).render(title=title, sections=shown, made_by=made_by))
+    try:
+        return str(_environment().get_template(TEMPLATE).render(title=title, sections=shown, made_by=made_by))
+    except TemplateError as error:
+        raise ValueError(f"what the page should show is not there: {error}") from error
 
 
 @cache

@@ -11,6 +11,8 @@ from prunecomp.io.escape import markdown as escaped
 from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.report.console import Console, Table
 
+UNASKED = "No generation, no probes and no tasks: {}."
+
 Grid = tuple[str, list[str], list[list[str]]]
 """A title, headings, and rows that begin with a name."""
 
@@ -88,7 +90,7 @@ def notes(profile: Profile) -> list[str]:
     """What is not in the tables, and why."""
     found = []
     if profile.left_out is not None:
-        found.append(f"No generation, no probes and no tasks: {profile.left_out}.")
+        found.append(UNASKED.format(profile.left_out))
     if profile.at_chance:
         found.append(f"Left out, for the dense model is no better than a guess: {', '.join(profile.at_chance)}.")
     return found

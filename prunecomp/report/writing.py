@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunecomp.errors import OptionError, OutputError, PrunecompError
+from prunecomp.errors import JournalError, OptionError, OutputError, PrunecompError
 from prunecomp.io.plain import brief, read_object
 from prunecomp.names import COMPARISON, RECORD, REPORT
 from prunecomp.pruning.journal import write_whole
@@ -29,6 +29,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """
     check_report()
     path = run / REPORT if out is None else out
+    if path.suffix != ".html" and path.exists():
+        raise OutputError(f"{path} is there and is no report: name a new file, or one that ends in .html")
     text = report_of(run)
     try:
         write_whole(path, text.encode())
@@ -51,7 +53,7 @@ def report_of(run: Path) -> str:
     try:
         title, sections = _read(run)
         return page(title, sections, f"Written by prunecomp {version('prunecomp')} from the records of {run.name}.")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = brief(f"{type(error).__name__}: {error}")
         raise OptionError(f"{run}: its record is not as prunecomp writes it ({reason})") from error
 
@@ -61,7 +63,10 @@ def _read(run: Path) -> tuple[str, list[Section]]:
         record = read_object(run / RECORD, OptionError)
         return title_of(record), sections_of(record, _collected(run, record))
     if (run / COMPARISON).is_file():
-        compared = load_record(run)
+        try:
+            compared = load_record(run)
+        except JournalError as error:  # which advises whoever resumes
+            raise OptionError(f"{run}: its {COMPARISON} cannot be read") from error
         return comparison_title(compared), comparison_sections(compared)
     records = [read_object(path, OptionError) for path in sorted(run.glob(f"*/{RECORD}"))]
     if not records:
