@@ -91,7 +91,7 @@ def test_the_last_model_within_a_limit_is_taken(
     """The limit lies between what runs of their own have with two layers gone and with three, repaired and judged; so
     the model of two is taken, to the bit, also where the loop has to give up its states for each look."""
     if memory == "short":
-        monkeypatch.setattr("prunecomp.pruning.running.shared", lambda placement: None)
+        monkeypatch.setattr("prunecomp.pruning.running.shared", lambda placement, ratio: (None, None))
     model = build("llama", num_hidden_layers=8)
     tokens, text = draw_tokens(model, generator), draw_tokens(model, generator)
     curve = prunecomp.curve(model, "1-4", tokens, eval=text, **options)
@@ -157,6 +157,11 @@ def test_a_killed_run_asks_its_gates_again(generator: torch.Generator, tmp_path:
     again = prunecomp.prune(model, target="kl=0.5", journal=file, resume=True, **options)
     assert again.target == whole.target
     assert again.stack == whole.stack
+    file.unlink()
+    with pytest.raises(TargetError):
+        prunecomp.prune(model, target="layers=3,kl=0.000001", journal=file, **options)
+    further = prunecomp.prune(model, target="layers=6", journal=file, resume=True, **options)
+    assert len(further.removed) == 2
 
 
 def test_the_command_shows_records_and_plans_it(small: Small, tmp_path: Path) -> None:

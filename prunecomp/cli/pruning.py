@@ -36,9 +36,19 @@ def occupy(held: ExitStack, out: Path, resume: bool, force: bool, model: str, jo
     was whole and its ``journal`` not yet removed. Whether there is such a checkpoint."""
     held.enter_context(claimed(out))
     whole = resume and journal.is_file() and (out / RECORD).is_file()
+    if whole and force:  # what is to be replaced is there too
+        whole = made_by(journal, out)
     if not whole:
         check_output(out, force, model)
     return whole
+
+
+def made_by(journal: Path, out: Path) -> bool:
+    """Whether the checkpoint in ``out`` has rounds of the run whose ``journal`` it is."""
+    run = read_object(journal, JournalError).get("run")
+    held = run.get("rounds") if isinstance(run, dict) else None
+    made = read_object(out / RECORD, JournalError).get("rounds")
+    return isinstance(held, list) and isinstance(made, list) and made == held[: len(made)]
 
 
 def own_record(result: PruneResult, options: PruneOptions, out: Path) -> dict[str, Any]:
@@ -90,7 +100,8 @@ def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
         check_recipe_of(model, options)
         keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal}
         if whole:
-            keywords = {name: value for name, value in keywords.items() if name not in MEASURING}
+            kept = {"eval"} if options.limits else set()
+            keywords = {name: value for name, value in keywords.items() if name in kept or name not in MEASURING}
         result = prunecomp.prune(model, **keywords)
         if job.leads and whole:
             record = own_record(result, options, out)

@@ -9,11 +9,13 @@ from typing import Any
 
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.language import Language
-from prunecomp.io.values import shown
-from prunecomp.metrics.bootstrap import Interval, paired_difference
+from prunecomp.io.values import several, shown
+from prunecomp.metrics.bootstrap import DRAWS, Interval, paired_difference
 
 PAPER = ("wsc273", "hellaswag", "piqa", "arc_easy", "arc_challenge", "boolq", "winogrande", "race", "copa", "mmlu")
 """The tasks of the paper (section 4.1), by lm-eval's names."""
+FEWSHOT_SEED = 1234
+"""That solved examples are drawn from, lm-eval's own."""
 PROMPTS_AT_ONCE = 8
 """That are continued together, where a task has the model write."""
 
@@ -56,7 +58,8 @@ class Tasks:
         Raises :class:`OptionError` where lm-eval is not installed, where it knows no such task, and where the data of
         one cannot be had.
         """
-        names = [name for each in text.split(",") for name in (PAPER if each == "paper" else (each,))]
+        given = several("--tasks", text)
+        names = [name for each in given for name in (PAPER if each == "paper" else (each,))]
         made = cls(tuple(dict.fromkeys(names)), shots, limit)
         made._check()
         return made
@@ -69,20 +72,36 @@ class Tasks:
             if tasks[-1] is name and not known.match_tasks([name]):
                 raise OptionError(f"--tasks {shown(name)}: lm-eval knows no such task; `lm-eval ls tasks` lists them")
             try:
-                manager.get_task_dict([tasks[-1]], known)
+                self._try(manager.get_task_dict([tasks[-1]], known))
             except Exception as error:  # what a task's own code and its data raise
                 raise OptionError(
                     f"--tasks {shown(name)}: cannot be made ready ({shown(str(error))}); without a network give a YAML "
                     "file whose data are here, or leave it out"
                 ) from error
 
+    def _try(self, found: Mapping[Any, Any]) -> None:
+        """Make the first question of each task as it will be asked."""
+        for task in found.values():
+            if isinstance(task, Mapping):  # a group
+                self._try(task)
+                continue
+            if getattr(task, "UNSAFE_CODE", False):
+                raise ValueError("it runs what the model writes")
+            if self.shots is not None and task.get_config("num_fewshot") != 0:  # lm-eval's own rule
+                task.set_config(key="num_fewshot", value=self.shots)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            task.build_all_requests(limit=1, rank=0, world_size=1)
+
     def ask(self, language: Language) -> Results:
         """Everything, of one model."""
-        found = _lm_eval("evaluator").simple_evaluate(
-            model=_asked(language), tasks=[_described(name) for name in self.names], num_fewshot=self.shots,
-            limit=self.limit, bootstrap_iters=0, verbosity="ERROR",
-        )  # fmt: skip
-        inner = {name for some in found.get("group_subtasks", {}).values() for name in some}
+        try:
+            found = _lm_eval("evaluator").simple_evaluate(
+                model=_asked(language), tasks=[_described(name) for name in self.names], num_fewshot=self.shots,
+                limit=self.limit, bootstrap_iters=DRAWS, fewshot_random_seed=FEWSHOT_SEED, verbosity="ERROR",
+            )  # fmt: skip
+        except (AssertionError, LookupError, TypeError, ValueError) as error:  # of a task's own code
+            raise OptionError(f"--tasks {','.join(self.names)}: lm-eval failed ({shown(str(error))})") from error
+        inner = {name for some in found.get("group_subtasks", {}).values() for name in some} - set(self.names)
         return Results({name: one for name, one in found["results"].items() if name not in inner}, found["samples"])
 
 
@@ -92,6 +111,10 @@ class Results:
 
     scores: Mapping[str, Mapping[str, Any]]
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def of(self, task: str, kind: str) -> list[Mapping[str, Any]]:
+        """The answers in a task, as one of its filters reads them: each stands there once for every filter."""
+        return [one for one in self.samples.get(task, ()) if one["filter"] == kind]
 
 
 def beside_dense(dense: Results, other: Results, seed: int) -> list[TaskScore]:
@@ -103,8 +126,8 @@ def beside_dense(dense: Results, other: Results, seed: int) -> list[TaskScore]:
             score=float(value),
             error=_number(scores.get(f"{metric}_stderr,{kind}")),
             dense=float(dense.scores[task][name]),
-            items=len(other.samples.get(task, ())) or int(scores.get("sample_len", 0)),
-            difference=_difference(dense.samples.get(task, ()), other.samples.get(task, ()), metric, seed),
+            items=len(other.of(task, kind)) or int(scores.get("sample_len", 0)),
+            difference=_difference(dense.of(task, kind), other.of(task, kind), metric, seed),
         )
         for task, scores in other.scores.items()
         for name, value in scores.items()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunecomp.errors import OptionError
 from prunecomp.io.values import flag, function, layer_set, ridge, several
 from prunecomp.names import FORMS, PresetName
+from prunecomp.options.aims import Aim
 from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
 from prunecomp.options.declare import option
 from prunecomp.options.targets import Share, check_one, several_stops, stops
@@ -42,6 +43,11 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
     def pending(self) -> bool:
         """Whether how many layers go depends on how many there are; ``layers`` then says nothing yet."""
         return self.layers_left is not None or isinstance(self.keep, Share) or self.target is not None
+
+    @property
+    def limits(self) -> list[Aim]:
+        """What of the target is held after each round, on a text."""
+        return [aim for aim in self.target or [] if not aim.goal]
 
     def aimed(self, num_layers: int) -> PruneOptions:
         """The same for a model of so many layers: ``layers`` is how many go. Raises :class:`OptionError` for none."""

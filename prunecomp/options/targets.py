@@ -46,7 +46,7 @@ def kept(option: str, value: Any) -> list[int] | Share:
 
 def stops(option: str, value: Any) -> list[int]:
     """Numbers of layers to go, ascending: some, or a text as in ``"1-10"`` or ``"2,4,6"``."""
-    wanted = layer_set(option, [value] if isinstance(value, int) else value)
+    wanted = sorted(set(layer_set(option, [value] if isinstance(value, int) else value)))
     if not wanted or wanted[0] < 1:
         raise OptionError(f"{option} {shown(value)}: give how many layers go, each time, as in 1-10 or 2,4,6")
     return wanted

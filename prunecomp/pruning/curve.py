@@ -144,6 +144,7 @@ class Curve(Sequence[PruneResult]):
             "layers": 0, "removed": [],
             "parameters": measure(first.model_source, "params", range(first.stack.num_layers)),
             "perplexity": dense, "ratio": None, "measured_on": None, "kl": None, "top1": None, "repair": None,
+            "profile": None,
             "layer_forwards": None, "seconds": None,
         }  # fmt: skip
 
@@ -160,6 +161,7 @@ class Curve(Sequence[PruneResult]):
             "kl": None if agreement is None else agreement.kl.value,
             "top1": None if agreement is None else agreement.top1.value,
             "repair": None if result.repair is None else result.repair.taken,
+            "profile": None if result.profile is None else result.profile.record(),
             "layer_forwards": result.layer_forwards, "seconds": result.seconds,
         }  # fmt: skip
 

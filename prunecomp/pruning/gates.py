@@ -140,12 +140,15 @@ class Looks:
         return [self._first, self._look(self._kept.compare, True)]
 
 
-def shared(placement: Placement) -> Placement | None:
-    """The same for two that keep states at once, beside a repair: half each of what that leaves. None where that is too
-    little."""
+def shared(placement: Placement, ratio: float) -> tuple[Placement | None, Placement | None]:
+    """The same for two that keep states at once, beside a repair: half each of what that leaves, the second for windows
+    of ``ratio`` as many tokens. None for both where that is too little for one."""
     places = [tier for tier in Tier for _ in range(placement.capacity.get(tier, 0))][BOUNDARIES:]
-    capacity = {tier: places.count(tier) // 2 for tier in Tier}
-    return replace(placement, capacity=capacity) if sum(capacity.values()) > 1 else None
+    each = {tier: places.count(tier) // 2 for tier in Tier}
+    scaled = {tier: int(count / max(1.0, ratio)) for tier, count in each.items()}
+    if min(sum(each.values()), sum(scaled.values())) < 2:
+        return None, None
+    return replace(placement, capacity=each), replace(placement, capacity=scaled)
 
 
 def measure(source: ModelSource, name: str, alive: Collection[int]) -> int:

@@ -15,14 +15,23 @@ from prunecomp.model.source.base import ModelSource
 TOKENS = "generation_config.json"
 
 
-def language_of(model_source: ModelSource, placement: Placement) -> Language | str:
-    """The model of a source, once it is loaded, as one that generates; or why it cannot."""
+def why_silent(model_source: ModelSource, placement: Placement) -> str | None:
+    """Why a model cannot be one that generates, as far as is known before it is loaded."""
     if placement.group_size is not None:
         return "the model is streamed, and generation needs one that fits in memory: give more --device-memory"
     if world_size() > 1:
         return "several processes share the windows: run the profile in one"
     if not isinstance(model_source.tokenize, Tokenizer):
         return "the model has no tokenizer: give one"
+    return None
+
+
+def language_of(model_source: ModelSource, placement: Placement) -> Language | str:
+    """The model of a source, once it is loaded, as one that generates; or why it cannot."""
+    reason = why_silent(model_source, placement)
+    if reason is not None:
+        return reason
+    assert isinstance(model_source.tokenize, Tokenizer)
     tokenizer, model = model_source.tokenize.of_transformers, model_source.load().model
     stated = [getattr(model, "generation_config", None)]
     folder = Path(model_source.name) if model_source.base is None else Path(model_source.base)

@@ -28,6 +28,7 @@ from prunecomp.pruning.curve import Curve
 from prunecomp.pruning.gates import Gates, Looks, shared
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged, perplexities
+from prunecomp.pruning.language import why_silent
 from prunecomp.pruning.replacing import may_replace
 from prunecomp.pruning.result import PruneResult, RoundRecord
 from prunecomp.pruning.rounds import Stops, run_rounds
@@ -70,12 +71,18 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     check_read_once([asked.calibration, asked.eval])
     windows = session.calibration()
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
-    limits = [aim for aim in asked.target or [] if not aim.goal]
-    if limits:
-        check_apart(limits[0], windows, eval_windows)
-    placement = session.place(windows.count, windows.seqlen, session.demand(models=2 if limits else 1))
+    if asked.limits:
+        check_apart(asked.limits[0], windows, eval_windows)
+    placement = session.place(windows.count, windows.seqlen, session.demand())
+    if session.tasks is not None:
+        reason = why_silent(model_source, placement)
+        if reason is not None:
+            raise OptionError(f"--tasks {asked.tasks}: {reason}; or leave it out")
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
-    half = shared(placement) if limits else placement
+    half: Placement | None = placement
+    looking: Placement | None = None
+    if asked.limits and eval_windows is not None:
+        half, looking = shared(placement, eval_windows.num_tokens / windows.num_tokens)
     size = asked.block_size(METRICS)
     count = -(-asked.layers // size)
     whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
@@ -104,8 +111,10 @@ def run(model: Any, asked: PruneOptions) -> Curve:
 
         stops, gates = Stops(pruner, wanted, size), None
         if asked.target is not None:
-            dense = Standing(pruner.decoder, LayerStack.dense(model_source.num_layers), half or placement)
-            look = Looks(eval_windows, dense, whole, half is not None) if limits and eval_windows is not None else None
+            dense = Standing(pruner.decoder, LayerStack.dense(model_source.num_layers), looking or placement)
+            look = None
+            if asked.limits and eval_windows is not None:
+                look = Looks(eval_windows, dense, whole, looking is not None)
             gates = Gates(pruner, model_source, asked.target, fit, look, half is None)
         run_rounds(
             pruner, asked.layers, candidates, asked.one_shot, done=done,
@@ -186,13 +195,17 @@ def open_journal(
     if file is None:
         yield None
         return
-    identity = session.identity(windows, placement, compiled, left_out=("fold", "device"))
+    # How many layers go at most is a matter of the target, and another one goes on from there.
+    aimed = options.target is not None
+    most = len(candidates) if aimed else options.layers
+    left_out = ("fold", "device", *(["layers"] if aimed else []))
+    identity = session.identity(windows, placement, compiled, left_out=left_out)
     with ExitStack() as held:
 
         def opened() -> Journal:
             held.enter_context(Journal.claimed(file))
             journal = Journal.open(file, identity, resume=options.resume)
-            journal.check(session.model_source.num_layers, candidates, options.layers)
+            journal.check(session.model_source.num_layers, candidates, most)
             return journal
 
         # Read in one place: another machine may not see the file, or not its last state.

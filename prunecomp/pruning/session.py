@@ -104,15 +104,18 @@ class Session:
                     f"tokens, and is taken as it stands; leave out --{name}"
                 )
 
-    def demand(self, models: int = 1) -> Demand:
-        """The memory that the metric, and then the repair, takes beside the pass; and the states of so many ``models``
-        that are kept at once."""
+    def demand(self) -> Demand:
+        """The memory that the metric, and then the repair, takes beside the pass; and where a second model is looked
+        at after each round, its states."""
+        models = 2 if self.options.limits else 1
         shape, repair = self.model_source.shape(), self.options.repair
         metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
         metric = replace(metric, boundaries=metric.boundaries + (models - 1) * (shape.num_layers + BOUNDARIES))
         if repair == "none":
             return metric
-        return metric.beside(demand_of(self.model_source.described, shape, repair))
+        return metric.beside(
+            demand_of(self.model_source.described, shape, repair, max(models, len(self.options.curve or [])))
+        )
 
     def place(self, count: int, seqlen: int, demand: Demand | None = None) -> Placement:
         """The placement of a run over so many windows, within the limits of the options; no weights are loaded."""

@@ -59,16 +59,16 @@ def check_mappable(decoder: Decoder) -> None:
         raise OptionError(f"--repair map: {problem}; or use --repair joint")
 
 
-def demand_of(decoder: Decoder, shape: ModelShape, repair: str) -> Demand:
-    """The memory of a repair beside a pass of both streams: that of the fit, and with a map all weights once more, for
-    those that stand in."""
+def demand_of(decoder: Decoder, shape: ModelShape, repair: str, models: int = 1) -> Demand:
+    """The memory of a repair beside a pass of both streams: that of the fit, and with a map all weights once more for
+    each of the ``models`` that are held at once."""
     fit = fit_demand(decoder, shape, joint=repair != "refit")
     if repair != "map":
         return fit
     weights = shape.num_layers * shape.layer_nbytes + shape.outer_nbytes
     if shape.itemsize < 4:  # the float32 that they are rounded from stays beside them
         weights += weights * 4 // shape.itemsize
-    return Demand(lambda num_tokens: fit.nbytes(num_tokens) + weights, fit.boundaries)
+    return Demand(lambda num_tokens: fit.nbytes(num_tokens) + models * weights, fit.boundaries)
 
 
 def check_placed(placement: Placement) -> None:

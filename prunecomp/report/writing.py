@@ -9,7 +9,7 @@ from typing import Any
 
 from prunecomp.errors import JournalError, OptionError, OutputError, PrunecompError
 from prunecomp.io.plain import brief, read_object
-from prunecomp.names import COMPARISON, RECORD, REPORT
+from prunecomp.names import COMPARISON, CURVE, RECORD, REPORT
 from prunecomp.pruning.journal import write_whole
 from prunecomp.report.compared import comparison_sections, comparison_title
 from prunecomp.report.comparison import load_record
@@ -68,7 +68,11 @@ def _read(run: Path) -> tuple[str, list[Section]]:
         except JournalError as error:  # which advises whoever resumes
             raise OptionError(f"{run}: its {COMPARISON} cannot be read") from error
         return comparison_title(compared), comparison_sections(compared)
-    records = [read_object(path, OptionError) for path in sorted(run.glob(f"*/{RECORD}"))]
+    paths = sorted(run.glob(f"*/{RECORD}"))
+    if (run / CURVE).is_file():  # others may be of a run before
+        stops = read_object(run / CURVE, OptionError)["stops"]
+        paths = [run / str(stop["layers"]) / RECORD for stop in stops if stop["layers"]]
+    records = [read_object(path, OptionError) for path in paths]
     if not records:
         raise OptionError(
             f"{run}: neither {RECORD} nor {COMPARISON} is there; give an export, what compare wrote, or a "

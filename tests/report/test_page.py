@@ -20,7 +20,7 @@ from prunecomp.errors import OptionError, OutputError
 from prunecomp.io.escape import one_line
 from prunecomp.report import curve, drawing, exported
 from prunecomp.report.curve import curve_section
-from prunecomp.report.figures import draw_probes, draw_scores, draw_seconds
+from prunecomp.report.figures import draw_probes, draw_scores, draw_seconds, lines_on
 from prunecomp.report.page import Answers, Command, Facts, Grid, Picture, Section, Strip, Tiles, page
 from prunecomp.report.writing import report_of, try_report, write_report
 from tests.models import build, draw_tokens
@@ -233,6 +233,63 @@ def test_a_folder_of_exports_gives_the_curve(record: dict[str, Any], tmp_path: P
     run_of(tmp_path, {**record, "model": "another", "collected": None}, "3")
     with pytest.raises(OptionError, match="different models"):
         report_of(tmp_path)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_of_a_curve_only_its_own_exports_are_shown(record: dict[str, Any], tmp_path: Path) -> None:
+    for number in ("1", "2", "4"):
+        run_of(tmp_path, {**record, "collected": None}, number)
+    (tmp_path / "curve.json").write_text(json.dumps({"stops": [{"layers": 1}, {"layers": 2}]}))
+    assert "2 exports" in report_of(tmp_path)
+
+
+def strip_of(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    found = exported._strip(record)
+    assert isinstance(found, Strip)
+    return list(found.cells)
+
+
+def test_the_strip_shows_the_seams_and_layers_that_the_export_has(record: dict[str, Any]) -> None:
+    rounds = [{**one, "scale": 1.5} for one in record["rounds"]]
+    none = {**record["repair"], "taken": "none", "gaps": []}
+    assert "seam" not in {kind for kind, *_ in strip_of({**record, "rounds": rounds, "repair": none})}
+    assert "seam" in {kind for kind, *_ in strip_of({**record, "rounds": rounds, "repair": {**none, "taken": "loop"}})}
+    gaps = [{**gap, "condition": 1.5} for gap in record["repair"]["gaps"]]
+    cells = strip_of({**record, "repair": {**record["repair"], "gaps": gaps}})
+    lowest = min(gap["layers"][-1] for gap in gaps)
+    assert {kind for kind, layer, _ in cells if kind != "seam" and int(layer) > lowest} <= {"gone", "fitted"}
+
+
+def test_seconds_of_an_export_without_a_clock_for_each_part_are_those_of_its_rounds(record: dict[str, Any]) -> None:
+    cost = {**record["cost"], "seconds": {"writing": 1.0}}
+    rounds = [{**one, "seconds": 2.0} for one in record["rounds"]]
+    picture = next(iter(exported._cost({**record, "cost": cost, "rounds": rounds, "seconds": 9.0})))
+    assert isinstance(picture, Picture)
+    assert "choosing" in str(picture.svg)
+
+
+def test_an_arm_that_was_not_measured_has_no_bar() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    lines_on(axes, {"one": [(0, 1.0), (2, 3.0)], "two": [(0, 1.0)]}, "layers removed", "times")
+    assert [bar.get_width() for bar in axes.patches] == [3.0]
+
+
+def test_a_file_that_is_no_report_is_not_replaced(record: dict[str, Any], tmp_path: Path) -> None:
+    run = run_of(tmp_path, record)
+    with pytest.raises(OutputError, match="is no report"):
+        write_report(run, run / "prunecomp.json")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_an_odd_record_is_told_in_words(record: dict[str, Any], tmp_path: Path) -> None:
+    answer = {"prompt": "x", "text": None, "tokens": [1], "ended": True}
+    models = [{**model, "written": [answer]} for model in record["profile"]["models"]]
+    odd = [{**record, "num_layers": 0}, {**record, "profile": {**record["profile"], "models": models}}]
+    for number, one in enumerate(odd):
+        with pytest.raises(OptionError, match="not as prunecomp writes it"):
+            report_of(run_of(tmp_path, one, str(number)))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import prunecomp
 from prunecomp.checkpoint import export
 from prunecomp.errors import OutputError
+from prunecomp.pruning.journal import journal_path
 from tests.situations.small import Small, invoke, said
 from tests.situations.small import small as small
 
@@ -34,6 +35,20 @@ def test_a_checkpoint_is_replaced_when_asked_for(small: Small, tmp_path: Path) -
     assert (out / "model.safetensors").read_bytes() != before["model.safetensors"]
     assert not (out / "more").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+
+
+def test_what_is_to_be_replaced_is_not_taken_for_what_was_made(small: Small, tmp_path: Path) -> None:
+    """A run that was killed before its checkpoint was whole, and the one that it was to replace still lies there."""
+    out, options = tmp_path / "out", ("--metric", "given", "--given")
+    assert prune(small, out, *options, 2)[0] == 0
+    before = files(out)
+    assert prune(small, tmp_path / "other", *options, 3)[0] == 0
+    prunecomp.prune(str(small.folder), 1, str(small.windows), metric="given", given=[3], journal=journal_path(out))
+    assert journal_path(out).is_file()
+    code, text = prune(small, out, *options, 3, "--force", "--resume")
+    assert code == 0, text
+    assert files(out)["model.safetensors"] == files(tmp_path / "other")["model.safetensors"]
+    assert files(out)["model.safetensors"] != before["model.safetensors"]
 
 
 def test_the_former_stays_where_the_new_one_fails(
