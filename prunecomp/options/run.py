@@ -37,7 +37,11 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             given = {name: value for name, value in given.items() if name != "layers" or value is not None}
             known = {each.name for each in cls.options(caller, on)}
             given = {**{name: value for name, value in implied(given).items() if name in known}, **given}
-        return super().of(caller, given, on)
+        asked = super().of(caller, given, on)
+        for name, number in (("--fewshot", asked.fewshot), ("--limit", asked.limit)):
+            if number is not None and asked.tasks is None:
+                raise OptionError(f"{name} {number}: there are no --tasks; name some, or leave it out")
+        return asked
 
     @property
     def pending(self) -> bool:
@@ -138,10 +142,6 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             )
         if self.fold != FORMS[0] and self.compensation == "none" and self.repair == "none":
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
-        if self.tasks is None:
-            for name, number in (("--fewshot", self.fewshot), ("--limit", self.limit)):
-                if number is not None:
-                    yield f"{name} {number}", "there are no --tasks; name some, or leave it out"
         if self.ridge is not None and self.repair == "none":
             yield (
                 f"--ridge {self.ridge:g}",

@@ -60,4 +60,6 @@ def test_without_lm_eval_it_is_told_what_to_install() -> None:
 def test_how_many_shots_is_of_tasks_alone() -> None:
     with pytest.raises(OptionError, match=r"--fewshot 5.*no --tasks"):
         prunecomp.prune("examples/reference_model", 2, fewshot=5)
+    with pytest.raises(OptionError, match=r"--limit 5.*no --tasks"):
+        prunecomp.profile("examples/reference_model", limit=5)
     assert len(PAPER) == 10
