@@ -16,7 +16,8 @@ from rich.console import Console
 import prunecomp
 from prunecomp.compare import Arm, grid
 from prunecomp.io.progress import told
-from prunecomp.report.comparison import comparison_tables, save_plots, save_record, save_tables
+from prunecomp.report.comparison import comparison_tables, save_record, save_tables
+from prunecomp.report.plots import save_plots
 
 MODEL = Path(__file__).parent.parent / "examples" / "reference_model"
 METRICS = ("bi", "ppl", "taylor", "magnitude")

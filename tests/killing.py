@@ -14,10 +14,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import prunecomp.api
 import prunecomp.checkpoint.writer
 import prunecomp.cli
 import prunecomp.pruning.pruner
+import prunecomp.pruning.running
 from prunecomp.model.decoder import Decoder
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.pruner import Pruner
@@ -30,7 +30,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "shard": (prunecomp.checkpoint.writer, "save_file"),
     "rename": (Path, "rename"),
     "journal-removed": (Journal, "remove"),
-    "perplexity": (prunecomp.api, "judged"),
+    "perplexity": (prunecomp.pruning.running, "judged"),
 }
 PHASES = ("starting", "scoring", "between rounds", "perplexity", "export", "done")
 
@@ -75,7 +75,7 @@ def tell_phases(tell: Callable[[str], None]) -> None:
     """Call ``tell`` with the phase whenever it changes."""
     for owner, name, during, afterwards in (
         (Pruner, "score", "scoring", "between rounds"),
-        (prunecomp.api, "judged", "perplexity", "perplexity"),
+        (prunecomp.pruning.running, "judged", "perplexity", "perplexity"),
         (PruneResult, "save", "export", "done"),
     ):
         setattr(owner, name, _telling(getattr(owner, name), tell, during, afterwards))

@@ -286,7 +286,7 @@ def test_what_prune_does_by_default_is_among_the_usual_ways(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repairs": ["glue"]}, "--repairs glue: choose none, refit, joint, auto"),
+        ({"repairs": ["glue"]}, "--repairs glue: choose none, refit, joint, map, auto"),
         ({"ridges": [0]}, "--ridges 0: give a number from 1e-6"),
         ({"compensations": ["scale"], "ridges": 2.0}, "--ridges: none of the arms is repaired"),
         ({"arms": [Arm("bi", "none")], "repairs": ["joint"]}, "repairs: the arms say what is compared already"),

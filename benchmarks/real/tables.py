@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from prunecomp.compare import Arm, Comparison, Measurement
-from prunecomp.report.comparison import RECORD, load_record, markdown_table, perplexity_figure
+from prunecomp.report.comparison import RECORD, load_record, markdown_table
+from prunecomp.report.plots import perplexity_figure
 
 
 def perplexity(losses: list[float]) -> tuple[float, float]:

@@ -36,7 +36,7 @@ Overlays = Mapping[int, Overlay]
 def journal_path(out: Path) -> Path:
     """Where the journal of a run that exports to ``out`` lies: beside it, hidden."""
     out = placed(out)
-    return out.with_name(f".{out.name}.journal.json")
+    return out.parent / f".{out.name}.journal.json"  # the root has no name to put another in the place of
 
 
 class Journal:

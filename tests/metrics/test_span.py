@@ -26,7 +26,7 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.rounds import run_rounds
-from prunecomp.report import similarity
+from prunecomp.report import drawing
 from prunecomp.report.similarity import similarity_map
 from tests.engine.test_ragged import PackingDecoder, ragged
 from tests.models import build, draw_tokens
@@ -126,7 +126,7 @@ def test_every_span_of_a_model_has_its_score_and_scale_and_the_map_holds_them_al
     assert single.similarity is None
     with pytest.raises(OptionError, match="a span of 2 or more"):
         similarity_map(single, tmp_path / "none.png")
-    monkeypatch.setattr(similarity, "INSTALLED", False)
+    monkeypatch.setattr(drawing, "INSTALLED", False)
     with pytest.raises(OptionError, match=r"prunecomp\[report\]"):
         similarity_map(result, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
