@@ -96,7 +96,7 @@ def test_markdown_has_a_table_for_each_text_with_the_best_arms_in_bold(result: C
         "| span + scale, one-shot | 14.25 | inf |",
     ]
     assert "## own [bold]text" in lines
-    assert "| bi + scale, iterative | 20 | 3.2 |" in lines
+    assert "| bi + scale, iterative | 20 | 3.2 | 0 | 0.0 |" in lines
     assert lines[-1].endswith("arms one by one would have taken 3,000, 2.00 times as many.")
 
 

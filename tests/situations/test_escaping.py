@@ -149,7 +149,7 @@ def test_a_comparison_has_its_rows_and_columns_whatever_names_are(name: str) -> 
     lines = text.split("\n")
     assert len(lines) == len(comparison_markdown(comparison_of("x")).split("\n"))
     table = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("|")]
-    assert [len(cells) for cells in table] == [5] * 7
+    assert [len(cells) for cells in table] == [5] * 4 + [7] * 3
     for console in (Console, RichConsole):
         out = io.StringIO()
         printed = console(file=out, width=10_000, force_terminal=False)
