@@ -24,7 +24,7 @@ from prunecomp.compensation import COMPENSATIONS, Removal, Seam, put_in_place
 from prunecomp.engine.progress import Advance, Within
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError, OptionError
-from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of
+from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of, seen
 from prunecomp.metrics import Candidates
 from prunecomp.model.stack import LayerStack
 from prunecomp.pruning.rounds import NO_BLOCK, choose_block
@@ -305,10 +305,7 @@ class Explorer:
         room, dense = run.placement.kept_boundaries > 0, name not in self._last
         kept = self._last.setdefault(name, LastStates(run, run.placement))
         look = (kept.hold if dense else kept.compare) if room else kept.alone
-        sums = [
-            run.outcomes(shard, partial(look, shard, run.decoder.topped(run.stack)), 3, keep=keep)
-            for shard in run.shards
-        ]
+        sums = [seen(run, shard, look, keep=keep) for shard in run.shards]
         by_window = (torch.cat(sums)[:, 0] / run.windows.predicted).tolist()
         return quality_of(run.windows, torch.cat(sums), room and not dense), by_window
 

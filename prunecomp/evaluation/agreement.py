@@ -7,7 +7,7 @@ rows at a time: those of a text over a vocabulary of 128,000 would be a thousand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -99,13 +99,19 @@ def on_text(
             shard = run.shards[number]
             look = (kept.compare if row else kept.hold) if room else kept.alone
             within.place = called(row, len(others))
-            found[row].append(run.outcomes(shard, partial(look, shard, run.decoder.topped(run.stack)), 3))
+            found[row].append(seen(run, shard, look))
     return [quality_of(windows, torch.cat(some), room and row > 0) for row, some in enumerate(found)]
 
 
 def called(row: int, others: int) -> str:
     """What a reader of progress knows the dense model, in row 0, and each of the ``others`` as."""
     return "dense" if row == 0 else "pruned" if others == 1 else f"pruned {row} of {others}"
+
+
+def seen(run: Run, shard: CalibrationShard, look: Callable[..., torch.Tensor], *, keep: bool = True) -> torch.Tensor:
+    """What a ``look`` of :class:`LastStates` finds in a shard's windows, through the head of the run's stack: [N, 3]
+    float64."""
+    return run.outcomes(shard, partial(look, shard, run.decoder.topped(run.stack)), 3, keep=keep)
 
 
 def _runs(windows: Windows, models: Sequence[Standing], progress: Progress) -> list[Run]:

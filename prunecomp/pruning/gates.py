@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from prunecomp.engine.run import Run
 from prunecomp.engine.states import Tier
 from prunecomp.engine.streams import BOUNDARIES
 from prunecomp.errors import NumericalError, OptionError, TargetError
-from prunecomp.evaluation.agreement import LastStates, Standing, TextQuality, on_text, quality_of, with_room
+from prunecomp.evaluation.agreement import LastStates, Standing, TextQuality, on_text, quality_of, seen, with_room
 from prunecomp.io.values import listed
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
@@ -52,16 +51,16 @@ class Gates:
     def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
         pruner, stack = self._pruner, self._pruner.stack
         stop = Stop(stack, list(rounds), pruner.layer_forwards, time.perf_counter())
-        seen: dict[str, float] = {name: measure(self._source, name, stack.alive) for name in GOALS}
+        found: dict[str, float] = {name: measure(self._source, name, stack.alive) for name in GOALS}
         if self._look is not None:
             if self._short:
                 pruner.release()
             fitted, outcome = self._fit(stack)
             self._fitted += 0 if outcome is None else outcome.layer_forwards
             stop = replace(stop, repaired=(fitted, outcome))
-            seen |= self._seen(self._look, fitted)
-        missed = [aim for aim in self._target if not aim.met(seen[aim.name])]
-        gate = Gate(len(stack.removed), seen, [str(aim) for aim in missed])
+            found |= self._seen(self._look, fitted)
+        missed = [aim for aim in self._target if not aim.met(found[aim.name])]
+        gate = Gate(len(stack.removed), found, [str(aim) for aim in missed])
         self._gates.append(gate)
         if any(not aim.goal for aim in missed):
             return True
@@ -73,14 +72,14 @@ class Gates:
             dense, pruned = look(stack)
         except NumericalError:  # of the pruned model: the dense one has been looked at before
             return {"perplexity": math.inf, "agreement": 0.0, "kl": math.inf}
-        seen = {"perplexity": pruned.perplexity.value / dense.perplexity.value}
+        found = {"perplexity": pruned.perplexity.value / dense.perplexity.value}
         if pruned.agreement is not None:
-            return {**seen, "agreement": pruned.agreement.top1.value, "kl": pruned.agreement.kl.value}
+            return {**found, "agreement": pruned.agreement.top1.value, "kl": pruned.agreement.kl.value}
         for aim in self._target:
             if aim.name in ("agreement", "kl"):
                 raise OptionError(f"--target {aim}: memory has no room for the dense model's last states; give more "
                                   "--device-memory, or a shorter --eval")  # fmt: skip
-        return seen
+        return found
 
     def reached(self) -> tuple[Stop, TargetRecord]:
         """The last model that holds. Raises :class:`TargetError` where there is none, or where it falls short."""
@@ -127,9 +126,7 @@ class Looks:
             self._first = self._look(self._kept.hold, False)
 
     def _look(self, look: Any, compared: bool) -> TextQuality:
-        run = self._run
-        decoder = run.decoder.topped(run.stack)
-        sums = [run.outcomes(shard, partial(look, shard, decoder), 3) for shard in run.shards]
+        sums = [seen(self._run, shard, look) for shard in self._run.shards]
         return quality_of(self._windows, torch.cat(sums), compared)
 
     def __call__(self, stack: LayerStack) -> list[TextQuality]:
