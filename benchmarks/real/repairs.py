@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from benchmarks.real.texts import documents_of, windows_of
 from prunecomp.data.windows import Windows
 from prunecomp.evaluation.agreement import Standing, on_text
+from prunecomp.io.escape import markdown_table
 from prunecomp.io.plain import write_json
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
@@ -28,7 +29,6 @@ from prunecomp.options import PruneOptions
 from prunecomp.pruning.rounds import run_rounds
 from prunecomp.pruning.session import Session
 from prunecomp.repair.judge import Setting, judge, put, settings
-from prunecomp.report.comparison import markdown_table
 
 RECORD = "repairs.json"
 LOOPS = ("none", "scale", "norm", "lsq")

@@ -22,9 +22,10 @@ import prunecomp
 from benchmarks.real.__main__ import without_paths
 from benchmarks.real.texts import documents_of, windows_of
 from prunecomp.compare import Comparison, grid
+from prunecomp.io.escape import markdown_table
 from prunecomp.io.progress import told
 from prunecomp.pruning.inputs import MIXTURE
-from prunecomp.report.comparison import RECORD, load_record, markdown_table, save_record
+from prunecomp.report.comparison import RECORD, load_record, save_record
 
 KINDS = {text.stem: text for text in MIXTURE}
 QUANTILES = (0.0, 0.5, 1.0)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from prunecomp.compare import Arm, Comparison, Measurement
-from prunecomp.report.comparison import RECORD, load_record, markdown_table
+from prunecomp.io.escape import markdown_table
+from prunecomp.report.comparison import RECORD, load_record
 from prunecomp.report.plots import perplexity_figure
 
 

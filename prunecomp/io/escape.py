@@ -51,6 +51,15 @@ def _longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Names come before the numbers, and may be anything."""
+    return [
+        f"| {' | '.join(headings)} |",
+        "| --- |" + " ---: |" * (len(headings) - 1),
+        *(f"| {' | '.join([markdown(row[0]), *row[1:]])} |" for row in rows),
+    ]
+
+
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table for a notebook: nothing in it is markup."""
     head = "".join(f"<th>{_html(name)}</th>" for name in columns)

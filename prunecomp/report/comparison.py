@@ -14,7 +14,7 @@ from rich.text import Text
 from prunecomp.compare import Comparison
 from prunecomp.compare.results import Measurement
 from prunecomp.errors import JournalError, OutputError
-from prunecomp.io.escape import csv_cell
+from prunecomp.io.escape import csv_cell, markdown_table
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.io.plain import brief, json_text, read_object
 from prunecomp.pruning.journal import partial, write_whole
@@ -215,15 +215,6 @@ def markdown(result: Comparison) -> str:
         lines += [f"## {TAKEN}", "", *markdown_table(["arm", *(f"N = {n}" for n in result.layers)], taken), ""]
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
     return "\n".join(lines) + "\n"
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Names come before the numbers, and may be anything."""
-    return [
-        f"| {' | '.join(headings)} |",
-        "| --- |" + " ---: |" * (len(headings) - 1),
-        *(f"| {' | '.join([escaped(row[0]), *row[1:]])} |" for row in rows),
-    ]
 
 
 def comparison_tables(result: Comparison) -> list[Table]:

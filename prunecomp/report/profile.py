@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from prunecomp.evaluation.estimate import Estimate
 from prunecomp.evaluation.profile import ModelProfile, Profile
 from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import markdown as escaped
+from prunecomp.io.escape import markdown_table
 from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.report.console import Console, Table
 
@@ -112,13 +113,5 @@ def print_profile(console: Console, profile: Profile) -> None:
 def profile_markdown(profile: Profile) -> str:
     lines: list[str] = []
     for title, headings, rows in profile_grids(profile):
-        lines += [f"## {escaped(title)}", "", *_markdown(headings, rows), ""]
+        lines += [f"## {escaped(title)}", "", *markdown_table(list(map(escaped, headings)), rows), ""]
     return "\n".join([*lines, *notes(profile)]) + "\n"
-
-
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(map(escaped, headings))} |",
-        "| --- |" + " ---: |" * (len(headings) - 1),
-        *(f"| {' | '.join([escaped(row[0]), *row[1:]])} |" for row in rows),
-    ]
