@@ -62,7 +62,7 @@ def command(
         read = options.of(caller, given, "command line")
         # The one name from here on, as the record has it.
         model_name = at_revision(model_name, given.pop("revision", None))
-        module, _, function = ("curves.curve" if getattr(read, "curve", None) else work).partition(".")
+        module, _, function = work.partition(".")
         does = getattr(import_module(f"prunecomp.cli.{module}"), function)
         with stoppable():  # before, nothing is begun
             does(model_name, read, given)
@@ -154,7 +154,7 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 command(
-    "prune", PruneOptions, "pruning.prune", "Remove layers, compensate, and write an ordinary Hugging Face checkpoint.",
+    "prune", PruneOptions, "curves.prune", "Remove layers, compensate, and write an ordinary Hugging Face checkpoint.",
     "prune examples/reference_model --layers 6 --calibration calibration.txt --eval evaluation.txt --out pruned",
 )  # fmt: skip
 command(

@@ -1,4 +1,4 @@
-"""The command that prunes to several numbers of layers in one run."""
+"""The command that prunes, to one number of layers or to several in one run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import check_output
-from prunecomp.cli.pruning import as_typed, check_recipe_of, occupy, own_record
+from prunecomp.cli.pruning import as_typed, check_recipe_of, occupy, own_record, prune_once
 from prunecomp.cli.reporting import report_beside
 from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
@@ -30,6 +30,10 @@ def occupied(held: ExitStack, model: str, options: PruneOptions) -> list[Path]:
     if not options.force and not (options.resume and journal_path(out).is_file()):
         check_output(out)
     return [each for each in wanted if occupy(held, each, options.resume, options.force, model, journal_path(out))]
+
+
+def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    (curve if options.curve else prune_once)(model, options, given)
 
 
 def curve(model: str, options: PruneOptions, given: dict[str, Any]) -> None:

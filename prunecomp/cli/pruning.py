@@ -92,7 +92,7 @@ def as_typed() -> str:
     return shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
-def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
     out, journal = options.out, journal_path(options.out)
     with process_group(options.device) as job, ExitStack() as held:
         # The first process alone looks and writes: others may be on machines that do not see the folder.
