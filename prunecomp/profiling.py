@@ -46,6 +46,7 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
         raise OptionError("eval: give the sources of text by name, as in {'wiki': 'wiki.txt'}")
     beside = [] if asked.base is None else [Session(asked.base, replace(asked, revision=None))]
     sessions = [*beside, Session(model, asked)]
+    tasks = sessions[0].tasks  # told of before the work
     texts = {name: sessions[0].evaluation(source) for name, source in (eval or {}).items()}
     for session in sessions[1:]:
         for name, source in (eval or {}).items():
@@ -75,7 +76,7 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
         texts,
         reason or languages,
         items=asked.items,
-        tasks=sessions[0].tasks,
+        tasks=tasks,
         seed=asked.seed,
         progress=asked.progress,
     )

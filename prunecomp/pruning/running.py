@@ -64,7 +64,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     started = time.perf_counter()
     asked.check(METRICS, COMPENSATIONS)
     session = Session(model, asked)
-    asked = session.options
+    asked, tasks = session.options, session.tasks
     wanted = asked.curve or [asked.layers]
     model_source, candidates = session.model_source, session.candidates()
     replaces = may_replace(model_source, asked, candidates)
@@ -74,7 +74,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     if asked.limits:
         check_apart(asked.limits[0], windows, eval_windows)
     placement = session.place(windows.count, windows.seqlen, session.demand())
-    if session.tasks is not None:
+    if tasks is not None:
         reason = why_silent(model_source, placement)
         if reason is not None:
             raise OptionError(f"--tasks {asked.tasks}: {reason}; or leave it out")
@@ -130,7 +130,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         stacks, outcomes = [stack for stack, _ in repaired], [outcome for _, outcome in repaired]
         whole.begin("evaluating")
         meter = Meter(whole)
-        found = judged(model_source, stacks, placement, asked, eval_windows, session.tasks, meter)
+        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, meter)
     ended = time.perf_counter()
     others = len(stacks)
     mine = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,12 @@ class Session:
             self.options = replace(self.options, layers=self._most_layers())
         if options.pending:
             self.options.check(METRICS, COMPENSATIONS)
-        self.tasks = None if options.tasks is None else Tasks.of(options.tasks, options.fewshot, options.limit)
+
+    @cached_property
+    def tasks(self) -> Tasks | None:
+        """What lm-eval is to ask, made ready. Raises as :meth:`Tasks.of` does."""
+        options = self.options
+        return None if options.tasks is None else Tasks.of(options.tasks, options.fewshot, options.limit)
 
     def _most_layers(self) -> int:
         """How many layers go at most until a target is reached, in whole blocks."""
