@@ -268,9 +268,8 @@ def memory_used(device: torch.device) -> tuple[int | None, str]:
         import resource  # not on Windows
     except ImportError:
         return None, "by the process"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    ), "by the process"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "by the process"
 
 
 def available_memory(

@@ -137,10 +137,9 @@ def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKey
     first, later, total = rounds(shape, placement, samples, seqlen, chosen.layers)
     repaired = 0.0
     if chosen.repair != "none":
-        gated = any(not aim.goal for aim in chosen.target or [])
         repaired = sum(
             most_layer_forwards(shape.num_layers, n, samples, samples * seqlen, STRETCHES * (chosen.repair == "auto"))
-            for n in (range(1, chosen.layers + 1) if gated else [chosen.layers])
+            for n in (range(1, chosen.layers + 1) if chosen.limits else [chosen.layers])
         )
     repair = stretch(shape, placement, samples, seqlen, repaired)
     total = total.plus(repair)
