@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 import prunecomp
 from prunecomp.errors import NumericalError, OptionError
@@ -20,7 +18,8 @@ from tests.families.configs import FAMILIES
 from tests.families.test_families import build as build_family
 from tests.models import build, draw_tokens
 from tests.oracles import refit
-from tests.tolerances import error, relative
+from tests.repair.test_refit import check_exports
+from tests.tolerances import error
 
 GAPS = ([3], [2, 4], [1, 2, 5], [0, 3])
 """A single layer; two gaps around one survivor; two neighbours, and the top; the bottom, where nothing lies below."""
@@ -58,16 +57,7 @@ def test_exports_equal_the_mapped_model(case: str, generator: torch.Generator, t
     model = build(case)
     tokens = draw_tokens(model, generator, windows=8)
     result = mapped(model, tokens, [4, 2], eval=tokens)
-    expected = logits_of(result, model, tokens)
-    for form in ("up", "down"):
-        result.options.__dict__["fold"] = form
-        loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / form))
-        assert error(loaded(input_ids=tokens).logits, expected) < 8 * relative(torch.float32)
-    changed = copy.deepcopy(model)
-    result.apply(changed)
-    with torch.no_grad():
-        logits = changed(input_ids=tokens).logits
-    assert error(logits, expected) < 8 * relative(torch.float32)
+    logits = check_exports(result, model, tokens, logits_of(result, model, tokens), tmp_path)
     decoder, windows = Decoder(model), result.evaluation
     assert windows is not None
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())

@@ -93,14 +93,23 @@ def test_exports_equal_the_repaired_model(
     decoder = Decoder(model)
     with decoder.evaluating():
         expected = decoder.logits(decoder.run(result.stack, tokens))
-        for form in ("up", "down"):
-            result.options.__dict__["fold"] = form
-            loaded = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / form))
-            assert error(loaded(input_ids=tokens).logits, expected) < 8 * relative(torch.float32)
+        check_exports(result, model, tokens, expected, tmp_path)
+
+
+def check_exports(
+    result: prunecomp.PruneResult, model: Any, tokens: torch.Tensor, expected: torch.Tensor, folder: Path
+) -> torch.Tensor:
+    """Exports in both forms, and the model with the result in it, have the ``expected`` logits; returns the last's."""
+    for form in ("up", "down"):
+        result.options.__dict__["fold"] = form
+        loaded = AutoModelForCausalLM.from_pretrained(result.save(folder / form))
+        assert error(loaded(input_ids=tokens).logits, expected) < 8 * relative(torch.float32)
     changed = copy.deepcopy(model)
     result.apply(changed)
     with torch.no_grad():
-        assert error(changed(input_ids=tokens).logits, expected) < 8 * relative(torch.float32)
+        logits: torch.Tensor = changed(input_ids=tokens).logits
+    assert error(logits, expected) < 8 * relative(torch.float32)
+    return logits
 
 
 def test_weights_stay_as_they_were(model: Any, generator: torch.Generator) -> None:
