@@ -115,8 +115,10 @@ def test_torchrun_ends_when_a_rank_is_lost_and_resumes(bench: Bench, tmp_path: P
     lost = torchrun(3, *arguments, *bench.command(out), module="tests.killing")
     assert lost.returncode != 0
     assert lost.stdout == ""
-    for survivor in {0, 1, 2} - {arguments[0]}:
-        assert f"error: DistributedError: rank {survivor}: " in lost.stderr, lost.stderr
+    # The launcher ends the others as soon as the first of them has gone: a slower survivor may be stopped before it
+    # speaks, the first one cannot.
+    survivors = {0, 1, 2} - {arguments[0]}
+    assert any(f"error: DistributedError: rank {survivor}: " in lost.stderr for survivor in survivors), lost.stderr
     assert "--resume" in lost.stderr
     # A killed process leaves its lock files, whose locks the kernel releases; where the first round was not yet decided
     # as the job ended, there is no journal.
