@@ -4,7 +4,8 @@
         --out benchmarks/results/real/smollm2-repairs
 
 Each way to choose runs once, to the largest N; at each N every repair is fitted to what was chosen, and all of them are
-evaluated side by side. ``repairs.json`` and ``tables.md`` are written after each N; the same call goes on from there.
+evaluated side by side. ``repairs.json`` is written after each N, and the same call goes on from there; then follow
+``tables.md`` and ``perplexity.png``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ from prunecomp.options import PruneOptions
 from prunecomp.pruning.rounds import run_rounds
 from prunecomp.pruning.session import Session
 from prunecomp.repair.judge import Setting, judge, put, settings
+from prunecomp.report.drawing import new_figure
+from prunecomp.report.figures import lines_on
 
 RECORD = "repairs.json"
+DRAWN = {
+    "none": "nothing", "scale": "the paper's scale", "norm": "ratio of norms", "lsq": "least-squares scalar",
+    "none + refit, ridge 1": "refit", "none + joint, ridge 1": "joint (default)", "none + map, ridge 1": "map",
+}  # fmt: skip
+"""The arms in the plot."""
 LOOPS = ("none", "scale", "norm", "lsq")
 """What stands in the seams while the layers are chosen: a ``--compensation``."""
 
@@ -57,10 +65,13 @@ def main() -> None:
     parser.add_argument("--evaluated", type=int, default=128, help="tokens of a window of a text")
     parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
     parser.add_argument("--auto", action="store_true", help="also what the judge of --repair auto takes")
+    parser.add_argument("--tables", action="store_true", help="measure nothing: tables and plot of what is there")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    measure(options)
+    if not options.tables:
+        measure(options)
+    show(json.loads((options.out / RECORD).read_text()), options.out)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -121,7 +132,6 @@ def measure(options: argparse.Namespace) -> None:
                 arms[f"{loop} + fits"][1].update(auto=verdict.setting.name, losses=verdict.losses)
         record["cells"].append(cell(layers, arms, decoder, placement, evaluated))
         write_json(file, record)
-        (options.out / "tables.md").write_text("\n".join(tables(record)) + "\n", encoding="utf-8")
         print(f"N = {layers} is measured", flush=True)
 
 
@@ -148,6 +158,27 @@ def cell(
         "layers": layers, "dense": {kind: found[0] for kind, found in kinds.items()}, "arms": rows,
         "choices": {name: about for name, (_, about) in arms.items() if name.endswith("+ fits")},
     }  # fmt: skip
+
+
+def show(record: dict[str, Any], folder: Path) -> None:
+    """``tables.md``, and perplexity against layers removed as ``perplexity.png``."""
+    (folder / "tables.md").write_text("\n".join(tables(record)) + "\n", encoding="utf-8")
+    cells = sorted(record["cells"], key=lambda one: int(one["layers"]))
+    dense = {kind: found["perplexity"]["value"] for kind, found in cells[0]["dense"].items()}
+    arms = [name for name in DRAWN if all(name in one["arms"] for one in cells)]
+    figure = new_figure(width=10.8, height=8.4)
+    for number, (kind, base) in enumerate(dense.items(), start=1):
+        lines = {
+            DRAWN[name]: [(0.0, base), *(
+                (float(one["layers"]), one["arms"][name]["texts"][kind]["perplexity"]["value"]) for one in cells
+            )] for name in arms
+        }  # fmt: skip
+        best = min(lines, key=lambda name: lines[name][-1][1])
+        axes = figure.add_subplot(2, 2, number)
+        lines_on(axes, lines, "layers removed", "perplexity", best, base)
+        axes.set_title(kind, fontsize="medium")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(arms) + 1, fontsize="small")
+    figure.savefig(folder / "perplexity.png", dpi=110)
 
 
 def tables(record: dict[str, Any]) -> list[str]:
