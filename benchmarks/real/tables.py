@@ -35,6 +35,7 @@ def write_report(out: Path) -> None:
     for record in sorted(out.glob(f"*/{RECORD}")):
         result = load_record(record.parent)
         lines += [f"## {record.parent.name}", "", *setting(result), "", *perplexities(result), "", *gains(result), ""]
+        lines += [*claims(result), ""]
         perplexity_figure(result).savefig(record.parent / "perplexity.png", dpi=110)
     (out / "tables.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -68,6 +69,26 @@ def gains(result: Comparison) -> list[str]:
             changes = [change(one.losses[kind], base.losses[kind]) for kind in kinds]
             rows.append([one.arm.name, str(one.layers), *(f"{value:+.1f} ± {error:.1f}" for value, error in changes)])
     return markdown_table(["against nothing, %", "N", *kinds], rows)
+
+
+CLAIMS = (
+    ("the whole method against one-shot, nothing", ("scale", False), ("none", True)),
+    ("iterated against one-shot, nothing in both", ("none", False), ("none", True)),
+    ("iterated against one-shot, scale in both", ("scale", False), ("scale", True)),
+)
+
+
+def claims(result: Comparison) -> list[str]:
+    """What the parts of the paper's method do to the perplexity, in per cent, window by window."""
+    kinds = [text.name for text in result.texts]
+    rows = []
+    for said, *pair in CLAIMS:
+        for count in result.layers:
+            found = [result.measurement(Arm(result.arms[0].metric, *each), count) for each in pair]
+            if found[0] is not None and found[1] is not None:
+                changes = [change(found[0].losses[kind], found[1].losses[kind]) for kind in kinds]
+                rows.append([said, str(count), *(f"{value:+.1f} ± {error:.1f}" for value, error in changes)])
+    return markdown_table(["claim, %", "N", *kinds], rows) if rows else []
 
 
 def beside(result: Comparison, one: Measurement) -> Measurement | None:
