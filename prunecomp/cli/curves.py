@@ -65,12 +65,7 @@ def curve(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
         return
     console = Console()
     headings, *rows = found.rows()
-    table = Table(title=f"{len(found)} numbers of layers, one run")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(Table.of(f"{len(found)} numbers of layers, one run", headings, rows))
     for result in found:
         if result.profile is not None:
             console.print(f"{len(result.removed)} layers gone", highlight=False)

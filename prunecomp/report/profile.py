@@ -100,12 +100,7 @@ def notes(profile: Profile) -> list[str]:
 def print_profile(console: Console, profile: Profile) -> None:
     """To a terminal."""
     for title, headings, rows in profile_grids(profile):
-        table = Table(title=title)
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(Table.of(title, headings, rows, left=headings[:1], fold=headings))
     for note in notes(profile):
         console.print(note, highlight=False)
 
