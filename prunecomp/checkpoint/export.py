@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from prunecomp.checkpoint.card import Card, model_card
+from prunecomp.checkpoint.card import base_name, model_card
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.fold import FoldPlan, plan_fold
 from prunecomp.checkpoint.numbers import check_built_alike
@@ -93,8 +93,8 @@ def export(
             result.stages = {**result.stages, **clock.seconds}
             record = {**result.record(), "fold_proofs": [asdict(proof) for proof in proofs]}
             write_json(folder / RECORD, record)
-            card = Card.of(record, source.licence(), source.quantised, command)
-            (folder / CARD).write_text(model_card(card), encoding="utf-8")
+            card = model_card(base_name(source.name), record, source.licence(), source.quantised, command)
+            (folder / CARD).write_text(card, encoding="utf-8")
             if merge is not None:
                 (folder / RECIPE).write_text(merge, encoding="utf-8")
         if result.on_saved is not None:

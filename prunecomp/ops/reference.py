@@ -11,9 +11,11 @@ ZERO_COSINE = 0.5
 """The cosine that the paper's code gives to a pair with a zero vector."""
 
 SUMS = ("cosine", "angular", "dot", "input_square", "square", "input_norm", "norm", "norm_ratio")
-"""The columns of ``sums`` of :func:`layer_stats`."""
+"""The columns of ``sums`` of :func:`layer_stats`: cos(x, y), 0.5 where either is the zero vector; acos(cos(x, y)) / pi;
+<x, y>; |x|^2; |y|^2; |x|; |y|; and |y| / |x| over the tokens where x is not zero."""
 COUNTS = ("zero_rows", "zero_input_rows", "nonfinite_rows")
-"""The columns of ``counts`` of :func:`layer_stats`."""
+"""The columns of ``counts`` of :func:`layer_stats`: tokens where x or y is the zero vector; where x is; and where
+x or y holds NaN or infinity, or is too long for its square to be finite."""
 
 
 def layer_stats(
