@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +22,9 @@ from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_
 from prunecomp.checkpoint.writer import atomic_folder, check_output, write_tensors
 from prunecomp.data.windows import Windows
 from prunecomp.engine.progress import Progress
-from prunecomp.errors import CheckpointError, FoldError, PrunecompWarning
+from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.io.plain import read_object, write_json
-from prunecomp.model.config import prune_generation, prune_stored, without_code
+from prunecomp.model.config import prune_generation, prune_stored, untold, without_code
 from prunecomp.model.families import families
 from prunecomp.model.files import CARD, GENERATION, STATED
 from prunecomp.model.quantised import quantisation
@@ -134,8 +133,7 @@ def proved_fold(
     Raises :class:`FoldError`.
     """
     decoder = source.load()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
+    with untold():
         check_built_alike(decoder, stack.alive)
     plan = plan_fold(decoder, stack, form)
     if plan.factors:
@@ -160,8 +158,7 @@ def check_export(source: ModelSource, candidates: Collection[int], fold: str | N
     family = families.find(source.config.model_type)
     lowest = min(candidates)  # every number above it changes
     alive = tuple(layer for layer in range(source.num_layers) if layer != lowest)
-    with warnings.catch_warnings():  # what follows the layers is told of when it is written
-        warnings.simplefilter("ignore", PrunecompWarning)
+    with untold():
         prune_stored(source.raw_config(), source.config, family, source.num_layers, alive)
     source.check_written(folded=fold is not None)
     stated = quantisation(source.config)

@@ -11,21 +11,13 @@ import torch
 from torch import nn
 
 from prunecomp.errors import NumericalError
-from prunecomp.model.weights import all_finite
+from prunecomp.model.weights import StoredTensors, all_finite
 
 ALIGNMENT = 256
 """Bytes to which every parameter in a slot is aligned, as a device allocator would."""
 
 Group = Sequence[int]
 """Original indices of layers whose weights are on the device together."""
-
-
-class NamedTensors(Protocol):
-    """What weights are streamed from."""
-
-    def read(self, name: str) -> torch.Tensor: ...
-
-    def location(self, name: str) -> Any: ...
 
 
 class LayerWeights(Protocol):
@@ -78,7 +70,7 @@ class StreamedWeights:
         self,
         layers: Sequence[nn.Module],
         prefixes: Sequence[str],
-        source: NamedTensors,
+        source: StoredTensors,
         dtype: torch.dtype,
         device: torch.device,
         group_size: int,

@@ -27,10 +27,10 @@ __all__ = [
 
 
 class Method(NamedTuple):
-    """A way to store weights: whether a variant can be read, and where each weight is."""
+    """A way to store weights: where each weight is, and what raises for a variant that cannot be read, if there is."""
 
-    check: Callable[[Settings, str], None]
     weights: Callable[[StoredTensors, Settings], dict[str, StoredWeight]]
+    check: Callable[[Settings, str], None] = lambda stated, where: None
 
 
 SHOWN = (
@@ -50,12 +50,12 @@ ELSEWHERE = ("hf_quant_config.json", "quantize_config.json", "quant_config.json"
 """What other software (ModelOpt, AutoGPTQ, AutoAWQ) says of quantised weights in a file of its own."""
 
 METHODS = {
-    "fp8": Method(fp8.check, fp8.weights),
-    "mxfp4": Method(mxfp4.check, mxfp4.weights),
-    "bitsandbytes": Method(bitsandbytes.check, bitsandbytes.weights),
-    "compressed-tensors": Method(compressed.check, compressed.weights),
-    "gptq": Method(packed.check_gptq, packed.gptq_weights),
-    "awq": Method(packed.check_awq, packed.awq_weights),
+    "fp8": Method(fp8.weights, fp8.check),
+    "mxfp4": Method(mxfp4.weights),
+    "bitsandbytes": Method(bitsandbytes.weights),  # four bits have a state in the files, which says what is to be known
+    "compressed-tensors": Method(compressed.weights, compressed.check),
+    "gptq": Method(packed.gptq_weights, packed.check_gptq),
+    "awq": Method(packed.awq_weights, packed.check_awq),
 }
 
 

@@ -37,9 +37,9 @@ class StoredWeight(ABC):
     fixed: str | None = field(default=None, kw_only=True)
     input_scale: str | None = field(default=None, kw_only=True)
 
-    @abstractmethod
     def shape(self, files: StoredTensors) -> tuple[int, ...]:
-        """The weight's shape, as the model has it."""
+        """The weight's shape, as the model has it: that of its numbers, where they are not packed."""
+        return files.shape(self.parts[0])
 
     @abstractmethod
     def read(self, files: StoredTensors) -> torch.Tensor:
