@@ -25,7 +25,6 @@ from prunecomp.engine.progress import Progress
 from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.io.plain import read_object, write_json
 from prunecomp.model.config import prune_generation, prune_stored, untold, without_code
-from prunecomp.model.families import families
 from prunecomp.model.files import CARD, GENERATION, STATED
 from prunecomp.model.quantised import quantisation
 from prunecomp.model.source import ModelSource
@@ -155,11 +154,10 @@ def check_export(source: ModelSource, candidates: Collection[int], fold: str | N
     this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
     if fold is not None:
         check_form(source, fold)
-    family = families.find(source.config.model_type)
     lowest = min(candidates)  # every number above it changes
     alive = tuple(layer for layer in range(source.num_layers) if layer != lowest)
     with untold():
-        prune_stored(source.raw_config(), source.config, family, source.num_layers, alive)
+        prune_stored(source.raw_config(), source.config, source.family, source.num_layers, alive)
     source.check_written(folded=fold is not None)
     stated = quantisation(source.config)
     if stated is None:
@@ -171,8 +169,7 @@ def check_export(source: ModelSource, candidates: Collection[int], fold: str | N
 
 def pruned_config(source: ModelSource, stack: LayerStack, plan: FoldPlan) -> dict[str, Any]:
     """The ``config.json`` of the export."""
-    family = families.find(source.config.model_type)
-    config = prune_stored(source.raw_config(), source.config, family, stack.num_layers, stack.alive)
+    config = prune_stored(source.raw_config(), source.config, source.family, stack.num_layers, stack.alive)
     config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
     stated = config.get("quantization_config")
     if stated is not None:
@@ -184,7 +181,7 @@ def _renumbered(source: ModelSource, stated: Any, renumber: Mapping[int, int]) -
     """``stated``, the ``quantization_config``, once layers have the numbers of ``renumber``. Raises
     :class:`CheckpointError` for a rule that cannot follow them."""
     modules = {name.rpartition(".")[0] for name in source.tensors().names()}
-    return renumber_rules(stated, families.find(source.config.model_type), source.layers, renumber, modules)
+    return renumber_rules(stated, source.family, source.layers, renumber, modules)
 
 
 def _prune_generation(path: Path) -> None:

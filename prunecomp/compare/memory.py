@@ -24,7 +24,8 @@ def branching_demand(
     over the calibration windows, and the ``others``, each with the boundaries of every model on the way down to
     ``depth`` removals, if memory has them; and as many set ``apart``."""
     wanted = depth * num_layers + max(demand.boundaries for demand in demands)
-    all_runs = runs + sum(_relative(windows, calibration) for windows in others)
+    tokens = calibration.count * calibration.seqlen
+    all_runs = runs + sum(max(1.0, some.count * some.seqlen / tokens) for some in others)
     return Demand(
         lambda num_tokens: max(demand.nbytes(num_tokens) for demand in demands),
         boundaries=int(wanted * all_runs) + apart,
@@ -54,7 +55,7 @@ def share_out(
     Where not even one model's boundaries could then be kept, texts keep none, are run from the embedding each time, and
     their last states are not held.
     """
-    sizes = [_share_tokens(windows, processes) for windows in (calibration, *texts)]
+    sizes = [largest_share(some.count, some.seqlen, processes) * some.seqlen for some in (calibration, *texts)]
     capacity = dict(placement.capacity)
     if placement.group_size is not None:  # the boundary between two groups may be a text's, and larger
         missing = -(-(max(sizes) - sizes[0]) // sizes[0])
@@ -66,14 +67,6 @@ def share_out(
         return replace(placement, capacity=joint), replace(placement, capacity=joint)
     alone = {tier: count // runs for tier, count in capacity.items()}
     return replace(placement, capacity=alone), replace(placement, capacity=dict.fromkeys(Tier, 0))
-
-
-def _share_tokens(windows: Windows, processes: int) -> int:
-    return largest_share(windows.count, windows.seqlen, processes) * windows.seqlen
-
-
-def _relative(windows: Windows, calibration: Windows) -> float:
-    return max(1.0, windows.count * windows.seqlen / (calibration.count * calibration.seqlen))
 
 
 def beside_states(placement: Placement, num_layers: int) -> Placement:

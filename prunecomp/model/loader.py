@@ -72,8 +72,8 @@ def resolve_model(model: str | Path, allow_pickle: bool = False, weights: bool =
             raise CheckpointError(f"{path} is a file and no .gguf; give the folder with config.json and the weights")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be looked into ({error.strerror})") from error
-    if not text or text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise CheckpointError(f"{path} does not exist" if text else "no model is named: give a folder or a hub id")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise CheckpointError(f"{path} does not exist")
     folder = fetched(text, allow_pickle, weights)
     check_no_adapter_folder(folder)
     return folder

@@ -110,8 +110,6 @@ class Pruner:
         )  # fmt: skip
         self.statistics = self._run.statistics
         """Those of the last scores; a one-shot run goes on using them when layers are gone."""
-        self.sequences = 0
-        """Calibration sequences that they rest on."""
         self.blocks: dict[int, tuple[int, ...]] = {}
         """The neighbours that each of the last scores is for."""
         self._held_out = (
@@ -167,7 +165,6 @@ class Pruner:
             if self._confidence is not None and self._decided(candidates):
                 break
         self.statistics = self._run.statistics
-        self.sequences = len(self.statistics.tokens)
         self._run.scores = self._metric.score(candidates)
         self.blocks = {first: candidates.block(first) for first in self._run.scores}
         self._scored = self.stack
@@ -200,8 +197,8 @@ class Pruner:
         return RoundRecord(
             layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=dict(scores),
             layer_forwards=self.layer_forwards - spent, zero_rows=int(self.statistics.of(block[0]).zero_rows.sum()),
-            dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
-            seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
+            dead_channels=seam.dead_channels, sequences=len(self.statistics.tokens), chosen=seam.chosen,
+            losses=dict(seam.losses), seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
         )  # fmt: skip
 
     def remove(self, *block: int) -> Seam:
@@ -225,7 +222,6 @@ class Pruner:
         for shard in self._run.shards:
             self._run.update(shard)
         self.statistics = self._run.statistics
-        self.sequences = len(self.statistics.tokens)
         before = self._run.snapshot()
         held_out_before = None if self._held_out is None else self._held_out.snapshot()
         fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
@@ -253,7 +249,6 @@ class Pruner:
             self._metric = type(self._metric)()  # what it has kept is of the model that was
         self.blocks, self._scored, self.sequence_scores = dict(step.blocks), step.scored, step.sequence_scores
         self.statistics = self._run.statistics
-        self.sequences = len(self.statistics.tokens)
         return tuple(step.record.block)
 
     def loss(self, windows: Any = None) -> float:

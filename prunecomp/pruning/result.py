@@ -317,8 +317,7 @@ class PruneResult:
         Its config follows, and no longer names the dense model as where it comes from. A model that was pruned where it
         is can still be saved from this result, which keeps what was taken out of it until it is gone itself.
         """
-        with self._dense():
-            plan, _ = self.prove()
+        plan, _ = self.prove()
         own = unwrapped(model) is self.model_source.load().model
         if own and self._put_back is not None:
             raise OptionError("apply: the model has been pruned in place already; give another copy of the dense one")
@@ -333,8 +332,7 @@ class PruneResult:
         >>> with result.applied(model):
         ...     model.generate(...)
         """
-        with self._dense():
-            plan, _ = self.prove()
+        plan, _ = self.prove()
         put_back = apply_plan(model, self.stack, plan)
         own = unwrapped(model) is self.model_source.load().model
         if own:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prunecomp.evaluation.estimate import Estimate
 from prunecomp.evaluation.profile import ModelProfile, Profile
 from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import markdown as escaped
@@ -62,11 +61,7 @@ def _on_text(model: ModelProfile, text: str) -> list[str]:
     found = model.texts[text]
     agreement = found.agreement
     beside = ["", ""] if agreement is None else [agreement.kl.shown(3), agreement.top1.shown(3)]
-    return [shown(found.perplexity), *beside]
-
-
-def shown(perplexity: Estimate) -> str:
-    return perplexity.shown(2)
+    return [found.perplexity.shown(2), *beside]
 
 
 def _generation(model: ModelProfile) -> list[str]:

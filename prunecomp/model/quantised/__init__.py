@@ -11,19 +11,8 @@ from prunecomp.errors import CheckpointError, PrunecompError
 from prunecomp.io.plain import read_object
 from prunecomp.model.quantised import bitsandbytes, compressed, fp8, mxfp4, packed
 from prunecomp.model.quantised.source import Dequantised
-from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
+from prunecomp.model.quantised.stored import Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
-
-__all__ = [
-    "NARROW",
-    "Dequantised",
-    "StoredWeight",
-    "check_quantisation",
-    "dequantised",
-    "method_of",
-    "quantisation",
-    "summary",
-]
 
 
 class Method(NamedTuple):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from prunecomp.data.sources import Tokenize
-from prunecomp.engine.placement import ModelShape
+from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.model.adapter import Family
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.quantised import Dequantised
+from prunecomp.model.quantised.source import Dequantised
 from prunecomp.model.source.licence import Licence
 from prunecomp.model.source.reference import whole_by_transformers
 from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource
@@ -28,6 +29,10 @@ class ModelSource:
         return int(self.config.num_hidden_layers)
 
     @property
+    def family(self) -> Family:
+        return families.find(self.config.model_type)
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         raise NotImplementedError
@@ -42,7 +47,7 @@ class ModelSource:
 
     def shape(self) -> ModelShape:
         """What placement has to know; no weights are loaded."""
-        raise NotImplementedError
+        return model_shape(self.described.model, self.family, self.dtype)
 
     described: Decoder
     """The decoder, possibly without its weights."""
@@ -76,7 +81,7 @@ class ModelSource:
     @property
     def layers(self) -> str:
         """The path of the layers in the names of :meth:`tensors`."""
-        return families.find(self.config.model_type).layers
+        return self.family.layers
 
     def plain_tensors(self) -> TensorSource:
         """:meth:`tensors` with quantised weights dequantised, under their plain names."""
