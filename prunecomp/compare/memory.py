@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from prunecomp.data.windows import Windows
-from prunecomp.engine.candidates import spare
 from prunecomp.engine.placement import Demand, Placement, largest_share
-from prunecomp.engine.states import Tier
+from prunecomp.engine.states import Tier, set_apart
 
 
 def branching_demand(
@@ -30,16 +29,6 @@ def branching_demand(
         lambda num_tokens: max(demand.nbytes(num_tokens) for demand in demands),
         boundaries=int(wanted * all_runs) + apart,
     )
-
-
-def set_apart(capacity: Mapping[Tier, int], count: int) -> tuple[dict[Tier, int], dict[Tier, int]]:
-    """So many boundaries, of the fastest that there are, and what is left."""
-    apart, left = {}, {}
-    for tier in Tier:
-        apart[tier] = min(count, capacity.get(tier, 0))
-        left[tier] = capacity.get(tier, 0) - apart[tier]
-        count -= apart[tier]
-    return apart, left
 
 
 def share_out(
@@ -72,6 +61,6 @@ def share_out(
 def beside_states(placement: Placement, num_layers: int) -> Placement:
     """The placement of a run beside whose states a metric keeps as many again, in what room there is beyond one
     boundary for each layer: both together have the capacity of ``placement``."""
-    left = spare(placement.capacity, num_layers - 1)
+    _, left = set_apart(placement.capacity, num_layers - 1)
     capacity = {tier: count - (left[tier] + 1) // 2 for tier, count in placement.capacity.items()}
     return replace(placement, capacity=capacity)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.memory import beside_states, branching_demand, set_apart, share_out
+from prunecomp.compare.memory import beside_states, branching_demand, share_out
 from prunecomp.compare.routes import Route, Runs
 from prunecomp.compare.steps import Arrangement, Fits
 from prunecomp.compare.tree import Explorer
@@ -18,6 +18,7 @@ from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Within
 from prunecomp.engine.run import Run
+from prunecomp.engine.states import set_apart
 from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.metrics import METRICS

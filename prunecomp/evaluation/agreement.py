@@ -23,8 +23,7 @@ from prunecomp.engine.progress import Progress, Within, silent
 from prunecomp.engine.run import CalibrationShard, Run
 from prunecomp.engine.states import CARRY, StateStore, Tier
 from prunecomp.errors import OptionError
-from prunecomp.evaluation.estimate import Estimate, token_mean
-from prunecomp.evaluation.perplexity import perplexity_of
+from prunecomp.evaluation.perplexity import Estimate, perplexity_of, token_mean
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
