@@ -19,8 +19,7 @@ from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.loader import build_skeleton, load_decoder, read_config
 from prunecomp.model.quantised import dequantised
-from prunecomp.model.quantised.source import Dequantised
-from prunecomp.model.quantised.stored import NARROW
+from prunecomp.model.quantised.stored import NARROW, Dequantised
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.weights import SafetensorsCheckpoint, StoredTensors, tensor_digest

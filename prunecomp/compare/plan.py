@@ -25,8 +25,7 @@ from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.pruning.replacing import may_replace
-from prunecomp.pruning.session import Session, arrange, candidates_of
+from prunecomp.pruning.session import Session, arrange, candidates_of, may_replace
 from prunecomp.repair import RIDGE, Outcome, check_placed, demand_of, repair
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from prunecomp.data.sources import Tokenizer
+from prunecomp.data.tokens import Tokenizer
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.evaluation.language import Language

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.export import check_export
 from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -16,7 +17,7 @@ from prunecomp.engine.placement import Demand, Memory, Placement, available_memo
 from prunecomp.engine.progress import Progress
 from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
-from prunecomp.errors import OptionError
+from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.tasks import Tasks
 from prunecomp.io.values import at_revision, listed
 from prunecomp.metrics import METRICS, check_order
@@ -31,7 +32,7 @@ from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Origin
 from prunecomp.pruning.rounds import choose_candidates
-from prunecomp.repair import check_placed, demand_of
+from prunecomp.repair import check_placed, check_repairable, demand_of
 
 HELD_OUT = 8
 """One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
@@ -221,6 +222,23 @@ def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
         barred = [layer for layer in order if layer not in chosen]
         raise OptionError(f"--given {listed(barred)}: must stay by --keep or --candidates; name other layers")
     return chosen
+
+
+def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Collection[int]) -> bool:
+    """Whether a repair may put new weights in place. Raises what is known before any work to have no export, or nothing
+    to fit; ``auto`` then does without new weights."""
+    fold = None if options.compensation == "none" and options.repair == "none" else options.fold
+    asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
+    if options.repair == "auto":
+        try:
+            check_export(model_source, candidates, fold, True)
+        except FoldError:
+            check_export(model_source, candidates, fold, asked)
+            return False
+        return True
+    check_export(model_source, candidates, fold, asked or options.repair != "none")
+    check_repairable(model_source.described, options.repair)
+    return options.repair != "none"
 
 
 def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows | None]:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from prunecomp.errors import CheckpointError, PrunecompError
 from prunecomp.io.plain import read_object
 from prunecomp.model.quantised import bitsandbytes, compressed, fp8, mxfp4, packed
-from prunecomp.model.quantised.source import Dequantised
-from prunecomp.model.quantised.stored import Settings, StoredWeight
+from prunecomp.model.quantised.stored import Dequantised, Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from prunecomp.data.sources import Tokenize
+from prunecomp.data.tokens import Tokenize
 from prunecomp.engine.placement import ModelShape, model_shape
 from prunecomp.model.adapter import Family
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.quantised.source import Dequantised
+from prunecomp.model.quantised.stored import Dequantised
 from prunecomp.model.source.licence import Licence
 from prunecomp.model.source.reference import whole_by_transformers
 from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource

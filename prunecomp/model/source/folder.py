@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from prunecomp.data.sources import Tokenize, Tokenizer
+from prunecomp.data.tokens import Tokenize, Tokenizer
 from prunecomp.errors import CheckpointError
 from prunecomp.io.plain import read_object
 from prunecomp.model.checks import check_named, warn_of_surprises

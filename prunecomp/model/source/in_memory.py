@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from prunecomp.data.sources import Tokenize, Tokenizer
+from prunecomp.data.tokens import Tokenize, Tokenizer
 from prunecomp.errors import PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
