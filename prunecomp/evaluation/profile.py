@@ -73,7 +73,6 @@ def capabilities(
     *,
     items: int,
     tasks: Tasks | None = None,
-    most: int = MOST_TOKENS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Profile:
@@ -95,7 +94,7 @@ def capabilities(
             )
             with stage as advance, in_use(one) as decoder:
                 language = languages[decoder]
-                written[number] = write(language, PROMPTS, most)
+                written[number] = write(language, PROMPTS, MOST_TOKENS)
                 advance(len(PROMPTS))
                 for probe in probes:
                     answers[number] += answer(language, [probe])

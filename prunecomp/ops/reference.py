@@ -82,6 +82,23 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
     return sums, counts
 
 
+def fresh_stats(x: torch.Tensor, with_input: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What :func:`layer_stats` gives of states like ``x``, to be written to."""
+    n, _, d = x.shape
+    return (
+        x.new_empty(n, len(SUMS), dtype=torch.float64),
+        x.new_empty(n, len(COUNTS), dtype=torch.int64),
+        x.new_empty(n, d, dtype=torch.float64),
+        x.new_empty(n if with_input else 0, d, dtype=torch.float64),
+    )
+
+
+def fresh_gram(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`layer_gram` gives of ``states``, to be written to."""
+    first, n, m = states[0], states[0].shape[0], len(states)
+    return first.new_empty(4, n, m, m, dtype=torch.float64), first.new_empty(n, m, 2, dtype=torch.int64)
+
+
 def weight_norms(w: torch.Tensor) -> torch.Tensor:
     """Sum of |w| and of w^2 over a matrix, [2] float64."""
     work = w.to(torch.promote_types(w.dtype, torch.float32))
