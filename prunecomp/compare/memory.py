@@ -38,8 +38,8 @@ def share_out(
     windows they may keep.
 
     What ``placement`` has for boundaries of the calibration windows, less room for the dense model's last states on all
-    ``texts``, is cut into equal numbers of boundaries of all ``runs`` runs over them, held-out windows included, and of
-    all texts.
+    ``texts``, is cut into equal numbers of boundaries of all ``runs`` runs over them and of all
+    texts.
 
     Where not even one model's boundaries could then be kept, texts keep none, are run from the embedding each time, and
     their last states are not held.
