@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunecomp.errors import NumericalError
+from prunecomp.model.checks import parameter_places
 from prunecomp.model.weights import StoredTensors, all_finite
 
 ALIGNMENT = 256
@@ -150,9 +151,7 @@ def _aligned(nbytes: int) -> int:
 
 def _places(layer: nn.Module, prefix: str, dtype: torch.dtype) -> Iterator[_Place]:
     offset = 0
-    for path, module in layer.named_modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                name = ".".join(part for part in (prefix, path, leaf) if part)
-                yield _Place(module, leaf, name, parameter.shape, offset, parameter)
-                offset += _aligned(parameter.numel() * dtype.itemsize)
+    for name, module, leaf in parameter_places(layer):
+        parameter = module._parameters[leaf]
+        yield _Place(module, leaf, f"{prefix}.{name}", parameter.shape, offset, parameter)
+        offset += _aligned(parameter.numel() * dtype.itemsize)

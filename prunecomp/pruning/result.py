@@ -42,6 +42,14 @@ FORMAT = 1
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of what a run's numbers may depend on beside us."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "safetensors")},
+    }
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a pruner's model and windows come from, for a :class:`PruneResult`."""
@@ -175,10 +183,7 @@ class PruneResult:
         return {
             "format": FORMAT,
             "prunecomp": version("prunecomp"),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers", "safetensors")},
-            },
+            "versions": versions(),
             "model": self.model_source.name,
             "num_layers": self.stack.num_layers,
             "options": self.options.record(),

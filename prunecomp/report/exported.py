@@ -287,16 +287,12 @@ def _again(record: Record) -> Iterator[Block]:
     if record.get("command"):
         yield Command(record["command"])
     yield Command(REPRODUCE)
-    verified = record.get("verified")
+    verified, versions = record.get("verified"), {"prunecomp": record["prunecomp"], **record["versions"]}
     pairs: list[tuple[str, object]] = [
         ("seed", record["seed"]),
         ("calibration", f"SHA-256 of its windows {record['calibration']['digest']}"),
-        ("versions", listed(f"{name} {number}" for name, number in versions_of(record).items())),
+        ("versions", listed(f"{name} {number}" for name, number in versions.items())),
         ("read back", "no" if not verified else f"{verified['tensors']} tensors, logits within "
                       f"{verified['logits_error']:.2g} of the measured model's"),
     ]  # fmt: skip
     yield Facts(pairs)
-
-
-def versions_of(record: Record) -> dict[str, str]:
-    return {"prunecomp": record["prunecomp"], **record["versions"]}

@@ -102,12 +102,12 @@ class ModelSource:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model has rows for."""
-        return int(self.config.vocab_size)
+        return self.described.vocab_size
 
     @property
     def position_rows(self) -> int | None:
         """Positions that the model has a table for, if it has one."""
-        return position_rows(self.config)
+        return self.described.position_rows
 
     def raw_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint stores it."""
@@ -133,9 +133,3 @@ class ModelSource:
     def fingerprint(self) -> str:
         """A digest that tells this model from others."""
         raise NotImplementedError
-
-
-def position_rows(config: Any) -> int | None:
-    """Positions that a model of ``config`` has a table for; None where they are computed."""
-    learned = len(families.find(config.model_type).embeddings) > 1
-    return int(config.max_position_embeddings) if learned else None

@@ -97,14 +97,6 @@ class InMemorySource(ModelSource):
     def tokenize(self) -> Tokenize | None:
         return self._tokenize
 
-    @property
-    def vocab_size(self) -> int:
-        return self._decoder.vocab_size
-
-    @property
-    def position_rows(self) -> int | None:
-        return self._decoder.position_rows
-
     def fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.raw_config(), sort_keys=True).encode())
         for name, tensor in self._decoder.model.state_dict().items():
