@@ -125,6 +125,11 @@ class Pruner:
         return self._run.layer_forwards
 
     @property
+    def sequences(self) -> int:
+        """Calibration sequences that the statistics rest on."""
+        return len(self.statistics.tokens)
+
+    @property
     def removed(self) -> list[int]:
         """Original indices of the layers that :meth:`remove` took out, in the order of their removal."""
         return [layer for step in self._steps for layer in step.record.block]
@@ -189,7 +194,7 @@ class Pruner:
         return RoundRecord(
             layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=dict(scores),
             layer_forwards=self.layer_forwards - spent, zero_rows=int(self.statistics.of(block[0]).zero_rows.sum()),
-            dead_channels=seam.dead_channels, sequences=len(self.statistics.tokens), chosen=seam.chosen,
+            dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen,
             losses=dict(seam.losses), seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
         )  # fmt: skip
 
