@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunecomp
-from prunecomp.data.sources import Tokenizer, read_source
+from prunecomp.data.sources import read_source
+from prunecomp.data.tokens import Tokenizer
 from prunecomp.data.windows import Windows, consecutive_windows, draw_windows
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.profile import Named, capabilities

@@ -12,6 +12,7 @@ from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.io.escape import one_line
+from prunecomp.io.plain import finite
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import CollectKeywords
 from prunecomp.pruning.session import Session
@@ -56,7 +57,8 @@ class Collected:
 
     def record(self) -> dict[str, Any]:
         """The same as plain data that JSON can hold: lists for arrays, None for NaN."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+        held = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        return {name: finite(value) for name, value in held.items()}
 
 
 def collect(model: Any, calibration: Any = None, **options: Unpack[CollectKeywords]) -> Collected:
@@ -112,11 +114,3 @@ def _spans(statistics: Statistics, num_layers: int) -> dict[str, np.ndarray]:
             least_squares[i, j] = float(record.dot.sum() / record.input_square.sum())
             dead_channels[i, j] = int(record.dead_channels.sum())
     return {"scale": scale, "norm_ratio": norm_ratio, "least_squares": least_squares, "dead_channels": dead_channels}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -17,12 +17,10 @@ Parity = Literal["official"]
 RunPreset = Literal["paper"]
 PresetName = Literal["paper-table5", "paper"]
 
-BOS: tuple[str, ...] = get_args(Bos)
 FORMS: tuple[str, ...] = get_args(Form)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 COMPILES: tuple[str, ...] = get_args(Compile)
 BACKENDS: tuple[str, ...] = get_args(Backend)[1:]
-PARITIES: tuple[str, ...] = get_args(Parity)
 
 BACKEND_VARIABLE = "PRUNECOMP_BACKEND"
 

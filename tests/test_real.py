@@ -11,7 +11,7 @@ from benchmarks.real.seeds import tables
 from benchmarks.real.tables import change, perplexity, write_report
 from benchmarks.real.texts import novels_of, spread
 from prunecomp.compare import Arm, ArmWork, Comparison, Measurement, Text
-from prunecomp.data.sources import Tokenizer
+from prunecomp.data.tokens import Tokenizer
 from prunecomp.report.comparison import save_record
 
 

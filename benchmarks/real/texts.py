@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prunecomp.data.sources import Tokenizer
+from prunecomp.data.tokens import Tokenizer
 
 NOVELS = ("Middlemarch", "The Lair of the White Worm", "Crime and Punishment", "The First Men in the Moon")
 MODULES = ("argparse", "tarfile", "difflib", "statistics")

@@ -133,8 +133,7 @@ def tokens_of(model: Any, forward_loop: Callable[[Any], Any]) -> list[dict[str, 
 
     Raises :class:`OptionError` for a loop that gives no token ids.
     """
-    inner = unwrapped(model)
-    decoder = Decoder(inner)
+    decoder = Decoder(unwrapped(model))
     batches: list[dict[str, torch.Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -144,16 +143,8 @@ def tokens_of(model: Any, forward_loop: Callable[[Any], Any]) -> list[dict[str, 
         kept = {"input_ids": ids, "attention_mask": mask}
         batches.append({name: each.detach().cpu().clone() for name, each in kept.items() if each is not None})
 
-    owner, _, leaf = decoder.family.layers.rpartition(".")
-    place = inner.get_submodule(owner)
-    hook = decoder.backbone.register_forward_pre_hook(note, with_kwargs=True)
-    layers = getattr(place, leaf)
-    setattr(place, leaf, nn.ModuleList())
-    try:
+    with decoder.layers_as(()), decoder.backbone.register_forward_pre_hook(note, with_kwargs=True):
         forward_loop(model)
-    finally:
-        setattr(place, leaf, layers)
-        hook.remove()
     if not batches:
         raise OptionError("forward_loop: it never called the model that it was given")
     return batches

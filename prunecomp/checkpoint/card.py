@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,94 +11,56 @@ from prunecomp.io.escape import code, code_block, markdown, one_line
 from prunecomp.model.source.licence import Licence
 
 
-@dataclass(frozen=True)
-class Card:
-    """Everything a card tells."""
-
-    base: str
-    licence: Licence
-    num_layers: int
-    removals: Sequence[tuple[Sequence[int], float | None, float]]
-    """For each round the layers, the score they went for, if there is one, and the scale they left behind."""
-    metric: str
-    compensation: str
-    fold: str
-    command: str
-    calibration: str
-    digest: str
-    versions: dict[str, str]
-    perplexity: dict[str, Any] | None
-    verified: str
-    quantised: str | None = None
-    repair: str | None = None
-    """What a repair at the end took in the place of the compensations, if there was one."""
-
-    @classmethod
-    def of(cls, record: dict[str, Any], licence: Licence, quantised: str | None, command: str) -> Card:
-        """From what ``prunecomp.json`` records, and what the base model says of itself; ``command`` made the export."""
-        base, options, windows, verified = (record[name] for name in ("model", "options", "calibration", "verified"))
-        return cls(
-            base=Path(base).resolve().name if Path(base).is_dir() else base.partition("@")[0],
-            licence=licence,
-            num_layers=record["num_layers"],
-            removals=[(one["block"], one["score"], one["scale"]) for one in record["rounds"]],
-            metric=options["metric"],
-            compensation=options["compensation"],
-            repair=None if record["repair"] is None else record["repair"]["taken"],
-            fold=options["fold"],
-            command=command,
-            calibration=f"{windows['source']}, {windows['windows']} windows of {windows['seqlen']} tokens"
-            + (", each from BOS on" if windows["bos"] == "each" else ""),
-            digest=windows["digest"],
-            versions={"prunecomp": record["prunecomp"], **record["versions"]},
-            perplexity=record["perplexity"],
-            quantised=quantised,
-            verified="no"
-            if verified is None
-            else f"{verified['tensors']} tensors, logits within {verified['logits_error']:.2g} of the measured model's",
-        )
-
-
-def model_card(card: Card) -> str:
-    """The card as Markdown with YAML front matter, as the Hub reads it."""
+def model_card(base: str, record: dict[str, Any], licence: Licence, quantised: str | None, command: str) -> str:
+    """The card as Markdown with YAML front matter, as the Hub reads it: what ``prunecomp.json`` records, what the
+    ``base`` model says of itself, and the ``command`` that made the export."""
+    options, windows, verified = record["options"], record["calibration"], record["verified"]
+    repair = None if record["repair"] is None else record["repair"]["taken"]
     front = {
-        "base_model": one_line(card.base),
+        "base_model": one_line(base),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["prunecomp", "pruning", "depth-pruning"],
-        **{name: _plain(value) for name, value in card.licence.fields.items()},
+        **{name: _plain(value) for name, value in licence.fields.items()},
     }
-    count = sum(len(layers) for layers, _, _ in card.removals)
-    kept = card.num_layers - count
+    count = sum(len(one["block"]) for one in record["rounds"])
+    calibration = f"{windows['source']}, {windows['windows']} windows of {windows['seqlen']} tokens"
+    calibration += ", each from BOS on" if windows["bos"] == "each" else ""
+    read_back = "no" if verified is None else (
+        f"{verified['tensors']} tensors, logits within {verified['logits_error']:.2g} of the measured model's"
+    )  # fmt: skip
+    versions = {"prunecomp": record["prunecomp"], **record["versions"]}
     lines = [
         f"---\n{yaml_dump(front, sort_keys=False)}---",
         "",
-        f"# {markdown(Path(card.base).name)}, {kept} of {card.num_layers} layers",
+        f"# {markdown(Path(base).name)}, {record['num_layers'] - count} of {record['num_layers']} layers",
         "",
-        f"{count} whole decoder layers of {code(card.base)} were removed with no training"
-        f"{_repair(card)} (Prune&Comp, [arXiv 2507.18212](https://arxiv.org/abs/2507.18212)).",
+        f"{count} whole decoder layers of {code(base)} were removed with no training"
+        f"{_repaired(options['compensation'] if repair is None else repair)} "
+        "(Prune&Comp, [arXiv 2507.18212](https://arxiv.org/abs/2507.18212)).",
         "",
-        f"Layers in the order of their removal, by their number in the base model; metric {code(card.metric)}, "
-        f"compensation {code(card.compensation)}"
-        f"{'' if card.repair is None else f', then repair {code(card.repair)} in its place'}, folded `{card.fold}`:",
+        f"Layers in the order of their removal, by their number in the base model; metric {code(options['metric'])}, "
+        f"compensation {code(options['compensation'])}"
+        f"{'' if repair is None else f', then repair {code(repair)} in its place'}, folded `{options['fold']}`:",
         "",
         "| round | layers | score | scale |",
         "| ---: | --- | ---: | ---: |",
         *(
-            f"| {number} | {', '.join(map(str, layers))} | {'' if score is None else f'{score:.6g}'} | {scale:.6g} |"
-            for number, (layers, score, scale) in enumerate(card.removals, start=1)
+            f"| {number} | {', '.join(map(str, one['block']))} | "
+            f"{'' if one['score'] is None else format(one['score'], '.6g')} | {one['scale']:.6g} |"
+            for number, one in enumerate(record["rounds"], start=1)
         ),
         "",
-        *_perplexity(card.perplexity),
+        *_perplexity(record["perplexity"]),
         "Made by",
         "",
-        code_block(card.command),
+        code_block(command),
         "",
-        *_quantised(card),
-        f"- Calibration: {markdown(card.calibration)}; SHA-256 of its windows `{card.digest}`.",
-        f"- Verified by reading it back: {markdown(card.verified)}.",
-        f"- Versions: {', '.join(f'{name} {number}' for name, number in card.versions.items())}.",
-        f"- Licence of the base model: {markdown(card.licence)}.",
+        *_quantised(quantised, options["compensation"]),
+        f"- Calibration: {markdown(calibration)}; SHA-256 of its windows `{windows['digest']}`.",
+        f"- Verified by reading it back: {markdown(read_back)}.",
+        f"- Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.",
+        f"- Licence of the base model: {markdown(licence)}.",
         "- `prunecomp.json` beside this file has every score of every round.",
         "- To train it further: `layer_map` in `config.json` says which layer of the base each one was, and "
         "`examples/heal.py` of prunecomp distils the base into it along that map, with LoRA.",
@@ -108,22 +68,27 @@ def model_card(card: Card) -> str:
     return "\n".join(lines) + "\n"
 
 
+def base_name(model: str) -> str:
+    """What a card calls the model that was pruned: a hub id without its revision, or the name of a folder."""
+    return Path(model).resolve().name if Path(model).is_dir() else model.partition("@")[0]
+
+
 def _plain(value: Any) -> Any:
     """A licence field for YAML: its text on one line."""
     return [_plain(entry) for entry in value] if isinstance(value, list) else one_line(value)
 
 
-def _repair(card: Card) -> str:
-    if (card.compensation if card.repair is None else card.repair) == "none":
+def _repaired(how: str) -> str:
+    if how == "none":
         return ", and nothing was put in their place"
     return ", and what they left behind was put right in the weights that remain"
 
 
-def _quantised(card: Card) -> list[str]:
-    if card.quantised is None:
+def _quantised(method: str | None, compensation: str) -> list[str]:
+    if method is None:
         return []
-    rest = "no weight was changed" if card.compensation == "none" else "what was folded went into their scales"
-    return [f"- Quantised ({markdown(card.quantised)}), as the base model is: the quantised values are copied, {rest}."]
+    rest = "no weight was changed" if compensation == "none" else "what was folded went into their scales"
+    return [f"- Quantised ({markdown(method)}), as the base model is: the quantised values are copied, {rest}."]
 
 
 def _perplexity(measured: dict[str, Any] | None) -> list[str]:

@@ -11,9 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prunecomp.errors import OutputError, PrunecompError
-
-LONGEST_NAME = 255
-"""Bytes of a file name that file systems take."""
+from prunecomp.io.values import LONGEST_NAME
 
 LONGEST_SUFFIX = 40
 """Bytes that hidden names beside an output add to its own: the weights of a journal's round while they are written."""

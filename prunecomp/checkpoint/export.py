@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from prunecomp.checkpoint.card import Card, model_card
+from prunecomp.checkpoint.card import base_name, model_card
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.fold import FoldPlan, plan_fold
 from prunecomp.checkpoint.numbers import check_built_alike
@@ -23,10 +22,9 @@ from prunecomp.checkpoint.verify import WINDOWS, Measured, Verification, verify_
 from prunecomp.checkpoint.writer import atomic_folder, check_output, write_tensors
 from prunecomp.data.windows import Windows
 from prunecomp.engine.progress import Progress
-from prunecomp.errors import CheckpointError, FoldError, PrunecompWarning
+from prunecomp.errors import CheckpointError, FoldError
 from prunecomp.io.plain import read_object, write_json
-from prunecomp.model.config import prune_generation, prune_stored, without_code
-from prunecomp.model.families import families
+from prunecomp.model.config import prune_generation, prune_stored, untold, without_code
 from prunecomp.model.files import CARD, GENERATION, STATED
 from prunecomp.model.quantised import quantisation
 from prunecomp.model.source import ModelSource
@@ -93,8 +91,8 @@ def export(
             result.stages = {**result.stages, **clock.seconds}
             record = {**result.record(), "fold_proofs": [asdict(proof) for proof in proofs]}
             write_json(folder / RECORD, record)
-            card = Card.of(record, source.licence(), source.quantised, command)
-            (folder / CARD).write_text(model_card(card), encoding="utf-8")
+            card = model_card(base_name(source.name), record, source.licence(), source.quantised, command)
+            (folder / CARD).write_text(card, encoding="utf-8")
             if merge is not None:
                 (folder / RECIPE).write_text(merge, encoding="utf-8")
         if result.on_saved is not None:
@@ -134,8 +132,7 @@ def proved_fold(
     Raises :class:`FoldError`.
     """
     decoder = source.load()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PrunecompWarning)  # told when the configuration is written
+    with untold():
         check_built_alike(decoder, stack.alive)
     plan = plan_fold(decoder, stack, form)
     if plan.factors:
@@ -157,12 +154,10 @@ def check_export(source: ModelSource, candidates: Collection[int], fold: str | N
     this form, and possibly ``replaces`` weights, or of any of the ``candidates``."""
     if fold is not None:
         check_form(source, fold)
-    family = families.find(source.config.model_type)
     lowest = min(candidates)  # every number above it changes
     alive = tuple(layer for layer in range(source.num_layers) if layer != lowest)
-    with warnings.catch_warnings():  # what follows the layers is told of when it is written
-        warnings.simplefilter("ignore", PrunecompWarning)
-        prune_stored(source.raw_config(), source.config, family, source.num_layers, alive)
+    with untold():
+        prune_stored(source.raw_config(), source.config, source.family, source.num_layers, alive)
     source.check_written(folded=fold is not None)
     stated = quantisation(source.config)
     if stated is None:
@@ -174,8 +169,7 @@ def check_export(source: ModelSource, candidates: Collection[int], fold: str | N
 
 def pruned_config(source: ModelSource, stack: LayerStack, plan: FoldPlan) -> dict[str, Any]:
     """The ``config.json`` of the export."""
-    family = families.find(source.config.model_type)
-    config = prune_stored(source.raw_config(), source.config, family, stack.num_layers, stack.alive)
+    config = prune_stored(source.raw_config(), source.config, source.family, stack.num_layers, stack.alive)
     config = without_code({name: value for name, value in config.items() if name != STATED}, "config.json")
     stated = config.get("quantization_config")
     if stated is not None:
@@ -187,7 +181,7 @@ def _renumbered(source: ModelSource, stated: Any, renumber: Mapping[int, int]) -
     """``stated``, the ``quantization_config``, once layers have the numbers of ``renumber``. Raises
     :class:`CheckpointError` for a rule that cannot follow them."""
     modules = {name.rpartition(".")[0] for name in source.tensors().names()}
-    return renumber_rules(stated, families.find(source.config.model_type), source.layers, renumber, modules)
+    return renumber_rules(stated, source.family, source.layers, renumber, modules)
 
 
 def _prune_generation(path: Path) -> None:

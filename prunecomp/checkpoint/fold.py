@@ -8,11 +8,10 @@ from typing import TypeVar
 
 import torch
 
-from prunecomp.errors import FoldError, OptionError
+from prunecomp.errors import FoldError
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.weights import all_finite
-from prunecomp.names import FORMS
 
 T = TypeVar("T")
 
@@ -64,8 +63,6 @@ def plan_fold(decoder: Decoder, stack: LayerStack, form: str = "up") -> FoldPlan
     multiplies the writers below, and the embedding, by the seams above them; under a tied head the final norm's gain
     and bias are divided by the total, because the head is scaled with the embedding.
     """
-    if form not in FORMS:
-        raise OptionError(f"--fold {form}: choose {' or '.join(FORMS)}")
     plan = FoldPlan(form, {layer: number for number, layer in enumerate(stack.alive)})
     for layer, overlay in stack.overlays.items():
         prefix = f"{decoder.family.layers}.{layer}." if layer < stack.num_layers else ""

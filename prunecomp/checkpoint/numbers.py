@@ -7,16 +7,14 @@ measured. Or a layer may look at its number as it runs: so it is run under other
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunecomp.errors import CheckpointError, PrunecompWarning
-from prunecomp.model.config import prune_stored
+from prunecomp.errors import CheckpointError
+from prunecomp.model.config import pruned_copy, untold
 from prunecomp.model.decoder import Decoder, call_layer
 from prunecomp.model.loader import build_skeleton
 
@@ -45,8 +43,7 @@ def check_layers_move(decoder: Decoder, removed: Collection[int], tokens: torch.
     moved = [layer for number, layer in enumerate(alive) if number != layer]
     if not moved:
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PrunecompWarning)  # told once, with the export
+    with untold():
         check_built_alike(decoder, alive)
     kinds = {repr(_traits(decoder.layers[layer])): layer for layer in moved}
     with decoder.evaluating():
@@ -73,9 +70,7 @@ def check_layers_move(decoder: Decoder, removed: Collection[int], tokens: torch.
 def check_built_alike(decoder: Decoder, alive: Sequence[int]) -> None:
     """Raise :class:`CheckpointError` unless transformers builds from the pruned configuration the very layers that are
     ``alive``, under their new numbers."""
-    config = copy.deepcopy(decoder.config)
-    for name, value in prune_stored({}, config, decoder.family, decoder.num_layers, tuple(alive)).items():
-        setattr(config, name, value)
+    config = pruned_copy(decoder.config, decoder.family, decoder.num_layers, tuple(alive))
     try:
         skeleton: Any = build_skeleton(config, decoder.dtype)
     except Exception as error:  # whatever the model's class raises for a configuration that contradicts itself

@@ -10,29 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunecomp.model.decoder import Decoder, apply_seam, call_layer
+from prunecomp.model.decoder import Decoder, StandIn, apply_seam, call_layer
 from prunecomp.model.rotary import RotaryEmbeddings
 
 Weights = Callable[[str, torch.Tensor], torch.Tensor]
 """``weights(name, tensor)``: what stands in for a parameter of the model, by its name there."""
-
-
-class _StandIn(nn.Module):
-    """In the place of a decoder layer: does as it is told, and for everything else is the layer."""
-
-    def __init__(self, layer: nn.Module, does: Callable[..., Any]) -> None:
-        super().__init__()
-        object.__setattr__(self, "replaced", layer)  # not a submodule: its weights may not be there yet
-        self.does = does
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["replaced"], name)
-
-    def forward(self, hidden_states: torch.Tensor, *unnamed: Any, **named: Any) -> Any:
-        return self.does(hidden_states, unnamed, named)
 
 
 def logits_in_float32(
@@ -68,16 +50,11 @@ def logits_in_float32(
 
         return run
 
-    place = decoder.model.get_submodule(owner)
-    layers = getattr(place, leaf)
-    setattr(place, leaf, nn.ModuleList())
-    try:
+    with decoder.layers_as(()):
         outer = copy.deepcopy(decoder.model)
-    finally:
-        setattr(place, leaf, layers)
     outer = _in_float32(outer, "", device, weights, copied=True)
     outer.config.return_dict = True  # where it is not so, models of transformers cannot read their own backbone
-    stand_ins = [_StandIn(layer, doing(number)) for number, layer in enumerate(decoder.layers)]
+    stand_ins = [StandIn(layer, doing(number)) for number, layer in enumerate(decoder.layers)]
     setattr(outer.get_submodule(owner), leaf, nn.ModuleList(stand_ins))
     for module in outer.modules():  # what is computed from the config is, as it is whenever a checkpoint is loaded
         if module._non_persistent_buffers_set:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from prunecomp.checkpoint.fold import FoldPlan
 from prunecomp.errors import FoldError
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.quantised import Dequantised
+from prunecomp.model.quantised.stored import Dequantised
 from prunecomp.model.weights import TensorSource
 
 Stored = Callable[[str], Sequence[str]]

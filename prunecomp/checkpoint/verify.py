@@ -18,7 +18,8 @@ from prunecomp.model.checks import check_tensors
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.loader import build_skeleton, load_decoder, read_config
-from prunecomp.model.quantised import NARROW, Dequantised, dequantised
+from prunecomp.model.quantised import dequantised
+from prunecomp.model.quantised.stored import NARROW, Dequantised
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.weights import SafetensorsCheckpoint, StoredTensors, tensor_digest

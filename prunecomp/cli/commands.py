@@ -154,7 +154,7 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 command(
-    "prune", PruneOptions, "curves.prune", "Remove layers, compensate, and write an ordinary Hugging Face checkpoint.",
+    "prune", PruneOptions, "pruning.prune", "Remove layers, compensate, and write an ordinary Hugging Face checkpoint.",
     "prune examples/reference_model --layers 6 --calibration calibration.txt --eval evaluation.txt --out pruned",
 )  # fmt: skip
 command(

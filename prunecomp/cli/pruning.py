@@ -1,4 +1,4 @@
-"""Commands that score and remove layers."""
+"""Commands that score layers, and that remove them: to one number of layers, or to several in one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.reporting import report_beside
 from prunecomp.cli.shell import print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
-from prunecomp.errors import CheckpointError, JournalError
+from prunecomp.errors import CheckpointError, JournalError, OutputError
 from prunecomp.io.plain import json_text, parse_json, read_object
 from prunecomp.model.source import stored_as
 from prunecomp.model.weights import open_checkpoint
@@ -23,7 +23,7 @@ from prunecomp.names import RECORD
 from prunecomp.options import PruneOptions
 from prunecomp.pruning.journal import differences, journal_path
 from prunecomp.pruning.result import PruneResult
-from prunecomp.report.console import Console
+from prunecomp.report.console import Console, Table
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import gates_table, perplexity_table, repair_tables, rounds_table, scores_table
 
@@ -87,9 +87,13 @@ def check_recipe_of(model: str, options: PruneOptions) -> None:
         check_recipe(options.fold, options.compensation, model, *stored_as(model), repair=options.repair)
 
 
-def as_typed() -> str:
-    """The command, to be given again."""
-    return shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")])
+def saving(options: PruneOptions) -> dict[str, Any]:
+    """How checkpoints are to be written, and the command, to be given again."""
+    return {
+        "shard_bytes": int(options.max_shard_size * 1e9), "verify": options.verify, "recipe": options.recipe,
+        "overwrite": options.force,
+        "command": shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
+    }  # fmt: skip
 
 
 def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
@@ -108,11 +112,7 @@ def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None
             if result.on_saved is not None:
                 result.on_saved()
         elif job.leads:
-            result.save(
-                out, shard_bytes=int(options.max_shard_size * 1e9), verify=options.verify, recipe=options.recipe,
-                overwrite=options.force, progress=keywords["progress"],
-                command=as_typed(),
-            )  # fmt: skip
+            result.save(out, **saving(options), progress=keywords["progress"])
         if job.leads and options.report:
             report_beside(out)
     if not job.leads:
@@ -133,6 +133,56 @@ def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None
     if result.profile is not None:
         print_profile(console, result.profile)
     console.print(f"{result.layer_forwards:g} layer-forwards, {result.seconds:.1f} s; wrote {out}", highlight=False)
+
+
+def occupied(held: ExitStack, model: str, options: PruneOptions) -> list[Path]:
+    """Have nobody else write below ``--out``, and nothing be there: but, with ``--resume``, the checkpoints that a run
+    that was killed had finished, which are returned, or, with ``--force``, those that are replaced."""
+    out, wanted = options.out, [options.out / str(stop) for stop in options.curve or []]
+    held.enter_context(claimed(out))
+    if (out / "config.json").is_file():
+        raise OutputError(f"{out} is a checkpoint, and several go below --out: choose another")
+    if not options.force and not (options.resume and journal_path(out).is_file()):
+        check_output(out)
+    return [each for each in wanted if occupy(held, each, options.resume, options.force, model, journal_path(out))]
+
+
+def prune(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    (curve if options.curve else prune_once)(model, options, given)
+
+
+def curve(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
+    out = options.out
+    with process_group(options.device) as job, ExitStack() as held:
+        # The first process alone looks and writes, as in prune.
+        whole: list[Path] = [] if out is None else from_leader(lambda: occupied(held, model, options))
+        check_recipe_of(model, options)
+        others = {name: value for name, value in given.items() if name not in ("layers", "curve")}
+        keywords = {**PruneOptions.keywords("prune", others), **told(job)}
+        if out is not None:
+            keywords["journal"] = journal_path(out)
+        found = prunecomp.curve(model, options.curve, **keywords)
+        if job.leads and out is not None:
+            for folder, result in found.folders(out):
+                if folder in whole:
+                    result.take_measured(own_record(result, options, folder))
+            found.save(out, whole=whole, **saving(options), progress=keywords["progress"])
+            if options.report:
+                for each in (*(folder for folder, _ in found.folders(out)), out):
+                    report_beside(each)
+    if not job.leads:
+        return
+    if options.json:
+        print_json(found.record())
+        return
+    console = Console()
+    headings, *rows = found.rows()
+    console.print(Table.of(f"{len(found)} numbers of layers, one run", headings, rows))
+    for result in found:
+        if result.profile is not None:
+            console.print(f"{len(result.removed)} layers gone", highlight=False)
+            print_profile(console, result.profile)
+    console.print(found.told_cost() + ("" if out is None else f"; wrote {out}"), highlight=False, soft_wrap=True)
 
 
 def score(model: str, options: PruneOptions, given: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prunecomp.errors import PrunecompError
 from prunecomp.options import PruneOptions
 from prunecomp.report.console import Console
-from prunecomp.report.writing import try_report, write_report
+from prunecomp.report.writing import write_report
 
 
 def report(run: str, options: PruneOptions, given: dict[str, Any]) -> None:
@@ -17,6 +18,7 @@ def report(run: str, options: PruneOptions, given: dict[str, Any]) -> None:
 
 def report_beside(out: Path) -> None:
     """Write the report into ``out``; where that cannot be, a line says why, for what it tells of is whole."""
-    note = try_report(out)
-    if note is not None:
-        Console(stderr=True, soft_wrap=True).print(note, highlight=False)
+    try:
+        write_report(out)
+    except PrunecompError as error:
+        Console(stderr=True, soft_wrap=True).print(f"no report: {error}", highlight=False)

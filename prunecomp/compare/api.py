@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from prunecomp.errors import JournalError, OptionError
 from prunecomp.options import CompareOptions
 from prunecomp.options.keywords import CompareKeywords
 from prunecomp.pruning.journal import differences
+from prunecomp.pruning.result import versions
 from prunecomp.pruning.session import Session
 
 
@@ -100,11 +100,7 @@ def compare(
             "preset": asked.preset,
             **{name: getattr(common, name) for name in ("samples", "seqlen", "seed", "device")},
         },
-        versions={
-            "prunecomp": version("prunecomp"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "safetensors")},
-        },
+        versions={"prunecomp": version("prunecomp"), **versions()},
     )
     earlier, on_measured = asked.earlier, asked.on_measured
     if earlier is not None and not isinstance(earlier, Comparison):

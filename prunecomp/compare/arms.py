@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from prunecomp.compensation import COMPENSATIONS
-from prunecomp.data.sources import PROTOCOLS
+from prunecomp.data.protocols import PROTOCOLS
 from prunecomp.errors import OptionError
 from prunecomp.io.values import one_of, several, shown
 from prunecomp.io.values import text as name_of

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from prunecomp.data.windows import Windows
-from prunecomp.engine.candidates import spare
 from prunecomp.engine.placement import Demand, Placement, largest_share
-from prunecomp.engine.states import Tier
+from prunecomp.engine.states import Tier, set_apart
 
 
 def branching_demand(
@@ -24,21 +23,12 @@ def branching_demand(
     over the calibration windows, and the ``others``, each with the boundaries of every model on the way down to
     ``depth`` removals, if memory has them; and as many set ``apart``."""
     wanted = depth * num_layers + max(demand.boundaries for demand in demands)
-    all_runs = runs + sum(_relative(windows, calibration) for windows in others)
+    tokens = calibration.count * calibration.seqlen
+    all_runs = runs + sum(max(1.0, some.count * some.seqlen / tokens) for some in others)
     return Demand(
         lambda num_tokens: max(demand.nbytes(num_tokens) for demand in demands),
         boundaries=int(wanted * all_runs) + apart,
     )
-
-
-def set_apart(capacity: Mapping[Tier, int], count: int) -> tuple[dict[Tier, int], dict[Tier, int]]:
-    """So many boundaries, of the fastest that there are, and what is left."""
-    apart, left = {}, {}
-    for tier in Tier:
-        apart[tier] = min(count, capacity.get(tier, 0))
-        left[tier] = capacity.get(tier, 0) - apart[tier]
-        count -= apart[tier]
-    return apart, left
 
 
 def share_out(
@@ -48,13 +38,13 @@ def share_out(
     windows they may keep.
 
     What ``placement`` has for boundaries of the calibration windows, less room for the dense model's last states on all
-    ``texts``, is cut into equal numbers of boundaries of all ``runs`` runs over them, held-out windows included, and of
-    all texts.
+    ``texts``, is cut into equal numbers of boundaries of all ``runs`` runs over them and of all
+    texts.
 
     Where not even one model's boundaries could then be kept, texts keep none, are run from the embedding each time, and
     their last states are not held.
     """
-    sizes = [_share_tokens(windows, processes) for windows in (calibration, *texts)]
+    sizes = [largest_share(some.count, some.seqlen, processes) * some.seqlen for some in (calibration, *texts)]
     capacity = dict(placement.capacity)
     if placement.group_size is not None:  # the boundary between two groups may be a text's, and larger
         missing = -(-(max(sizes) - sizes[0]) // sizes[0])
@@ -68,17 +58,9 @@ def share_out(
     return replace(placement, capacity=alone), replace(placement, capacity=dict.fromkeys(Tier, 0))
 
 
-def _share_tokens(windows: Windows, processes: int) -> int:
-    return largest_share(windows.count, windows.seqlen, processes) * windows.seqlen
-
-
-def _relative(windows: Windows, calibration: Windows) -> float:
-    return max(1.0, windows.count * windows.seqlen / (calibration.count * calibration.seqlen))
-
-
 def beside_states(placement: Placement, num_layers: int) -> Placement:
     """The placement of a run beside whose states a metric keeps as many again, in what room there is beyond one
     boundary for each layer: both together have the capacity of ``placement``."""
-    left = spare(placement.capacity, num_layers - 1)
+    _, left = set_apart(placement.capacity, num_layers - 1)
     capacity = {tier: count - (left[tier] + 1) // 2 for tier, count in placement.capacity.items()}
     return replace(placement, capacity=capacity)

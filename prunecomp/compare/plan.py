@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.memory import beside_states, branching_demand, set_apart, share_out
+from prunecomp.compare.memory import beside_states, branching_demand, share_out
 from prunecomp.compare.routes import Route, Runs
 from prunecomp.compare.steps import Arrangement, Fits
 from prunecomp.compare.tree import Explorer
@@ -18,14 +18,14 @@ from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Within
 from prunecomp.engine.run import Run
+from prunecomp.engine.states import set_apart
 from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.errors import CheckpointError, FoldError, OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.pruning.replacing import may_replace
-from prunecomp.pruning.session import Session, arrange, candidates_of
+from prunecomp.pruning.session import Session, candidates_of, may_replace
 from prunecomp.repair import RIDGE, Outcome, check_placed, demand_of, repair
 
 
@@ -127,10 +127,9 @@ class Plan:
         for arm in arms:
             metric = metrics[arm.metric]
             ways = [(count, [count]) for count in self.counts] if metric.one_block else [(1, self.counts)]
-            holds_out = bool(getattr(COMPENSATIONS[arm.compensation], "held_out", False))
             for span, stops in ways:
                 apart = in_turn and metric.needs_gram(span, arm.parity)
-                routes.append(Route(arm, metric, Arrangement(holds_out, apart), self.candidates(arm), span, stops))
+                routes.append(Route(arm, metric, Arrangement(apart), self.candidates(arm), span, stops))
         return routes
 
     def explorer(
@@ -170,23 +169,18 @@ class Plan:
         """The dense model over all windows."""
         progress = self.common.progress
         candidates = sorted({layer for route in routes for layer in route.candidates})
-        runs = Runs({}, None, {})
+        runs = Runs({}, {})
         for arrangement in dict.fromkeys(route.arrangement for route in routes):
             sharing = [route for route in routes if route.arrangement == arrangement]
-            seen, held_out = arrange(self.windows, options_of(self.common, sharing[0].arm, self.counts[-1]))
             # Metrics that read states keep some of their own.
             own = any(route.metric.reads_states for route in sharing)
             room = beside_states(placement, decoder.num_layers) if own else placement
             runs.calibration[arrangement] = Run(
-                decoder, seen, room, candidates=candidates, spans=any(route.needs_gram for route in sharing),
+                decoder, self.windows, room, candidates=candidates, spans=any(route.needs_gram for route in sharing),
                 along_tokens=any(route.metric.needs_cosines_along_tokens(route.arm.parity) for route in sharing),
                 backward=any(route.metric.backward for route in sharing), backend=self.common.backend,
                 progress=progress,
             )  # fmt: skip
-            if held_out is not None:
-                runs.held_out = Run(
-                    decoder, held_out, placement, candidates=candidates, measured=False, progress=progress
-                )
         for name, windows in self.texts.items():
             runs.texts[name] = Run(decoder, windows, of_texts, candidates=candidates, measured=False, progress=progress)
         return runs

@@ -63,7 +63,7 @@ class ArmWork:
     seconds: float
     """That scores and compensations took; perplexities left out."""
     window_forwards: int
-    """Passes of one window through one layer: calibration, held-out and evaluation windows alike."""
+    """Passes of one window through one layer: calibration and evaluation windows alike."""
     repair_layer_forwards: float = 0.0
     """Passes of the calibration set through one layer that its repairs took, all together."""
     repair_seconds: float = 0.0

@@ -61,12 +61,10 @@ class Runs:
     """A model over all windows that somebody asks about."""
 
     calibration: dict[Arrangement, Run]
-    held_out: Run | None
     texts: dict[str, Run]
 
     def all(self) -> list[Run]:
-        held_out = [] if self.held_out is None else [self.held_out]
-        return [*self.calibration.values(), *held_out, *self.texts.values()]
+        return [*self.calibration.values(), *self.texts.values()]
 
     @property
     def window_forwards(self) -> int:
@@ -76,7 +74,6 @@ class Runs:
     def fork(self) -> Runs:
         return Runs(
             {arrangement: run.fork() for arrangement, run in self.calibration.items()},
-            None if self.held_out is None else self.held_out.fork(),
             {name: run.fork() for name, run in self.texts.items()},
         )
 
@@ -85,8 +82,6 @@ class Runs:
         going = [route for route in routes if route.going]
         arrangements = dict.fromkeys(route.arrangement for route in going)
         self.calibration = {arrangement: self.calibration[arrangement] for arrangement in arrangements}
-        if not any(arrangement.holds_out for arrangement in arrangements):
-            self.held_out = None
         for arrangement, run in self.calibration.items():
             scored = [route for route in going if route.arrangement == arrangement and not route.arm.one_shot]
             run.restrict(

@@ -17,8 +17,6 @@ T = TypeVar("T")
 class Arrangement:
     """How the calibration windows are laid out for an arm: arms with the same one share runs."""
 
-    holds_out: bool = False
-    """Shuffled, some of them kept from scores and fits."""
     in_turn: bool = False
     """In shards whose states do not fit together, as blocks of layers are scored in little memory."""
 

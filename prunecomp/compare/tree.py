@@ -234,9 +234,8 @@ class Explorer:
         def estimated() -> Seam:
             assert node.runs is not None
             run = calibration(node, route)
-            held_out = node.runs.held_out if route.arrangement.holds_out else None
             statistics = route.statistics if route.statistics is not None else run.statistics
-            seam = COMPENSATIONS[route.arm.compensation](Removal(run, block, statistics, held_out))
+            seam = COMPENSATIONS[route.arm.compensation](Removal(run, block, statistics))
             if seam.overlays:
                 node.replaced.append(step)
             return seam

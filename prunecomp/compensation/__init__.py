@@ -2,8 +2,7 @@
 
 from prunecomp.compensation.base import Estimate, Removal, Seam, put_in_place, wants
 from prunecomp.compensation.choice import searched_scale
-from prunecomp.compensation.none import no_compensation
-from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, norm_ratio
+from prunecomp.compensation.scale import least_squares_scale, magnitude_scale, no_compensation, norm_ratio
 from prunecomp.io.registry import Registry
 
 COMPENSATIONS: Registry[Estimate] = Registry(

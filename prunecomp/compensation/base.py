@@ -19,8 +19,6 @@ class Removal:
     """Original indices of the layers, from below."""
     statistics: Statistics
     """From which the scores came: of ``run``, or in a one-shot run of the model before any cut."""
-    held_out: Run | None = None
-    """The same model on windows that no statistic has seen, for compensations that compare losses."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ class Seam:
 Estimate = Callable[[Removal], Seam]
 
 
-def wants(*, states: bool = False, held_out: bool = False, replaces: bool = False) -> Callable[[Estimate], Estimate]:
-    """Marks a compensation that sets out from the states that a pass keeps, or compares on windows held out for it, or
-    may replace weights, which quantised ones cannot be."""
+def wants(*, states: bool = False, replaces: bool = False) -> Callable[[Estimate], Estimate]:
+    """Marks a compensation that sets out from the states that a pass keeps, or may replace weights, which quantised
+    ones cannot be."""
 
     def mark(estimate: Estimate) -> Estimate:
-        for name, value in (("reads_states", states), ("held_out", held_out), ("replaces_weights", replaces)):
+        for name, value in (("reads_states", states), ("replaces_weights", replaces)):
             setattr(estimate, name, value)
         return estimate
 

@@ -8,6 +8,11 @@ from prunecomp.compensation.base import Removal, Seam
 from prunecomp.errors import NumericalError
 
 
+def no_compensation(removal: Removal) -> Seam:
+    """A seam of 1 whatever the statistics: the layers are cut out and the stream left as it is."""
+    return Seam(1.0)
+
+
 def magnitude_scale(removal: Removal) -> Seam:
     """``mean_n mean_c ( mean_t |x_j[n,t,c]| / mean_t |x_i[n,t,c]| )`` for layers [i, j) (Prune&Comp, section 4).
 

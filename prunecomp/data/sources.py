@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunecomp.data.files import PACKED, STDIN, SUFFIXES, read_file
-from prunecomp.data.in_memory import MOST_ROWS, MOST_TOKENS, as_array, content_of
+from prunecomp.data.in_memory import MOST_ROWS, MOST_TOKENS, content_of
 from prunecomp.data.protocols import (
     JOIN,
     PLAIN,
@@ -28,25 +28,6 @@ from prunecomp.data.records import Chat, Content
 from prunecomp.data.tokens import Tokenize, Tokenizer, check_tokens, token_ids
 from prunecomp.errors import DataError, OptionError
 from prunecomp.io.values import LONGEST_NAME
-
-__all__ = [
-    "PROTOCOLS",
-    "DocumentSource",
-    "Protocol",
-    "Reading",
-    "TokenSource",
-    "Tokenize",
-    "Tokenizer",
-    "as_array",
-    "check_read_once",
-    "check_tokens",
-    "document_source",
-    "read",
-    "read_documents",
-    "read_source",
-    "token_ids",
-    "token_source",
-]
 
 WORDS = 4
 """So many in a row, or a line feed, make a string a text, and no name."""

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunecomp.data.sources import DocumentSource, TokenSource, as_array, check_tokens, read_source
+from prunecomp.data.in_memory import as_array
+from prunecomp.data.sources import DocumentSource, TokenSource, read_source
+from prunecomp.data.tokens import check_tokens
 from prunecomp.errors import DataError, OptionError, PrunecompWarning
 from prunecomp.io.escape import one_line
 from prunecomp.io.values import whole

@@ -18,7 +18,7 @@ from prunecomp.engine.progress import Advance
 from prunecomp.engine.retention import removal_odds
 from prunecomp.engine.run import WORK_UNIT, CalibrationShard, Run
 from prunecomp.engine.sinks import remedy
-from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier
+from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier, set_apart
 from prunecomp.errors import NumericalError
 from prunecomp.model.decoder import apply_seam
 from prunecomp.model.stack import LayerStack
@@ -84,10 +84,7 @@ class KeptStreams:
         held = self.below.get(layer)
         if held is None or layer not in self.store.kept:
             return None
-        reached = stack.below(len(held.alive))
-        same = (reached.alive, reached.seams) == (held.alive, held.seams)
-        overlays = all(stack.overlays.get(index) is held.overlays.get(index) for index in held.alive)
-        return len(held.alive) if same and overlays else None
+        return len(held.alive) if held.common_prefix(stack) == len(held.alive) else None
 
     def choose(self, run: Run, candidates: Sequence[int], least: int) -> int | None:
         """The position, ``least`` or higher, at which to keep the streams of all candidates below it, so that the
@@ -109,17 +106,7 @@ class KeptStreams:
 
 def spare_capacity(run: Run) -> dict[Tier, int]:
     """How many boundaries there is room for beside one for each layer, which are the run's own."""
-    return spare(run.placement.capacity, run.decoder.num_layers - 1)
-
-
-def spare(capacity: Mapping[Tier, int], boundaries: int) -> dict[Tier, int]:
-    """What is left of each tier once so many boundaries have taken the fastest places."""
-    left = {}
-    for tier in Tier:
-        count = max(capacity.get(tier, 0), 0)
-        taken = min(count, boundaries)
-        left[tier], boundaries = count - taken, boundaries - taken
-    return left
+    return set_apart(run.placement.capacity, run.decoder.num_layers - 1)[1]
 
 
 class _Sweep:
@@ -145,7 +132,9 @@ class _Sweep:
         self.start = min([*self.main_wanted, *self.resumed.values()], default=len(self.alive))
         self.keep_at, self.to_keep = self._choose()
         self.room = (
-            spare_capacity(run) if kept is None else spare(kept.store.free(), len({*self.to_keep} - {*self.resumed}))
+            spare_capacity(run)
+            if kept is None
+            else set_apart(kept.store.free(), len({*self.to_keep} - {*self.resumed}))[1]
         )
         """Boundaries of the whole shard that each tier still has a place for: for blocks."""
 

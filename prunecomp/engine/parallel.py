@@ -69,10 +69,8 @@ class Workers:
         padded = part.new_zeros((largest, *part.shape[1:]))
         padded[: self.share] = part
         received = [torch.empty_like(padded) for _ in range(self.size)]
-        try:
+        with answered():
             distributed.all_gather(received, padded)
-        except RuntimeError as error:
-            raise lost(self.rank, error) from error
         return torch.cat([piece[:count] for piece, count in zip(received, self._shares, strict=True)])
 
 
@@ -86,21 +84,24 @@ def from_leader(make: Callable[[], T]) -> T:
             outcome[0] = make()
         except PrunecompError as error:
             outcome[1] = error
-    try:
+    with answered():
         distributed.broadcast_object_list(outcome, src=0)
-    except RuntimeError as error:
-        raise lost(rank(), error) from error
     if outcome[1] is not None:
         raise outcome[1]
     made: T = outcome[0]
     return made
 
 
-def lost(rank: int, error: BaseException) -> DistributedError:
-    return DistributedError(
-        f"rank {rank}: another process of this job is gone or did not answer ({_brief(error)}). "
-        "Look at the other ranks' messages; start the job again with --resume."
-    )
+@contextmanager
+def answered() -> Iterator[None]:
+    """Raise :class:`DistributedError` where another process does not take part in what all do together."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {rank()}: another process of this job is gone or did not answer ({_brief(error)}). "
+            "Look at the other ranks' messages; start the job again with --resume."
+        ) from error
 
 
 def _brief(error: BaseException) -> str:
@@ -125,10 +126,8 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     mine = tensor.cpu()
     received = [torch.empty_like(mine) for _ in range(world_size())]
-    try:
+    with answered():
         distributed.all_gather(received, mine)
-    except RuntimeError as error:
-        raise lost(rank(), error) from error
     added = received[0]
     for part in received[1:]:
         added += part
@@ -196,10 +195,8 @@ def process_group(device: str) -> Iterator[Job]:
     before = signal.signal(signal.SIGTERM, stopped)
     try:
         yield Job(device, leads=me == 0)
-        try:
+        with answered():
             distributed.barrier()
-        except RuntimeError as error:
-            raise lost(me, error) from error
         distributed.destroy_process_group()
     except BaseException:
         before = signal.SIG_IGN  # this process is ending: being told so once more must not cut its message short

@@ -17,7 +17,7 @@ from torch import nn
 
 from prunecomp.engine.states import STAGED, Tier
 from prunecomp.errors import OptionError
-from prunecomp.io.values import one_of, whole
+from prunecomp.io.values import one_of
 from prunecomp.model.adapter import Family
 from prunecomp.model.streaming import slot_nbytes
 from prunecomp.names import COMPILES
@@ -280,17 +280,13 @@ def available_memory(
     processes: int = 1,
 ) -> Memory:
     """The limits given, each process's own, and for those not given what is free now less :data:`MARGIN`, shared among
-    the ``processes`` of this machine. Disk is used only when named. Raises :class:`OptionError` for a limit that cannot
-    be one, or that means nothing here."""
-    if device_memory is not None:
-        device_memory = whole("--device-memory", device_memory, 1, unit="bytes")
-    if host_memory is not None:
-        host_memory = whole("--host-memory", host_memory, 0, unit="bytes")
-        if device.type != "cuda":
-            raise OptionError(
-                f"--host-memory: it is the memory behind a GPU, and this run is on the {device.type}; give"
-                " --device-memory instead"
-            )
+    the ``processes`` of this machine. Disk is used only when named. Raises :class:`OptionError` for one that means
+    nothing here, and for a folder that cannot be written to."""
+    if host_memory is not None and device.type != "cuda":
+        raise OptionError(
+            f"--host-memory: it is the memory behind a GPU, and this run is on the {device.type}; give"
+            " --device-memory instead"
+        )
     host = host_memory if host_memory is not None else int(free_host_memory() * (1 - MARGIN)) // processes
     if device_memory is None:
         device_memory = int(free_device_memory(device) * (1 - MARGIN)) if device.type == "cuda" else host

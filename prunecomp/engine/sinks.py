@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
 from prunecomp.data.windows import Batch, Windows
@@ -11,20 +9,6 @@ from prunecomp.engine.parallel import Workers
 from prunecomp.engine.statistics import COLUMNS, mean_ratio
 from prunecomp.errors import NumericalError
 from prunecomp.ops import LayerStats, layer_stats
-
-
-class Sink(Protocol):
-    def update(self, layer: int, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
-        """See a layer's input ``x`` and output ``y``, [B, S, d], of a micro-batch; do not wait for a device."""
-        ...
-
-    def drain(self) -> None:
-        """Called when a micro-batch has passed a group of layers: bring what was seen before to the host."""
-        ...
-
-    def finish(self) -> None:
-        """Called when the sweep is over: nothing more will be seen, and results must be complete."""
-        ...
 
 
 def batch_stats(batch: Batch, x: torch.Tensor, y: torch.Tensor, *, with_input: bool, backend: str | None) -> LayerStats:
@@ -85,6 +69,7 @@ class LayerSink:
         """By layer, of all workers' sequences, once the sweep is over: :meth:`LayerRecord.read` reads it."""
 
     def update(self, layer: int, batch: Batch, x: torch.Tensor, y: torch.Tensor) -> None:
+        """See a layer's input ``x`` and output ``y``, [B, S, d], of a micro-batch; no device is waited for."""
         # Between two layers with no seam the stream is the very same tensor: its magnitudes are known already.
         known = self._previous is not None and self._previous[0] is x
         stats = batch_stats(batch, x, y, with_input=not known, backend=self._backend)
@@ -97,8 +82,8 @@ class LayerSink:
         self._pending.append((layer, batch.rows, _sent_to_host(packed)))
 
     def drain(self) -> None:
-        """Look at the micro-batch *before* the last one: the last one's work may still be queued on a device, which
-        never waits for the host to look.
+        """Called when a micro-batch has passed a group of layers. Look at the one *before* it: its own work may still
+        be queued on a device, which never waits for the host to look.
 
         Raises :class:`NumericalError` naming the first layer and sequence with a value that is not finite.
         """
@@ -109,6 +94,7 @@ class LayerSink:
             self._arrival = torch.cuda.current_stream(self._device).record_event()
 
     def finish(self) -> None:
+        """The sweep is over: have :attr:`table` complete."""
         self._collect(len(self._pending))
         for layer, mine in sorted(self._mine.items()):
             self.table[layer] = self._workers.gather(mine)

@@ -34,6 +34,16 @@ class Tier(str, Enum):
     disk = "disk"
 
 
+def set_apart(capacity: Mapping[Tier, int], count: int) -> tuple[dict[Tier, int], dict[Tier, int]]:
+    """So many boundaries, of the fastest that there are, and what is left of each tier."""
+    apart, left = {}, {}
+    for tier in Tier:
+        there = max(capacity.get(tier, 0), 0)
+        apart[tier] = min(count, there)
+        left[tier], count = there - apart[tier], count - apart[tier]
+    return apart, left
+
+
 @dataclass(frozen=True)
 class StateShape:
     """All windows at one boundary: [T, d] in one dtype, batch after batch."""

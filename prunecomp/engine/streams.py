@@ -10,7 +10,7 @@ from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.parallel import Workers
 from prunecomp.engine.placement import Placement, memory_advice, micro_batch
 from prunecomp.engine.progress import Advance
-from prunecomp.engine.states import StateStore, Tier
+from prunecomp.engine.states import StateStore, Tier, set_apart
 from prunecomp.engine.sweep import Finish, Sweeper
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
@@ -79,13 +79,6 @@ class Streams:
         check_boundaries(placement, decoder.device)
         workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen))
         self.sweeper = Sweeper(decoder, windows.take(workers.rows), placement)
-        first, second = halves(placement.capacity)
+        first, others = set_apart(placement.capacity, BOUNDARIES // 2)
         self.dense = Stream(self.sweeper, LayerStack.dense(decoder.num_layers), first)
-        self.pruned = Stream(self.sweeper, pruned, second)
-
-
-def halves(capacity: Mapping[Tier, int]) -> tuple[dict[Tier, int], dict[Tier, int]]:
-    """Two boundaries for each of two stores, the fastest places first."""
-    places = [tier for tier in Tier for _ in range(min(capacity.get(tier, 0), BOUNDARIES))][:BOUNDARIES]
-    first, second = places[: BOUNDARIES // 2], places[BOUNDARIES // 2 :]
-    return tuple({tier: half.count(tier) for tier in Tier} for half in (first, second))  # type: ignore[return-value]
+        self.pruned = Stream(self.sweeper, pruned, set_apart(others, BOUNDARIES // 2)[0])

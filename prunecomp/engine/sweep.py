@@ -10,7 +10,7 @@ import torch
 from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Advance
-from prunecomp.engine.sinks import Sink
+from prunecomp.engine.sinks import LayerSink
 from prunecomp.engine.states import CARRY, StateShape, StateStore
 from prunecomp.model.decoder import Decoder, apply_seam
 from prunecomp.model.stack import LayerStack, Overlay
@@ -52,7 +52,7 @@ class Sweeper:
         stack: LayerStack,
         start: int,
         states: StateStore,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[LayerSink] = (),
         advance: Advance | None = None,
         finish: Finish | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Sweeper:
         batch: Batch,
         stream: torch.Tensor,
         states: StateStore,
-        sinks: Sequence[Sink],
+        sinks: Sequence[LayerSink],
     ) -> torch.Tensor:
         arguments = self.decoder.arguments(batch)
         for layer, following in zip(group, [*group[1:], None], strict=True):

@@ -16,15 +16,14 @@ import torch
 from torch.nn import functional
 
 from prunecomp.data.windows import Batch, Windows
-from prunecomp.engine.losses import finite, rows_at_once
+from prunecomp.engine.losses import token_sums
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Progress, Within, silent
 from prunecomp.engine.run import CalibrationShard, Run
 from prunecomp.engine.states import CARRY, StateStore, Tier
 from prunecomp.errors import OptionError
-from prunecomp.evaluation.estimate import Estimate, token_mean
-from prunecomp.evaluation.perplexity import perplexity_of
+from prunecomp.evaluation.perplexity import Estimate, perplexity_of, token_mean
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 
@@ -184,36 +183,8 @@ def beside(
     ``stream`` and ``reference``, [B, S, d] or [1, T, d] packed, leave the last layers of the model and the dense one.
     The loss is NaN for a window with a value in the stream that is not finite.
     """
-    if not batch.packed:
-        found = _windows_beside(decoder, dense, batch.tokens, stream, reference, batch.lengths)
-        return torch.where(finite(stream, batch.lengths).unsqueeze(1), found, torch.nan).cpu()
-    references: list[Any] = [None] * batch.count if reference is None else batch.sequences(reference)
-    each = [
-        torch.where(finite(y, None).unsqueeze(1), _windows_beside(decoder, dense, tokens, y, x), torch.nan)
-        for tokens, y, x in zip(batch.sequences(batch.tokens), batch.sequences(stream), references, strict=True)
-    ]
-    return torch.cat(each).cpu()
-
-
-def _windows_beside(
-    decoder: Decoder,
-    dense: Decoder | None,
-    tokens: torch.Tensor,
-    stream: torch.Tensor,
-    reference: torch.Tensor | None,
-    lengths: torch.Tensor | None = None,
-) -> torch.Tensor:
-    targets = tokens[:, 1:].to(stream.device)
-    at_once = rows_at_once(decoder)
-    wanted = targets.flatten().split(at_once)
-    rows = stream[:, :-1].flatten(0, 1).split(at_once)
-    others: Any = [None] * len(rows) if reference is None else reference[:, :-1].flatten(0, 1).split(at_once)
-    each = torch.cat([_rows_beside(decoder, dense, *some) for some in zip(rows, wanted, others, strict=True)])
-    each = each.view(*targets.shape, 3)
-    if lengths is not None:
-        real = torch.arange(1, tokens.shape[1]) < lengths.unsqueeze(1)
-        each = torch.where(real.to(each.device).unsqueeze(2), each, 0.0)
-    return each.sum(dim=1, dtype=torch.float64)
+    look = partial(_rows_beside, decoder, dense)
+    return token_sums(decoder, batch, look, stream, *([] if reference is None else [reference]))
 
 
 QUARTERS = 4
@@ -221,7 +192,11 @@ QUARTERS = 4
 
 
 def _rows_beside(
-    decoder: Decoder, dense: Decoder | None, rows: torch.Tensor, wanted: torch.Tensor, others: torch.Tensor | None
+    decoder: Decoder,
+    dense: Decoder | None,
+    rows: torch.Tensor,
+    wanted: torch.Tensor,
+    others: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[R, 3] float32 for R rows [R, d]."""
     logits = decoder.logits(rows).float()

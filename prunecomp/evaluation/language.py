@@ -75,10 +75,8 @@ class Language:
         one length run without padding, after what they have in common; others are padded on the left.
         """
         answers: list[list[int]] = [[] for _ in prompts]
-        shared = common_prefix(prompts)
-        alike = len(prompts) > 1 and shared >= WORTH_SHARING and until is not None
-        cache = self._read(prompts[0][:shared]) if alike else None
-        for batch in self._batches(prompts, shared if alike else 0, most, alike):
+        shared, cache = (0, None) if until is None else self._beginning(prompts)
+        for batch in self._batches(prompts, shared, most, shared > 0):
             for number, answer in zip(
                 batch, self._continued([prompts[i] for i in batch], most, until, cache), strict=True
             ):
@@ -122,10 +120,7 @@ class Language:
         """Of the continuations of each context. A context is run once for all of its continuations, and what all
         contexts begin with once for all of them; those of one length run together, without padding."""
         found: list[list[Likelihood]] = [[] for _ in contexts]
-        shared = common_prefix(contexts)
-        if len(contexts) < 2 or shared < WORTH_SHARING:
-            shared = 0
-        cache = self._read(contexts[0][:shared]) if shared else None
+        shared, cache = self._beginning(contexts)
         longest = max(len(one) for some in continuations for one in some)
         most = max(map(len, continuations))
         for batch in self._batches(contexts, shared, longest * most, True):
@@ -159,9 +154,14 @@ class Language:
             found[number].append(Likelihood(float(taken[row, :n].sum()), bool(likeliest[row, :n].all())))
         return found
 
-    def _read(self, tokens: list[int]) -> Any:
-        ids = torch.tensor([tokens], device=self.model.device)
-        return self.model(input_ids=ids, use_cache=True, **self._last_alone).past_key_values
+    def _beginning(self, texts: Sequence[list[int]]) -> tuple[int, Any]:
+        """How many tokens all texts begin with, and what the model has read of them; 0 and None where that is not worth
+        while."""
+        shared = common_prefix(texts)
+        if len(texts) < 2 or shared < WORTH_SHARING:
+            return 0, None
+        ids = torch.tensor([texts[0][:shared]], device=self.model.device)
+        return shared, self.model(input_ids=ids, use_cache=True, **self._last_alone).past_key_values
 
     def _batches(self, texts: Sequence[list[int]], shared: int, beyond: int, alike: bool) -> list[list[int]]:
         """Which texts run together, of one length where they must be ``alike``; ``beyond`` tokens of each will come."""

@@ -10,7 +10,7 @@ from typing import Any
 from prunecomp.checkpoint.apply import applied_plan
 from prunecomp.checkpoint.fold import plan_fold
 from prunecomp.data.windows import Windows
-from prunecomp.engine.progress import Advance, Progress, silent
+from prunecomp.engine.progress import Progress, silent
 from prunecomp.evaluation.agreement import Standing, TextQuality, called, on_text
 from prunecomp.evaluation.generation import Generation, Written, summed_up, write
 from prunecomp.evaluation.items import MAKERS, make_probe
@@ -73,7 +73,6 @@ def capabilities(
     *,
     items: int,
     tasks: Tasks | None = None,
-    most: int = MOST_TOKENS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Profile:
@@ -95,9 +94,11 @@ def capabilities(
             )
             with stage as advance, in_use(one) as decoder:
                 language = languages[decoder]
-                written[number] = write(language, PROMPTS, most)
+                written[number] = write(language, PROMPTS, MOST_TOKENS)
                 advance(len(PROMPTS))
-                answers[number] = _answers(language, probes, advance)
+                for probe in probes:
+                    answers[number] += answer(language, [probe])
+                    advance(len(probe.items))
                 if tasks is not None:
                     results.append(tasks.ask(language))
     made = [
@@ -113,14 +114,6 @@ def capabilities(
         for number, one in enumerate(models)
     ]
     return Profile(made, at_chance(answers[0]), languages if isinstance(languages, str) else None, items, seed)
-
-
-def _answers(language: Language, probes: Sequence[Any], advance: Advance) -> list[Answers]:
-    found = []
-    for probe in probes:
-        found += answer(language, [probe])
-        advance(len(probe.items))
-    return found
 
 
 @contextmanager

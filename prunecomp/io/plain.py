@@ -51,20 +51,21 @@ def read_object(path: Path, error: type[PrunecompError], remedy: str = "") -> di
 
 def json_text(value: Any, *, ascii_only: bool = False) -> str:
     """``value`` as JSON that every reader takes: what is not finite is ``null``, for JSON has no word for it."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    return json.dumps(finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json_text(value) + "\n", encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data with None for each number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value
 
 

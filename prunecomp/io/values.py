@@ -161,13 +161,18 @@ def gigabytes(option: str, value: Any) -> float:
 
 
 def probability(option: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = 0.0
-    if isinstance(value, str | bool) or not 0.5 <= number < 1:  # NaN lies nowhere
+    number = _number(value)
+    if isinstance(value, str) or not 0.5 <= number < 1:  # NaN lies nowhere
         raise OptionError(f"{option} {shown(value)}: give a probability from 0.5 to below 1, as in 0.999")
     return number
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def several(option: str, values: Any, most: int = 10_000) -> list[Any]:
@@ -210,6 +215,17 @@ def requested_backend(option: str, value: Any = None) -> str:
     return name
 
 
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Ascending numbers, those that follow each other together."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][-1] == number - 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
+
+
 def listed(values: Collection[Any], most: int = 8) -> str:
     """Values with commas between them: the first few and how many there are, where there are many."""
     some = ", ".join(str(value) for value in islice(values, most))
@@ -227,10 +243,7 @@ def ridge(option: str, value: Any) -> float | None:
     """In units of the mean diagonal of the Gram matrix."""
     if value is None:
         return None
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = _number(value)
     if not 1e-6 <= number <= 1e6:
         raise OptionError(f"{option} {shown(value)}: give a number from 1e-6 to 1e6; 1 is the usual one")
     return number

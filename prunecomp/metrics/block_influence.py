@@ -15,12 +15,25 @@ class _Turn(Metric):
 
     spans = True
     ends_early = True
+    least = 0.0
+    """What is added to the mean, so that a score is 0 where nothing is turned."""
 
     def needs_gram(self, span: int, parity: str | None = None) -> bool:
         return span > 1
 
     def demand(self, shape: ModelShape, span: int) -> Demand:
         return gram_demand(shape) if span > 1 else Demand()
+
+    def score(self, candidates: Candidates) -> dict[int, float]:
+        statistics = candidates.statistics
+        counted = slice(None)
+        if self.heeds_parity and candidates.parity == "official":
+            counted = slice(max(1, len(statistics.tokens) // 2))
+        tokens = int(statistics.tokens[counted].sum())
+        return {
+            first: self.least + float(self.turned(statistics.of(*candidates.block(first)))[counted].sum() / tokens)
+            for first in candidates.starts()
+        }
 
     def sequence_scores(self, candidates: Candidates) -> tuple[list[int], torch.Tensor]:
         starts, statistics = candidates.starts(), candidates.statistics
@@ -39,17 +52,7 @@ class BlockInfluence(_Turn):
     """
 
     heeds_parity = True
-
-    def score(self, candidates: Candidates) -> dict[int, float]:
-        statistics = candidates.statistics
-        counted = slice(None)
-        if candidates.parity == "official":
-            counted = slice(max(1, len(statistics.tokens) // 2))
-        tokens = int(statistics.tokens[counted].sum())
-        return {
-            first: 1.0 + float(self.turned(statistics.of(*candidates.block(first)))[counted].sum() / tokens)
-            for first in candidates.starts()
-        }
+    least = 1.0
 
     def turned(self, record: LayerRecord) -> torch.Tensor:
         return -record.cosine
@@ -57,13 +60,6 @@ class BlockInfluence(_Turn):
 
 class AngularDistance(_Turn):
     """Mean over tokens of ``acos(cos(x_i, x_{i+n})) / pi`` (Gromov et al., arXiv 2403.17887, eq. 7)."""
-
-    def score(self, candidates: Candidates) -> dict[int, float]:
-        statistics = candidates.statistics
-        return {
-            first: float(self.turned(statistics.of(*candidates.block(first))).sum() / statistics.num_tokens)
-            for first in candidates.starts()
-        }
 
     def turned(self, record: LayerRecord) -> torch.Tensor:
         return record.angular

@@ -28,9 +28,6 @@ class Interval:
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return cls(float(low), float(high))
 
-    def shown(self, digits: int) -> str:
-        return f"{self.low:.{digits}f} to {self.high:.{digits}f}"
-
 
 def draws(count: int, seed: int) -> np.ndarray:
     """How often each of ``count`` units is drawn: [DRAWS, count] float64, each row summing to ``count``."""

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from prunecomp.errors import CheckpointError, PrunecompWarning
+from prunecomp.io.values import runs
 from prunecomp.model.adapter import Family
-from prunecomp.model.quantised import NARROW
+from prunecomp.model.quantised.stored import NARROW
 from prunecomp.model.weights import StoredTensors, TensorSource
 
 MOST_LAYERS = 2000
@@ -110,13 +111,7 @@ def held_layers(names: Collection[str], family: Family) -> set[int]:
 
 def spans(numbers: list[int]) -> str:
     """Ascending numbers in words, as in ``0-5, 99``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    shown = [f"{first}-{last}" if last > first else f"{first}" for first, last in parts]
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs(numbers)]
     return ", ".join(shown[:5]) + (" ..." if len(shown) > 5 else "")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -63,6 +64,23 @@ def prune_stored(
     if nested is None:
         return {**pruned, LAYER_MAP: list(alive)}
     return {**follow_layers(stored, {TEXT}, num_layers, alive), TEXT: pruned, LAYER_MAP: list(alive)}
+
+
+def pruned_copy(config: Any, family: Family, num_layers: int, alive: tuple[int, ...]) -> Any:
+    """A copy of a decoder's ``config`` as it is once only the layers ``alive`` remain. Raises as :func:`prune_config`
+    does."""
+    pruned = copy.deepcopy(config)
+    for name, value in prune_stored({}, pruned, family, num_layers, alive).items():
+        setattr(pruned, name, value)
+    return pruned
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """Within, no warning of what does not outlive a removal: it is told of when it is left out of what is written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrunecompWarning)
+        yield
 
 
 def follow_layers(

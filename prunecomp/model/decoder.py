@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,15 +20,14 @@ from prunecomp.model.streaming import LayerWeights, ResidentWeights
 from prunecomp.model.weights import TensorSource
 
 
-class _Recorder(nn.Module):
-    """Stands in for a decoder layer: notes the arguments it is given by name and passes the stream through."""
+class StandIn(nn.Module):
+    """In the place of a decoder layer: ``does(stream, unnamed, named)`` what it is called with, and is for everything
+    else the layer."""
 
-    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
+    def __init__(self, layer: nn.Module, does: Callable[..., Any]) -> None:
         super().__init__()
-        self.returns_tuple = returns_tuple
-        object.__setattr__(self, "replaced", layer)  # not a submodule: it must not appear in the backbone
-        self.arguments: dict[str, Any] = {}
-        self.stream: torch.Tensor | None = None
+        object.__setattr__(self, "replaced", layer)  # not a submodule: its weights may not be there yet
+        self.does = does
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -36,11 +35,8 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["replaced"], name)
 
-    def forward(self, hidden_states: torch.Tensor, *unnamed: Any, **arguments: Any) -> Any:
-        names = list(inspect.signature(self.__dict__["replaced"].forward).parameters)
-        self.stream = hidden_states
-        self.arguments = {**dict(zip(names[1:], unnamed, strict=False)), **arguments}
-        return (hidden_states,) if self.returns_tuple else hidden_states
+    def forward(self, hidden_states: torch.Tensor, *unnamed: Any, **named: Any) -> Any:
+        return self.does(hidden_states, unnamed, named)
 
 
 class PackedTokens(Protocol):
@@ -172,28 +168,44 @@ class Decoder:
     def enter(self, batch: Tokens) -> tuple[torch.Tensor, LayerArguments]:
         """Embed tokens [B, S]: the stream entering layer 0, [B, S, d], and each layer's arguments.
 
-        The model's own forward runs with its layers replaced by recorders, so that embedding multipliers, masks and
-        positions are what the model makes them. Unless sequences are packed, arguments depend on the shape alone and
-        are made once a shape; rotary embeddings that look at lengths see those of this batch alone.
+        The model's own forward runs with its layers replaced by what notes their arguments, so that embedding
+        multipliers, masks and positions are what the model makes them. Unless sequences are packed, arguments depend on
+        the shape alone and are made once a shape; rotary embeddings that look at lengths see those of this batch alone.
         """
         tokens, positions = (batch, None) if isinstance(batch, torch.Tensor) else (batch.tokens, batch.positions)
         there = batch.to(self.device) if isinstance(batch, torch.Tensor) else batch.tokens_on(self.device)
-        recorders = nn.ModuleList(_Recorder(layer, self.family.returns_tuple) for layer in self.layers)
-        owner, _, leaf = self.family.layers.rpartition(".")
-        module = self.model.get_submodule(owner)
-        original = getattr(module, leaf)
+        entered: list[torch.Tensor] = []
+        arguments: LayerArguments = [{} for _ in self.layers]
+
+        def noting(number: int, layer: nn.Module) -> StandIn:
+            names = list(inspect.signature(layer.forward).parameters)[1:]
+
+            def note(stream: torch.Tensor, unnamed: tuple[Any, ...], named: dict[str, Any]) -> Any:
+                entered.append(stream)
+                arguments[number] = {**dict(zip(names, unnamed, strict=False)), **named}
+                return (stream,) if self.family.returns_tuple else stream
+
+            return StandIn(layer, note)
+
         options = {} if positions is None else {"position_ids": positions.to(self.device)}
         self.rotary.release()
-        setattr(module, leaf, recorders)
-        try:
+        with self.layers_as(noting(number, layer) for number, layer in enumerate(self.layers)):
             self.backbone(input_ids=there, use_cache=False, **options)
-        finally:
-            setattr(module, leaf, original)
-        first: Any = recorders[0]
-        arguments: LayerArguments = [recorder.arguments for recorder in recorders]  # type: ignore[misc]
         if positions is None:
             arguments = self._arguments.setdefault((tokens.shape[0], tokens.shape[1]), arguments)
-        return first.stream, arguments
+        return entered[0], arguments
+
+    @contextmanager
+    def layers_as(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Within, ``modules`` stand where the model has its layers."""
+        owner, _, leaf = self.family.layers.rpartition(".")
+        place = self.model.get_submodule(owner)
+        layers = getattr(place, leaf)
+        setattr(place, leaf, nn.ModuleList(modules))
+        try:
+            yield
+        finally:
+            setattr(place, leaf, layers)
 
     def arguments(self, batch: Tokens) -> LayerArguments:
         """Each layer's arguments for tokens [B, S]; the embedding runs only for a shape not met before."""

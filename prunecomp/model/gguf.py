@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from prunecomp.model.families import families
 SUFFIX = ".gguf"
 DEFAULT_DTYPE = torch.bfloat16
 """What a GGUF is dequantised to where no dtype is asked for: its own formats have no counterpart in safetensors."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a GGUF says of itself."""
-
-    tensors: list[tuple[str, str, int]]
-    """Name, format and number of values of each."""
-    has_tokenizer: bool
 
 
 def gguf_of(path: Path) -> Path | None:
@@ -59,7 +49,7 @@ def gguf_types(file: Path) -> str:
     missing.
     """
     values: Counter[str] = Counter()
-    for _, kind, count in read_header(file).tensors:
+    for kind, count in read_header(file)[0]:
         values[kind] += count
     return ", ".join(name for name, _ in values.most_common())
 
@@ -89,7 +79,7 @@ def dequantise(file: Path, dtype: torch.dtype, folder: Path) -> None:
 
     Raises :class:`CheckpointError`.
     """
-    header = read_header(file)
+    _, has_tokenizer = read_header(file)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         config = AutoConfig.from_pretrained(**where)
@@ -106,7 +96,7 @@ def dequantise(file: Path, dtype: torch.dtype, folder: Path) -> None:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(partial)
-        if header.has_tokenizer:
+        if has_tokenizer:
             AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
         if not (folder / "config.json").is_file():  # another process may have been quicker
             os.rename(partial, folder)
@@ -118,8 +108,10 @@ def dequantise(file: Path, dtype: torch.dtype, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_header(file: Path) -> Header:
-    """Raises :class:`CheckpointError` for a file that is no GGUF, or does not hold all that it announces."""
+def read_header(file: Path) -> tuple[list[tuple[str, int]], bool]:
+    """The format of each tensor and the number of its values; and whether a tokenizer is there.
+
+    Raises :class:`CheckpointError` for a file that is no GGUF, or does not hold all that it announces."""
     try:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
     except ImportError as error:
@@ -144,10 +136,11 @@ def read_header(file: Path) -> Header:
         count, kind = math.prod(int(extent) for extent in extents), GGMLQuantizationType(int(stored[0]))
         block, nbytes = GGML_QUANT_SIZES[kind]
         end = header.data_start + int(offset[0]) + count // block * nbytes
-        tensors.append((bytes(name).decode("utf-8", "replace"), kind.name, count))
+        tensors.append((kind.name, count))
         if end > size:
-            raise CheckpointError(f"{file} is cut short: {tensors[-1][0]} ends at byte {end:,}, the file at {size:,}")
-    return Header(tensors, "tokenizer.ggml.model" in header.fields)
+            named = bytes(name).decode("utf-8", "replace")
+            raise CheckpointError(f"{file} is cut short: {named} ends at byte {end:,}, the file at {size:,}")
+    return tensors, "tokenizer.ggml.model" in header.fields
 
 
 def _key(file: Path, dtype: torch.dtype) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
+from math import prod
+from operator import mul
 
 import torch
 
@@ -114,22 +116,11 @@ class LayerStack:
 
     def seam_product_below(self) -> tuple[float, ...]:
         """For each survivor the product of all seams from the bottom up to and including its own."""
-        products, product = [], 1.0
-        for seam in self.seams:
-            product *= seam
-            products.append(product)
-        return tuple(products)
+        return tuple(accumulate(self.seams, mul))
 
     def seam_product_above(self) -> tuple[float, ...]:
         """For each survivor the product of all seams strictly above it."""
-        products, product = [], 1.0
-        for seam in reversed(self.seams):
-            products.append(product)
-            product *= seam
-        return tuple(reversed(products))
+        return tuple(accumulate(self.seams[:0:-1], mul, initial=1.0))[::-1]
 
     def seam_product(self) -> float:
-        product = 1.0
-        for seam in self.seams:
-            product *= seam
-        return product
+        return prod(self.seams, start=1.0)

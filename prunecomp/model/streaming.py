@@ -11,21 +11,14 @@ import torch
 from torch import nn
 
 from prunecomp.errors import NumericalError
-from prunecomp.model.weights import all_finite
+from prunecomp.model.checks import parameter_places
+from prunecomp.model.weights import StoredTensors, all_finite
 
 ALIGNMENT = 256
 """Bytes to which every parameter in a slot is aligned, as a device allocator would."""
 
 Group = Sequence[int]
 """Original indices of layers whose weights are on the device together."""
-
-
-class NamedTensors(Protocol):
-    """What weights are streamed from."""
-
-    def read(self, name: str) -> torch.Tensor: ...
-
-    def location(self, name: str) -> Any: ...
 
 
 class LayerWeights(Protocol):
@@ -78,7 +71,7 @@ class StreamedWeights:
         self,
         layers: Sequence[nn.Module],
         prefixes: Sequence[str],
-        source: NamedTensors,
+        source: StoredTensors,
         dtype: torch.dtype,
         device: torch.device,
         group_size: int,
@@ -158,9 +151,7 @@ def _aligned(nbytes: int) -> int:
 
 def _places(layer: nn.Module, prefix: str, dtype: torch.dtype) -> Iterator[_Place]:
     offset = 0
-    for path, module in layer.named_modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                name = ".".join(part for part in (prefix, path, leaf) if part)
-                yield _Place(module, leaf, name, parameter.shape, offset, parameter)
-                offset += _aligned(parameter.numel() * dtype.itemsize)
+    for name, module, leaf in parameter_places(layer):
+        parameter = module._parameters[leaf]
+        yield _Place(module, leaf, f"{prefix}.{name}", parameter.shape, offset, parameter)
+        offset += _aligned(parameter.numel() * dtype.itemsize)

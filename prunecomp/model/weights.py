@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,25 @@ class StoredTensors(TensorSource, Protocol):
     def dtype(self, name: str) -> torch.dtype: ...
 
 
-class SafetensorsCheckpoint:
+class _Files:
+    """Tensors, by name, in files of a folder."""
+
+    folder: Path
+    _place: dict[str, str]
+    """The file of each."""
+
+    def files(self) -> list[Path]:
+        """The files that the tensors are in."""
+        return [self.folder / file for file in sorted(set(self._place.values()))]
+
+    def names(self) -> list[str]:
+        return list(self._place)
+
+    def location(self, name: str) -> Path:
+        return self.folder / self._place[name]
+
+
+class SafetensorsCheckpoint(_Files):
     """A folder of safetensors files, one or sharded; memory-mapped, so that only what is read is loaded.
 
     Raises :class:`CheckpointError` on opening when a file is missing or damaged, when the index names a file outside
@@ -93,16 +112,6 @@ class SafetensorsCheckpoint:
                 raise CheckpointError(f"{path} is damaged or cut short ({error}): fetch it again") from error
         return self._files[file]
 
-    def files(self) -> list[Path]:
-        """The files that the tensors are in."""
-        return [self.folder / file for file in sorted(set(self._place.values()))]
-
-    def names(self) -> list[str]:
-        return list(self._place)
-
-    def location(self, name: str) -> Path:
-        return self.folder / self._place[name]
-
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._open(self._place[name]).get_tensor(name)
         return tensor
@@ -120,18 +129,10 @@ class SafetensorsCheckpoint:
         return TORCH_DTYPES[stored]
 
     def nbytes(self, name: str) -> int:
-        part = self._open(self._place[name]).get_slice(name)
-        size = DTYPE_BYTES.get(part.get_dtype())
-        if size is None:
-            raise CheckpointError(
-                f"{self.location(name)}: {name!r} has dtype {part.get_dtype()}, which is not supported"
-            )
-        for extent in part.get_shape():
-            size *= extent
-        return size
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
 
-class PickleCheckpoint:
+class PickleCheckpoint(_Files):
     """``pytorch_model.bin``, single or sharded, read with ``weights_only=True``; opened only when the user asks."""
 
     unnamed: Mapping[str, str] = {}
@@ -149,16 +150,6 @@ class PickleCheckpoint:
         for name in entries:
             if name not in self._tensors:
                 raise CheckpointError(f"{folder / file} names {name!r}, which none of its files holds")
-
-    def files(self) -> list[Path]:
-        """The files that the tensors are in."""
-        return [self.folder / file for file in sorted(set(self._place.values()))]
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def location(self, name: str) -> Path:
-        return self.folder / self._place[name]
 
     def read(self, name: str) -> torch.Tensor:
         return _unshared(self._tensors[name], self._storages)
@@ -262,11 +253,6 @@ def _digest(piece: tuple[Path, int]) -> bytes:
             digest.update(data.read(2**20))
     return digest.digest()
 
-
-DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-}  # fmt: skip
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

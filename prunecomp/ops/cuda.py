@@ -11,7 +11,7 @@ import torch
 from prunecomp.errors import BackendError
 from prunecomp.ops import libraries
 from prunecomp.ops.libraries import DTYPES, pointer, require
-from prunecomp.ops.reference import COUNTS, SUMS
+from prunecomp.ops.reference import fresh_gram, fresh_stats
 
 LIBRARY = "prunecomp_cuda"
 REMEDY = "install the CUDA toolkit (nvcc on PATH, or CUDA_HOME set) and install prunecomp again"
@@ -42,10 +42,7 @@ def layer_stats(
     n, s, d = x.shape
     library = require(LIBRARY, REMEDY)
     with _queue(x.device) as stream:
-        sums = x.new_empty(n, len(SUMS), dtype=torch.float64)
-        counts = x.new_empty(n, len(COUNTS), dtype=torch.int64)
-        magnitude = x.new_empty(n, d, dtype=torch.float64)
-        input_magnitude = x.new_empty(n if with_input else 0, d, dtype=torch.float64)
+        sums, counts, magnitude, input_magnitude = fresh_stats(x, with_input)
         workspace = x.new_empty(library.pc_cuda_layer_stats_workspace(n, s, d, with_input), dtype=torch.uint8)
         code = library.pc_cuda_layer_stats(
             *(x.data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), y.stride(0), y.stride(1)),
@@ -67,8 +64,7 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
     # of the same stream only. The driver copies a table this small aside at once, so its host memory may go as well.
     with _queue(first.device) as stream:
         table = torch.tensor([state.data_ptr() for state in states]).to(first.device, non_blocking=True)
-        sums = first.new_empty(4, n, m, m, dtype=torch.float64)
-        counts = first.new_empty(n, m, 2, dtype=torch.int64)
+        sums, counts = fresh_gram(states)
         workspace = first.new_empty(library.pc_cuda_layer_gram_workspace(m, n, s, d), dtype=torch.uint8)
         code = library.pc_cuda_layer_gram(
             *(table.data_ptr(), m, first.stride(0), first.stride(1), DTYPES[first.dtype], n, s, d, pointer(lengths)),

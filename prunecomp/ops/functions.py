@@ -18,71 +18,20 @@ class LayerStats(NamedTuple):
     """Sums over the tokens of each of N sequences. Sums of a sequence with rows that are not finite mean nothing."""
 
     sums: torch.Tensor
-    """[N, 8] float64, by the names of the properties below."""
+    """[N, 8] float64: :data:`SUMS`, each an attribute too, as in ``stats.cosine``."""
     counts: torch.Tensor
-    """[N, 3] int64."""
+    """[N, 3] int64: :data:`COUNTS`, in the same way."""
     magnitude: torch.Tensor
     """[N, d] float64: sum of |y|, channel by channel."""
     input_magnitude: torch.Tensor
     """[N, d] float64: sum of |x|, channel by channel; [0, d] unless asked for."""
 
-    @property
-    def cosine(self) -> torch.Tensor:
-        """[N]: cos(x, y), 0.5 where either is the zero vector."""
-        return self._sum("cosine")
-
-    @property
-    def angular(self) -> torch.Tensor:
-        """[N]: acos(cos(x, y)) / pi."""
-        return self._sum("angular")
-
-    @property
-    def dot(self) -> torch.Tensor:
-        """[N]: <x, y>."""
-        return self._sum("dot")
-
-    @property
-    def input_square(self) -> torch.Tensor:
-        """[N]: |x|^2."""
-        return self._sum("input_square")
-
-    @property
-    def square(self) -> torch.Tensor:
-        """[N]: |y|^2."""
-        return self._sum("square")
-
-    @property
-    def input_norm(self) -> torch.Tensor:
-        """[N]: |x|."""
-        return self._sum("input_norm")
-
-    @property
-    def norm(self) -> torch.Tensor:
-        """[N]: |y|."""
-        return self._sum("norm")
-
-    @property
-    def norm_ratio(self) -> torch.Tensor:
-        """[N]: |y| / |x| over the tokens where x is not zero."""
-        return self._sum("norm_ratio")
-
-    @property
-    def zero_rows(self) -> torch.Tensor:
-        """[N] int64: tokens where x or y is the zero vector."""
-        return self.counts[:, COUNTS.index("zero_rows")]
-
-    @property
-    def zero_input_rows(self) -> torch.Tensor:
-        """[N] int64: tokens where x is the zero vector."""
-        return self.counts[:, COUNTS.index("zero_input_rows")]
-
-    @property
-    def nonfinite_rows(self) -> torch.Tensor:
-        """[N] int64: tokens where x or y holds NaN or infinity, or is too long for its square to be finite."""
-        return self.counts[:, COUNTS.index("nonfinite_rows")]
-
-    def _sum(self, name: str) -> torch.Tensor:
-        return self.sums[:, SUMS.index(name)]
+    def __getattr__(self, name: str) -> torch.Tensor:
+        """[N]: a column of ``sums`` or of ``counts``, by its name in :data:`SUMS` or :data:`COUNTS`."""
+        for columns, names in ((self.sums, SUMS), (self.counts, COUNTS)):
+            if name in names:
+                return columns[:, names.index(name)]
+        raise AttributeError(name)
 
 
 class LayerGram(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from prunecomp.ops.backends import implementation
-from prunecomp.ops.reference import COUNTS, SUMS
+from prunecomp.ops.reference import fresh_gram, fresh_stats
 
 
 @torch.library.custom_op("prunecomp::layer_stats", mutates_args=())
@@ -22,13 +22,7 @@ def layer_stats(
 def _(
     x: torch.Tensor, y: torch.Tensor, lengths: torch.Tensor | None, with_input: bool, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    n, _, d = x.shape
-    return (
-        x.new_empty((n, len(SUMS)), dtype=torch.float64),
-        x.new_empty((n, len(COUNTS)), dtype=torch.int64),
-        x.new_empty((n, d), dtype=torch.float64),
-        x.new_empty((n if with_input else 0, d), dtype=torch.float64),
-    )
+    return fresh_stats(x, with_input)
 
 
 @torch.library.custom_op("prunecomp::layer_gram", mutates_args=())
@@ -40,9 +34,7 @@ def layer_gram(
 
 @layer_gram.register_fake
 def _(states: list[torch.Tensor], lengths: torch.Tensor | None, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
-    n, m = states[0].shape[0], len(states)
-    sums = states[0].new_empty((4, n, m, m), dtype=torch.float64)
-    return sums, states[0].new_empty((n, m, 2), dtype=torch.int64)
+    return fresh_gram(states)
 
 
 @torch.library.custom_op("prunecomp::weight_norms", mutates_args=())

@@ -14,7 +14,7 @@ import torch
 from prunecomp.errors import BackendError
 from prunecomp.ops import libraries
 from prunecomp.ops.libraries import DTYPES, pointer, require
-from prunecomp.ops.reference import COUNTS, SUMS
+from prunecomp.ops.reference import fresh_gram, fresh_stats
 
 LIBRARY = "prunecomp_cpu"
 REMEDY = "install a C++17 compiler (g++ or clang++, or name one in CXX) and install prunecomp again"
@@ -43,10 +43,7 @@ def layer_stats(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As :func:`prunecomp.ops.reference.layer_stats`, in one read of ``x`` and ``y``."""
     n, s, d = x.shape
-    sums = torch.empty(n, len(SUMS), dtype=torch.float64)
-    counts = torch.empty(n, len(COUNTS), dtype=torch.int64)
-    magnitude = torch.empty(n, d, dtype=torch.float64)
-    input_magnitude = torch.empty(n if with_input else 0, d, dtype=torch.float64)
+    sums, counts, magnitude, input_magnitude = fresh_stats(x, with_input)
     _call(
         "pc_cpu_layer_stats",
         *(x.data_ptr(), x.stride(0), x.stride(1), y.data_ptr(), y.stride(0), y.stride(1)),
@@ -60,8 +57,7 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
     """As :func:`prunecomp.ops.reference.layer_gram`, in one read of each state."""
     first, m = states[0], len(states)
     n, s, d = first.shape
-    sums = torch.empty(4, n, m, m, dtype=torch.float64)
-    counts = torch.empty(n, m, 2, dtype=torch.int64)
+    sums, counts = fresh_gram(states)
     pointers = (ctypes.c_void_p * m)(*(state.data_ptr() for state in states))
     _call(
         "pc_cpu_layer_gram",

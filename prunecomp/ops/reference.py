@@ -11,9 +11,11 @@ ZERO_COSINE = 0.5
 """The cosine that the paper's code gives to a pair with a zero vector."""
 
 SUMS = ("cosine", "angular", "dot", "input_square", "square", "input_norm", "norm", "norm_ratio")
-"""The columns of ``sums`` of :func:`layer_stats`."""
+"""The columns of ``sums`` of :func:`layer_stats`: cos(x, y), 0.5 where either is the zero vector; acos(cos(x, y)) / pi;
+<x, y>; |x|^2; |y|^2; |x|; |y|; and |y| / |x| over the tokens where x is not zero."""
 COUNTS = ("zero_rows", "zero_input_rows", "nonfinite_rows")
-"""The columns of ``counts`` of :func:`layer_stats`."""
+"""The columns of ``counts`` of :func:`layer_stats`: tokens where x or y is the zero vector; where x is; and where
+x or y holds NaN or infinity, or is too long for its square to be finite."""
 
 
 def layer_stats(
@@ -78,6 +80,23 @@ def layer_gram(states: Sequence[torch.Tensor], lengths: torch.Tensor | None) -> 
         sums[:, n] = columns.sum(dim=1, dtype=torch.float64)
         counts[n] = flags.sum(dim=0)
     return sums, counts
+
+
+def fresh_stats(x: torch.Tensor, with_input: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What :func:`layer_stats` gives of states like ``x``, to be written to."""
+    n, _, d = x.shape
+    return (
+        x.new_empty(n, len(SUMS), dtype=torch.float64),
+        x.new_empty(n, len(COUNTS), dtype=torch.int64),
+        x.new_empty(n, d, dtype=torch.float64),
+        x.new_empty(n if with_input else 0, d, dtype=torch.float64),
+    )
+
+
+def fresh_gram(states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`layer_gram` gives of ``states``, to be written to."""
+    first, n, m = states[0], states[0].shape[0], len(states)
+    return first.new_empty(4, n, m, m, dtype=torch.float64), first.new_empty(n, m, 2, dtype=torch.int64)
 
 
 def weight_norms(w: torch.Tensor) -> torch.Tensor:

@@ -42,10 +42,3 @@ def judged(
     )  # fmt: skip
     profiles = [replace(found, models=[found.models[0], model]) for model in found.models[1:]]
     return [([model.texts["eval"] for model in one.models if windows is not None], one) for one in profiles]
-
-
-def perplexities(quality: Sequence[TextQuality]) -> dict[str, float] | None:
-    """By name; None where there was no text."""
-    if not quality:
-        return None
-    return {name: one.perplexity.value for name, one in zip(("dense", "pruned"), quality, strict=True)}

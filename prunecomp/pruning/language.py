@@ -6,13 +6,12 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from prunecomp.data.sources import Tokenizer
+from prunecomp.data.tokens import Tokenizer
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.evaluation.language import Language
+from prunecomp.model.files import GENERATION
 from prunecomp.model.source.base import ModelSource
-
-TOKENS = "generation_config.json"
 
 
 def why_silent(model_source: ModelSource, placement: Placement) -> str | None:
@@ -35,7 +34,7 @@ def language_of(model_source: ModelSource, placement: Placement) -> Language | s
     tokenizer, model = model_source.tokenize.of_transformers, model_source.load().model
     stated = [getattr(model, "generation_config", None)]
     folder = Path(model_source.name) if model_source.base is None else Path(model_source.base)
-    if (folder / TOKENS).is_file():
+    if (folder / GENERATION).is_file():
         stated.append(GenerationConfig.from_pretrained(folder))
     ends: dict[int, None] = {}
     for token in [getattr(tokenizer, "eos_token_id", None), *(getattr(one, "eos_token_id", None) for one in stated)]:

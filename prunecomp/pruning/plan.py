@@ -10,7 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 from prunecomp.compensation import COMPENSATIONS
-from prunecomp.engine.placement import ModelShape, Placement, model_shape, should_compile
+from prunecomp.engine.placement import ModelShape, Placement, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
 from prunecomp.engine.work import Work, rounds, seconds, stretch
 from prunecomp.io.escape import one_line
@@ -103,9 +103,6 @@ class Outline(ModelSource):
     @property
     def dtype(self) -> torch.dtype:
         return self._dtype
-
-    def shape(self) -> ModelShape:
-        return model_shape(self.described.model, families.find(self.config.model_type), self._dtype)
 
 
 def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKeywords]) -> RunPlan:

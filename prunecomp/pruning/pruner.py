@@ -30,7 +30,6 @@ class _Step:
     """A removal, and what it takes to take it back."""
 
     before: Snapshot
-    held_out_before: Snapshot | None
     blocks: Mapping[int, tuple[int, ...]]
     scored: LayerStack | None
     record: RoundRecord
@@ -51,7 +50,6 @@ class Pruner:
     ----------
     placement : what is kept where; by default all that fits in the memory that is free.
     candidates : the layers that may go: states are kept with an eye to them.
-    held_out : windows that no statistic sees, for a compensation that compares losses.
     span : the most neighbours that go together; 1 unless the metric can score blocks.
     lookahead : for the metric ``ppl``: each candidate is judged with its own compensation in place.
     confidence : end a round's pass as soon as the lowest score is separated from all others at this confidence.
@@ -69,7 +67,6 @@ class Pruner:
         cache: bool = True,
         placement: Placement | None = None,
         candidates: Sequence[int] | None = None,
-        held_out: Windows | None = None,
         seed: int = 0,
         given: Sequence[int] = (),
         span: int = 1,
@@ -110,15 +107,8 @@ class Pruner:
         )  # fmt: skip
         self.statistics = self._run.statistics
         """Those of the last scores; a one-shot run goes on using them when layers are gone."""
-        self.sequences = 0
-        """Calibration sequences that they rest on."""
         self.blocks: dict[int, tuple[int, ...]] = {}
         """The neighbours that each of the last scores is for."""
-        self._held_out = (
-            None
-            if held_out is None
-            else Run(decoder, held_out, placement, candidates=self._candidates, measured=False, progress=progress)
-        )
 
     def __repr__(self) -> str:
         gone = f"layers {listed(self.removed)} gone" if self.removed else "none gone"
@@ -133,6 +123,11 @@ class Pruner:
     def layer_forwards(self) -> float:
         """Passes of the calibration set through one layer, so far."""
         return self._run.layer_forwards
+
+    @property
+    def sequences(self) -> int:
+        """Calibration sequences that the statistics rest on."""
+        return len(self.statistics.tokens)
 
     @property
     def removed(self) -> list[int]:
@@ -167,7 +162,6 @@ class Pruner:
             if self._confidence is not None and self._decided(candidates):
                 break
         self.statistics = self._run.statistics
-        self.sequences = len(self.statistics.tokens)
         self._run.scores = self._metric.score(candidates)
         self.blocks = {first: candidates.block(first) for first in self._run.scores}
         self._scored = self.stack
@@ -181,7 +175,7 @@ class Pruner:
         return separated(sums[:, columns], self._run.windows.count, self._confidence)
 
     def _estimate(self, block: tuple[int, ...], statistics: Statistics) -> Seam:
-        return self._compensate(Removal(self._run, block, statistics, self._held_out))
+        return self._compensate(Removal(self._run, block, statistics))
 
     def _cut(self, *block: int) -> Seam:
         """Remove a surviving layer, or neighbours from below, and put the compensation, estimated from the last
@@ -200,8 +194,8 @@ class Pruner:
         return RoundRecord(
             layer=block[0], block=list(block), score=scores.get(block[0]), scale=seam.scale, scores=dict(scores),
             layer_forwards=self.layer_forwards - spent, zero_rows=int(self.statistics.of(block[0]).zero_rows.sum()),
-            dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen, losses=dict(seam.losses),
-            seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
+            dead_channels=seam.dead_channels, sequences=self.sequences, chosen=seam.chosen,
+            losses=dict(seam.losses), seconds=time.perf_counter() - started, **({} if sure is None else sure.fields()),
         )  # fmt: skip
 
     def remove(self, *block: int) -> Seam:
@@ -225,15 +219,13 @@ class Pruner:
         for shard in self._run.shards:
             self._run.update(shard)
         self.statistics = self._run.statistics
-        self.sequences = len(self.statistics.tokens)
         before = self._run.snapshot()
-        held_out_before = None if self._held_out is None else self._held_out.snapshot()
         fresh = self._scored is self.stack and self.blocks.get(block[0]) == block
         scores = dict(self._run.scores) if fresh else {}
         scored, free = self._scored, set(self._candidates) & set(self.stack.alive)
         seam = self._cut(*block)
         record = self._record(block, seam, scores, spent, started, free)
-        self._steps.append(_Step(before, held_out_before, self.blocks, scored, record, self.sequence_scores))
+        self._steps.append(_Step(before, self.blocks, scored, record, self.sequence_scores))
         return seam
 
     def undo(self) -> tuple[int, ...]:
@@ -247,13 +239,10 @@ class Pruner:
             raise OptionError("undo: no layer has been removed; call remove() first")
         step = self._steps.pop()
         self._run.restore(step.before, states=self._reads_states or self._metric.backward)
-        if self._held_out is not None and step.held_out_before is not None:
-            self._held_out.restore(step.held_out_before)
         if self._metric.reads_states:
             self._metric = type(self._metric)()  # what it has kept is of the model that was
         self.blocks, self._scored, self.sequence_scores = dict(step.blocks), step.scored, step.sequence_scores
         self.statistics = self._run.statistics
-        self.sequences = len(self.statistics.tokens)
         return tuple(step.record.block)
 
     def loss(self, windows: Any = None) -> float:
@@ -295,9 +284,7 @@ class Pruner:
 
     def _put(self, block: tuple[int, ...], seam: Seam) -> None:
         """Remove neighbouring survivors with a compensation that is already known."""
-        for run in (self._run, self._held_out):
-            if run is not None:
-                put_in_place(run, block, seam)
+        put_in_place(self._run, block, seam)
 
     def scale_of(self, *block: int) -> float:
         """The scale that removing these neighbours now would leave behind."""

@@ -42,6 +42,14 @@ FORMAT = 1
 SEAMS, EXPORT = "the model with its seams, before they are folded", "the export"
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of what a run's numbers may depend on beside us."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "safetensors")},
+    }
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a pruner's model and windows come from, for a :class:`PruneResult`."""
@@ -175,10 +183,7 @@ class PruneResult:
         return {
             "format": FORMAT,
             "prunecomp": version("prunecomp"),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers", "safetensors")},
-            },
+            "versions": versions(),
             "model": self.model_source.name,
             "num_layers": self.stack.num_layers,
             "options": self.options.record(),
@@ -317,8 +322,7 @@ class PruneResult:
         Its config follows, and no longer names the dense model as where it comes from. A model that was pruned where it
         is can still be saved from this result, which keeps what was taken out of it until it is gone itself.
         """
-        with self._dense():
-            plan, _ = self.prove()
+        plan, _ = self.prove()
         own = unwrapped(model) is self.model_source.load().model
         if own and self._put_back is not None:
             raise OptionError("apply: the model has been pruned in place already; give another copy of the dense one")
@@ -333,8 +337,7 @@ class PruneResult:
         >>> with result.applied(model):
         ...     model.generate(...)
         """
-        with self._dense():
-            plan, _ = self.prove()
+        plan, _ = self.prove()
         put_back = apply_plan(model, self.stack, plan)
         own = unwrapped(model) is self.model_source.load().model
         if own:

@@ -27,12 +27,11 @@ from prunecomp.options.aims import Aim
 from prunecomp.pruning.curve import Curve
 from prunecomp.pruning.gates import Gates, Looks, shared
 from prunecomp.pruning.journal import Journal
-from prunecomp.pruning.judging import judged, perplexities
+from prunecomp.pruning.judging import judged
 from prunecomp.pruning.language import why_silent
-from prunecomp.pruning.replacing import may_replace
 from prunecomp.pruning.result import PruneResult, RoundRecord
 from prunecomp.pruning.rounds import Stops, run_rounds
-from prunecomp.pruning.session import Session
+from prunecomp.pruning.session import Session, may_replace
 from prunecomp.pruning.stages import round_of, whole_of
 from prunecomp.repair import RIDGE, Outcome, repair
 
@@ -150,7 +149,9 @@ def run(model: Any, asked: PruneOptions) -> Curve:
             placement=placement,
             compiled=compiled,
             layer_forwards=stop.layer_forwards + (0 if outcome is None else outcome.layer_forwards),
-            perplexity=perplexities(quality),
+            perplexity={one: text.perplexity.value for one, text in zip(("dense", "pruned"), quality, strict=True)}
+            if quality
+            else None,
             quality=quality,
             profile=profile,
             # What others took is not counted.

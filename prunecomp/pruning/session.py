@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from prunecomp.checkpoint.export import check_export
 from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -16,7 +17,7 @@ from prunecomp.engine.placement import Demand, Memory, Placement, available_memo
 from prunecomp.engine.progress import Progress
 from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
-from prunecomp.errors import OptionError
+from prunecomp.errors import FoldError, OptionError
 from prunecomp.evaluation.tasks import Tasks
 from prunecomp.io.values import at_revision, listed
 from prunecomp.metrics import METRICS, check_order
@@ -31,10 +32,7 @@ from prunecomp.pruning.inputs import calibration_windows, evaluation_windows
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Origin
 from prunecomp.pruning.rounds import choose_candidates
-from prunecomp.repair import check_placed, demand_of
-
-HELD_OUT = 8
-"""One calibration window in so many is held out from scores and fits, for compensations that compare losses."""
+from prunecomp.repair import check_placed, check_repairable, demand_of
 
 
 class Session:
@@ -169,15 +167,15 @@ class Session:
         origin: Origin | None = None,
         progress: Progress | None = None,
     ) -> Pruner:
-        """The pruner that the options ask for, over ``windows`` arranged as they need it. A few rows are run
-        first, to see that the layers ``moving`` can go."""
+        """The pruner that the options ask for, over ``windows``: in a random order, drawn from the seed, where a round
+        may end early. A few rows are run first, to see that the layers ``moving`` can go."""
         options, decoder = self.options, self.load(placement, compiled=compiled)
         if moving:
             check_layers_move(decoder, moving, windows.tokens[0])
-        seen, held_out = arrange(windows, options)
         return Pruner(
-            decoder, seen, metric=options.metric, compensation=options.compensation, cache=options.cache,
-            placement=placement, candidates=candidates, held_out=held_out, seed=options.seed, given=options.given,
+            decoder, windows if options.confidence is None else windows.shuffled(options.seed),
+            metric=options.metric, compensation=options.compensation, cache=options.cache,
+            placement=placement, candidates=candidates, seed=options.seed, given=options.given,
             span=options.block_size(METRICS), lookahead=options.lookahead, confidence=options.confidence,
             parity=options.parity, backend=options.backend, progress=progress or options.progress, origin=origin,
         )  # fmt: skip
@@ -223,21 +221,21 @@ def candidates_of(options: PruneOptions, num_layers: int) -> list[int]:
     return chosen
 
 
-def arrange(windows: Windows, options: PruneOptions) -> tuple[Windows, Windows | None]:
-    """The windows to score and fit on, and those held out for a compensation that compares losses.
-
-    An early stop rests on a random order, and a held-out slice is a random eighth: both are drawn from the seed.
-    """
-    holds_out = bool(getattr(COMPENSATIONS[options.compensation], "held_out", False))
-    if options.confidence is None and not holds_out:
-        return windows, None
-    windows = windows.shuffled(options.seed)
-    if not holds_out:
-        return windows, None
-    count = max(world_size(), windows.count // HELD_OUT)
-    if count >= windows.count:
-        raise OptionError(f"--compensation {options.compensation} holds windows out: give at least two --samples")
-    return windows.take(slice(0, windows.count - count)), windows.take(slice(windows.count - count, windows.count))
+def may_replace(model_source: ModelSource, options: PruneOptions, candidates: Collection[int]) -> bool:
+    """Whether a repair may put new weights in place. Raises what is known before any work to have no export, or nothing
+    to fit; ``auto`` then does without new weights."""
+    fold = None if options.compensation == "none" and options.repair == "none" else options.fold
+    asked = bool(getattr(COMPENSATIONS[options.compensation], "replaces_weights", False))
+    if options.repair == "auto":
+        try:
+            check_export(model_source, candidates, fold, True)
+        except FoldError:
+            check_export(model_source, candidates, fold, asked)
+            return False
+        return True
+    check_export(model_source, candidates, fold, asked or options.repair != "none")
+    check_repairable(model_source.described, options.repair)
+    return options.repair != "none"
 
 
 def _opened(model: Any, options: PruneOptions) -> ModelSource:

@@ -28,6 +28,7 @@ from prunecomp.engine.regression import (
 )
 from prunecomp.engine.run import WORK_UNIT
 from prunecomp.engine.streams import BOUNDARIES, Streams
+from prunecomp.io.values import runs
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.repair.writers import Writer, attention_writer, changed, mlp_writer, overlaid, standing
@@ -91,13 +92,7 @@ class Repaired:
 
 def gaps_of(stack: LayerStack) -> list[Gap]:
     """Runs of neighbouring layers that are gone, from below."""
-    runs: list[list[int]] = []
-    for layer in stack.removed:
-        if runs and runs[-1][-1] == layer - 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return [Gap(tuple(run)) for run in runs]
+    return [Gap(tuple(run)) for run in runs(stack.removed)]
 
 
 def bare(stack: LayerStack) -> LayerStack:

@@ -13,6 +13,7 @@ from prunecomp.report.comparison import (
     AGREEMENT,
     WORK_COLUMNS,
     agreement_rows,
+    columns,
     conditions,
     formatted,
     saving,
@@ -47,7 +48,7 @@ def _on_text(result: Comparison, text: Text, number: int) -> Section:
     dense, best = result.dense.get(text.name), best_of(result, text.name)
     if not result.measurements or dense is None:
         return Section(text.name)
-    columns = ["arm", *(f"N = {n}" for n in result.layers)]
+    headings = columns("arm", result)
     lines = {name: [(x, y / dense) for x, y in points] for name, points in points_of(result, text.name).items()}
     draw = partial(draw_lines, lines=lines, across="layers removed", up="perplexity, times dense",
                    best=best.name if best else None)  # fmt: skip
@@ -58,10 +59,10 @@ def _on_text(result: Comparison, text: Text, number: int) -> Section:
     shine = frozenset((r + 1, c + 1) for r, row in enumerate(values) for c, v in enumerate(row) if v == lowest[c])
     blocks: list[Block] = [
         Picture(svg(f"text{number}", f"Perplexity on {text.name}", WIDTH, height, draw)),
-        Grid(columns, rows, "Perplexity", shine),
+        Grid(headings, rows, "Perplexity", shine),
     ]
     if any(one.agreement for one in result.measurements):
-        blocks.append(Grid(columns, agreement_rows(result, text.name), AGREEMENT))
+        blocks.append(Grid(headings, agreement_rows(result, text.name), AGREEMENT))
     return Section(text.name, blocks, f"{text.windows} windows of {text.seqlen} tokens.")
 
 

@@ -128,6 +128,11 @@ NO_ROOM = "Agreement with the dense model was not measured: memory has no room f
 AGREEMENT = "Top-1 agreement with the dense model, and KL divergence from it in nats a token"
 
 
+def columns(first: str, result: Comparison) -> list[str]:
+    """Headings of a table with a column for each number of layers."""
+    return [first, *(f"N = {count}" for count in result.layers)]
+
+
 def table_of(result: Comparison, text: str) -> list[tuple[str, list[float | None]]]:
     """Perplexities on a text, a row for the dense model and each arm, a column for each number of layers."""
     rows: list[tuple[str, list[float | None]]] = [("dense", [result.dense[text]] * len(result.layers))]
@@ -195,6 +200,7 @@ def conditions(result: Comparison) -> list[tuple[str, object]]:
 
 def markdown(result: Comparison) -> str:
     """What was compared, one table for each text, then the work."""
+    headings = columns("arm", result)
     lines = [*(f"- {escaped(name)}: {escaped(value)}" for name, value in conditions(result)), ""]
     for text in result.texts:
         lines += [
@@ -203,16 +209,13 @@ def markdown(result: Comparison) -> str:
             f"Perplexity over {text.windows} windows of {text.seqlen} tokens.",
             "",
         ]
-        lines += markdown_table(
-            ["arm", *(f"N = {n}" for n in result.layers)], formatted(table_of(result, text.name), BEST)
-        )
-        columns = ["arm", *(f"N = {n}" for n in result.layers)]
+        lines += markdown_table(headings, formatted(table_of(result, text.name), BEST))
         if any(one.agreement for one in result.measurements):
-            lines += ["", f"{AGREEMENT}:", "", *markdown_table(columns, agreement_rows(result, text.name)), ""]
+            lines += ["", f"{AGREEMENT}:", "", *markdown_table(headings, agreement_rows(result, text.name)), ""]
         else:
             lines += ["", NO_ROOM, ""]
     if taken := taken_rows(result):
-        lines += [f"## {TAKEN}", "", *markdown_table(["arm", *(f"N = {n}" for n in result.layers)], taken), ""]
+        lines += [f"## {TAKEN}", "", *markdown_table(headings, taken), ""]
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
     return "\n".join(lines) + "\n"
 
@@ -222,32 +225,18 @@ def comparison_tables(result: Comparison) -> list[Table]:
     tables = []
     for text in result.texts:
         # A table folds its title to its own width: names of texts may be long, so they stand in the first column.
-        table = Table(title=f"perplexity, {text.windows} x {text.seqlen} tokens")
-        table.add_column(text.name, overflow="fold")
-        for count in result.layers:
-            table.add_column(f"N = {count}", justify="right")
-        for name, *cells in formatted(table_of(result, text.name), BEST):
-            table.add_row(name, *(Text(cell.strip(BEST), "bold" if cell.startswith(BEST) else "") for cell in cells))
-        tables.append(table)
-        if not any(one.agreement for one in result.measurements):
-            continue
-        table = Table(title="top-1 agreement with dense (KL, nats a token)")
-        table.add_column(text.name, overflow="fold")
-        for count in result.layers:
-            table.add_column(f"N = {count}", justify="right")
-        for row in agreement_rows(result, text.name):
-            table.add_row(*row)
-        tables.append(table)
+        headings, first = columns(text.name, result), [text.name]
+        shown = [
+            [name, *(Text(cell.strip(BEST), "bold" if cell.startswith(BEST) else "") for cell in cells)]
+            for name, *cells in formatted(table_of(result, text.name), BEST)
+        ]
+        title = f"perplexity, {text.windows} x {text.seqlen} tokens"
+        tables.append(Table.of(title, headings, shown, left=first, fold=first))
+        if any(one.agreement for one in result.measurements):
+            title = "top-1 agreement with dense (KL, nats a token)"
+            rows = agreement_rows(result, text.name)
+            tables.append(Table.of(title, headings, rows, left=first, fold=first))
     if taken := taken_rows(result):
-        table = Table(title=TAKEN[0].lower() + TAKEN[1:])
-        for heading in ["arm", *(f"N = {count}" for count in result.layers)]:
-            table.add_column(heading)
-        for row in taken:
-            table.add_row(*row)
-        tables.append(table)
-    work = Table(title="what each arm needed")
-    for heading in WORK_COLUMNS:
-        work.add_column(heading, justify="left" if heading == "arm" else "right")
-    for row in work_rows(result):
-        work.add_row(*row)
-    return [*tables, work]
+        headings = columns("arm", result)
+        tables.append(Table.of(TAKEN[0].lower() + TAKEN[1:], headings, taken, left=headings))
+    return [*tables, Table.of("what each arm needed", WORK_COLUMNS, work_rows(result), left=["arm"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -23,6 +24,26 @@ class Table(RichTable):
 
     def __init__(self, *, title: str, show_header: bool = True) -> None:
         super().__init__(title=Text(one_line(title), "table.title"), show_header=show_header)
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        headings: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        *,
+        left: Collection[str] = (),
+        fold: Collection[str] = (),
+    ) -> Table:
+        """A whole one. Columns are set to the right, but those called as in ``left``; those in ``fold`` break what is
+        too wide for them, where others cut it short."""
+        table = cls(title=title)
+        for heading in headings:
+            justify: Any = "left" if heading in left else "right"
+            table.add_column(heading, justify=justify, overflow="fold" if heading in fold else "ellipsis")
+        for row in rows:
+            table.add_row(*row)
+        return table
 
     def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
         super().add_column(_plain(header), *arguments, **options)

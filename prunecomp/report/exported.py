@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from prunecomp.io.values import runs
 from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.names import RECORD
 from prunecomp.report.drawing import svg
@@ -117,27 +118,15 @@ def _what(record: Record) -> Iterator[Block]:
     yield Facts(pairs)
 
 
-def _gaps(record: Record) -> list[list[int]]:
-    """Runs of neighbours that went, from below."""
-    runs: list[list[int]] = []
-    for layer in sorted(record["removed"]):
-        if runs and runs[-1][-1] == layer - 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return runs
-
-
 def _strip(record: Record) -> Block:
     went = {layer: number for number, one in enumerate(record["rounds"], start=1) for layer in one["block"]}
     repair = record.get("repair") or {}
     fitted = {gap["layers"][0] - 1: gap for gap in repair.get("gaps", ()) if gap["fitted"]}
     seams = {gap["layers"][-1]: gap["scale"] for gap in repair.get("gaps", ())}
-    if (
-        not seams and repair.get("taken", "loop") == "loop"
-    ):  # those that the choosing left: where gaps meet, their scales multiply
+    # Those that the choosing left: where gaps meet, their scales multiply.
+    if not seams and repair.get("taken", "loop") == "loop":
         seams = {gap[-1]: math.prod(one["scale"] for one in record["rounds"] if one["block"][0] in gap)
-                 for gap in _gaps(record)}  # fmt: skip
+                 for gap in runs(sorted(record["removed"]))}  # fmt: skip
     # A map goes through all that is above it.
     mapped = min((gap["layers"][-1] for gap in repair.get("gaps", ()) if gap.get("condition") is not None),
                  default=record["num_layers"])  # fmt: skip
@@ -298,16 +287,12 @@ def _again(record: Record) -> Iterator[Block]:
     if record.get("command"):
         yield Command(record["command"])
     yield Command(REPRODUCE)
-    verified = record.get("verified")
+    verified, versions = record.get("verified"), {"prunecomp": record["prunecomp"], **record["versions"]}
     pairs: list[tuple[str, object]] = [
         ("seed", record["seed"]),
         ("calibration", f"SHA-256 of its windows {record['calibration']['digest']}"),
-        ("versions", listed(f"{name} {number}" for name, number in versions_of(record).items())),
+        ("versions", listed(f"{name} {number}" for name, number in versions.items())),
         ("read back", "no" if not verified else f"{verified['tensors']} tensors, logits within "
                       f"{verified['logits_error']:.2g} of the measured model's"),
     ]  # fmt: skip
     yield Facts(pairs)
-
-
-def versions_of(record: Record) -> dict[str, str]:
-    return {"prunecomp": record["prunecomp"], **record["versions"]}

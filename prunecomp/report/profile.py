@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prunecomp.evaluation.estimate import Estimate
 from prunecomp.evaluation.profile import ModelProfile, Profile
 from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import markdown as escaped
@@ -62,11 +61,7 @@ def _on_text(model: ModelProfile, text: str) -> list[str]:
     found = model.texts[text]
     agreement = found.agreement
     beside = ["", ""] if agreement is None else [agreement.kl.shown(3), agreement.top1.shown(3)]
-    return [shown(found.perplexity), *beside]
-
-
-def shown(perplexity: Estimate) -> str:
-    return perplexity.shown(2)
+    return [found.perplexity.shown(2), *beside]
 
 
 def _generation(model: ModelProfile) -> list[str]:
@@ -100,12 +95,7 @@ def notes(profile: Profile) -> list[str]:
 def print_profile(console: Console, profile: Profile) -> None:
     """To a terminal."""
     for title, headings, rows in profile_grids(profile):
-        table = Table(title=title)
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(Table.of(title, headings, rows, left=headings[:1], fold=headings))
     for note in notes(profile):
         console.print(note, highlight=False)
 

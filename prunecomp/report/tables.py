@@ -21,7 +21,7 @@ def decimal(nbytes: float) -> str:
 
 def rounds_table(result: PruneResult) -> Table:
     # A table folds its title to its own width: what may be long, a path or a name, does not go there.
-    table = Table(title=f"{len(result.removed)} of {result.stack.num_layers} layers removed")
+    title = f"{len(result.removed)} of {result.stack.num_layers} layers removed"
     columns: dict[str, list[str]] = {
         "round": [str(number) for number in range(1, len(result.rounds) + 1)],
         "layer": [", ".join(map(str, r.block)) for r in result.rounds],
@@ -39,11 +39,7 @@ def rounds_table(result: PruneResult) -> Table:
             del columns[heading]
     if result.options.confidence is None:
         del columns["sequences"]
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    return table
+    return Table.of(title, list(columns), zip(*columns.values(), strict=True))
 
 
 def repair_tables(result: PruneResult) -> list[Table]:
@@ -51,38 +47,38 @@ def repair_tables(result: PruneResult) -> list[Table]:
     repair = result.repair
     if repair is None:
         return []
-    gaps = Table(title=f"repair: {repair.taken}")
-    for heading in ("gap", "fitted below it", "scale", "error at the seam"):
-        gaps.add_column(heading, justify="left" if heading == "fitted below it" else "right")
-    for gap in repair.gaps:
-        error = f"{gap.error_before:.4f} to {gap.error_after:.4f}"
-        gaps.add_row(", ".join(map(str, gap.layers)), ", ".join(gap.fitted) or "nothing", f"{gap.scale:.5f}", error)
+    rows = [
+        (", ".join(map(str, gap.layers)), ", ".join(gap.fitted) or "nothing", f"{gap.scale:.5f}",
+         f"{gap.error_before:.4f} to {gap.error_after:.4f}")
+        for gap in repair.gaps
+    ]  # fmt: skip
+    headings = ["gap", "fitted below it", "scale", "error at the seam"]
+    gaps = Table.of(f"repair: {repair.taken}", headings, rows, left=["fitted below it"])
     gaps.caption = f"{repair.layer_forwards:.1f} layer-forwards, {repair.seconds:.1f} s"
     if not repair.losses:
         return [gaps]
-    seen = Table(title="nats a token on what was left out of the fit")
-    seen.add_column("repair")
-    for name in next(iter(repair.losses.values())):
-        seen.add_column(Path(name).name, justify="right")
-    for name, losses in repair.losses.items():
-        seen.add_row(f"{name} (taken)" if name == repair.taken else name, *(f"{loss:.4f}" for loss in losses.values()))
-    return [seen, gaps]
+    seen = [
+        [f"{name} (taken)" if name == repair.taken else name, *(f"{loss:.4f}" for loss in losses.values())]
+        for name, losses in repair.losses.items()
+    ]
+    headings = ["repair", *(Path(name).name for name in next(iter(repair.losses.values())))]
+    return [Table.of("nats a token on what was left out of the fit", headings, seen, left=["repair"]), gaps]
 
 
 def gates_table(result: PruneResult) -> Table | None:
     """How far a target let the run go."""
     if result.target is None:
         return None
-    table = Table(title=f"target: {', '.join(result.target.asked)}")
-    for heading in ("gone", "parameters", "size", "perplexity", "KL", "top-1", "missed"):
-        table.add_column(heading, justify="left" if heading == "missed" else "right")
+    rows = []
     for gate in result.target.gates:
         seen = [
             "" if name not in gate.seen else form.format(gate.seen[name])
             for name, form in (("perplexity", "{:.3f}x"), ("kl", "{:.3f}"), ("agreement", "{:.1%}"))
         ]
         sizes = f"{gate.seen['params']:,}", decimal(gate.seen["size"])
-        table.add_row(str(gate.layers), *sizes, *seen, ", ".join(gate.missed))
+        rows.append([str(gate.layers), *sizes, *seen, ", ".join(gate.missed)])
+    headings = ["gone", "parameters", "size", "perplexity", "KL", "top-1", "missed"]
+    table = Table.of(f"target: {', '.join(result.target.asked)}", headings, rows, left=["missed"])
     table.caption = "the last that breaks no limit is what is written"
     return table
 
@@ -91,30 +87,28 @@ def perplexity_table(result: PruneResult) -> Table | None:
     record = result.record()["perplexity"]
     if record is None:
         return None
-    table = Table(title=f"perplexity on {record['windows']} x {record['seqlen']} tokens")
-    table.add_column("model")
-    table.add_column("layers", justify="right")
-    for heading in ("perplexity", "± standard error", "KL to dense", "top-1 agreement"):
-        table.add_column(heading, justify="right")
     errors = [one.perplexity.standard_error for one in result.quality]
     dense, pruned = ("" if error is None else f"{error:.3f}" for error in errors)
     agreement = result.quality[1].agreement
     beside = () if agreement is None else (agreement.kl.shown(), agreement.top1.shown())
-    table.add_row("dense", str(result.stack.num_layers), f"{record['dense']:.3f}", dense)
-    table.add_row("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}", pruned, *beside)
+    rows = [
+        ("dense", str(result.stack.num_layers), f"{record['dense']:.3f}", dense),
+        ("pruned", str(len(result.stack.alive)), f"{record['pruned']:.3f}", pruned, *beside),
+    ]
+    headings = ["model", "layers", "perplexity", "± standard error", "KL to dense", "top-1 agreement"]
+    title = f"perplexity on {record['windows']} x {record['seqlen']} tokens"
+    table = Table.of(title, headings, rows, left=["model"])
     table.caption = f"pruned: {record['measured_on']}" + (f"; agreement: of {SEAMS}" if beside else "")
     return table
 
 
 def scores_table(result: ScoreResult) -> Table:
-    table = Table(title="layers, the one to remove first on top")
-    interval = [f"{LEVEL:.0%} interval"] if result.intervals else []
-    for heading in ("rank", "layer", result.metric, *interval, "scale"):
-        table.add_column(heading, justify="right")
+    interval, rows = [f"{LEVEL:.0%} interval"] if result.intervals else [], []
     for rank, (layer, value) in enumerate(sorted(result.scores.items(), key=lambda item: (item[1], item[0])), 1):
         between = ["{:.5f} to {:.5f}".format(*result.intervals[layer])] if interval else []
-        table.add_row(str(rank), str(layer), f"{value:.5f}", *between, f"{result.scales[layer]:.5f}")
-    return table
+        rows.append([str(rank), str(layer), f"{value:.5f}", *between, f"{result.scales[layer]:.5f}"])
+    headings = ["rank", "layer", result.metric, *interval, "scale"]
+    return Table.of("layers, the one to remove first on top", headings, rows)
 
 
 def info_table(info: dict[str, Any]) -> Table:
@@ -125,11 +119,9 @@ def info_table(info: dict[str, Any]) -> Table:
 
 
 def backends_table(seen: dict[str, Any]) -> Table:
-    table = Table(title=f"back ends of the statistics (requested: {seen['requested']})")
-    for heading in ("operation", "device", "active", "why"):
-        table.add_column(heading)
-    for choice in seen["active"]:
-        table.add_row(choice["operation"], choice["device"], choice["backend"], choice["reason"])
+    rows = [[choice[name] for name in ("operation", "device", "backend", "reason")] for choice in seen["active"]]
+    headings = ["operation", "device", "active", "why"]
+    table = Table.of(f"back ends of the statistics (requested: {seen['requested']})", headings, rows, left=headings)
     table.add_section()
     for device, backends in seen["available"].items():
         for backend, answer in backends.items():
@@ -145,38 +137,34 @@ def plan_tables(plan: RunPlan) -> list[Table]:
         if placement.group_size is None
         else f"streamed, {placement.group_size} layer(s) at a time, the next on its way"
     )
-    where = Table(title=f"{plan.windows} x {plan.seqlen} tokens, {plan.dtype} on {plan.device}")
-    for heading in ("", "device", "host", "disk"):
-        where.add_column(heading, justify="left" if not heading else "right")
-    where.add_row("boundaries kept", *(str(placement.capacity.get(tier, 0)) for tier in Tier))
-    where.add_row("peak", *(decimal(placement.peak_nbytes.get(tier, 0)) for tier in Tier))
-    where.add_row("micro-batch", f"{placement.micro_batch} windows", "", "")
+    rows = [
+        ["boundaries kept", *(str(placement.capacity.get(tier, 0)) for tier in Tier)],
+        ["peak", *(decimal(placement.peak_nbytes.get(tier, 0)) for tier in Tier)],
+        ["micro-batch", f"{placement.micro_batch} windows", "", ""],
+        ["layers compiled", "yes" if plan.compiled else "no", "", ""],
+    ]
+    title = f"{plan.windows} x {plan.seqlen} tokens, {plan.dtype} on {plan.device}"
+    where = Table.of(title, ["", "device", "host", "disk"], rows, left=[""])
     where.caption = f"weights: {weights}; a layer {decimal(shape.layer_nbytes)}, the rest {decimal(shape.outer_nbytes)}"
-    where.add_row("layers compiled", "yes" if plan.compiled else "no", "", "")
-    work = Table(title=f"work for {plan.layers} removals; at most {plan.most_layer_forwards} layer-forwards")
-    for heading in ("", "layer-forwards", "TFLOP", "weights moved", "states moved"):
-        work.add_column(heading, justify="left" if not heading else "right")
-    for name, part in (
-        ("first round", plan.first_round), ("a later one", plan.later_round), ("the repair, at most", plan.repair),
-        ("in all", plan.total),
-    ):  # fmt: skip
-        work.add_row(
-            name, f"{part.layer_forwards:.1f}", f"{part.flops / 1e12:.2f}", decimal(part.weight_nbytes),
-            decimal(sum(part.state_nbytes.values())),
-        )  # fmt: skip
+    stretches = {"first round": plan.first_round, "a later one": plan.later_round, "the repair, at most": plan.repair,
+                 "in all": plan.total}  # fmt: skip
+    rows = [
+        [name, f"{part.layer_forwards:.1f}", f"{part.flops / 1e12:.2f}", decimal(part.weight_nbytes),
+         decimal(sum(part.state_nbytes.values()))]
+        for name, part in stretches.items()
+    ]  # fmt: skip
+    title = f"work for {plan.layers} removals; at most {plan.most_layer_forwards} layer-forwards"
+    work = Table.of(title, ["", "layer-forwards", "TFLOP", "weights moved", "states moved"], rows, left=[""])
     caption = "rounds after the first: on average, if cuts fall anywhere with equal chance"
     if plan.target:
         caption += f". Target: {', '.join(plan.target)}; limits are looked at after each round"
     work.caption = f"{caption}. {plan.metric} adds to each {plan.adds}" if plan.adds else caption
-    time = Table(title=f"time at the rates measured here; the bound is {plan.bound}")
-    for heading in ("resource", "rate", "seconds"):
-        time.add_column(heading, justify="left" if heading == "resource" else "right")
     rates = {
         "compute": f"{plan.rates.flops / 1e12:.3g} TFLOP/s",
         "host link": f"{decimal(plan.rates.link or 0)}/s",
         "reading weights": f"{decimal(plan.rates.checkpoint or 0)}/s",
         "disk": f"{decimal(plan.rates.disk or 0)}/s",
     }
-    for resource, seconds in plan.seconds.items():
-        time.add_row(resource, rates[resource], f"{seconds:,.1f}")
-    return [where, work, time]
+    rows = [[resource, rates[resource], f"{seconds:,.1f}"] for resource, seconds in plan.seconds.items()]
+    title = f"time at the rates measured here; the bound is {plan.bound}"
+    return [where, work, Table.of(title, ["resource", "rate", "seconds"], rows, left=["resource"])]

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunecomp.errors import JournalError, OptionError, OutputError, PrunecompError
+from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.io.plain import brief, read_object
 from prunecomp.names import COMPARISON, CURVE, RECORD, REPORT
 from prunecomp.pruning.journal import write_whole
@@ -37,15 +37,6 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
     return path
-
-
-def try_report(run: Path) -> str | None:
-    """:func:`write_report` for a run that is whole and must not fail for it: returns why there is none, if so."""
-    try:
-        write_report(run)
-    except PrunecompError as error:
-        return f"no report: {error}"
-    return None
 
 
 def report_of(run: Path) -> str:

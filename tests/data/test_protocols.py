@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from prunecomp.data import protocols
-from prunecomp.data.sources import Protocol, read_source
+from prunecomp.data.protocols import Protocol
+from prunecomp.data.sources import read_source
 from prunecomp.data.windows import consecutive_windows
 from prunecomp.errors import DataError
 

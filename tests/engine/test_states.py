@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from prunecomp.data.windows import Batch, Windows
-from prunecomp.engine.candidates import spare
 from prunecomp.engine.rates import measure_rates
-from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier
+from prunecomp.engine.states import CARRY, StateShape, StateStore, Tier, set_apart
 from prunecomp.model.decoder import Decoder
 from prunecomp.pruning.pruner import Pruner
 from tests.models import build, draw_tokens
@@ -44,8 +43,8 @@ def test_what_is_put_comes_back_and_only_memory_is_kept_for_what_comes_next(tmp_
 
 
 def test_what_is_left_once_boundaries_have_their_places() -> None:
-    assert spare({}, 0) == dict.fromkeys(Tier, 0)
-    left = spare({Tier.device: 3, Tier.disk: 4}, 5)
+    assert set_apart({}, 0)[1] == dict.fromkeys(Tier, 0)
+    _, left = set_apart({Tier.device: 3, Tier.disk: 4}, 5)
     assert left == {Tier.device: 0, Tier.host: 0, Tier.disk: 2}
 
 

@@ -12,8 +12,7 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Placement, available_memory, model_shape, place
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.agreement import Standing, on_text
-from prunecomp.evaluation.estimate import Estimate, token_mean
-from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.evaluation.perplexity import Estimate, perplexity, token_mean
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from tests.models import build, draw_tokens

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 import prunecomp
 from prunecomp.errors import CheckpointError, FoldError
-from prunecomp.model.families.llama import LLAMA
+from prunecomp.model.families import families
 from prunecomp.model.source import describe
 from tests.families.configs import COMMON
 from tests.families.test_families import EPSILON, LOWER, pruned_by, randomise, token_errors
@@ -46,7 +46,10 @@ def test_a_family_of_ones_own(base: Path, generator: torch.Generator, tmp_path: 
     with pytest.raises(CheckpointError, match=r"'house_llama' is not a known family; .* prunecomp\.families\.register"):
         prunecomp.score(base, tokens)
     house = dataclasses.replace(
-        LLAMA, name="House", model_types=("house_llama",), layer_lists=("layer_types", "window_of_layer")
+        families.find("llama"),
+        name="House",
+        model_types=("house_llama",),
+        layer_lists=("layer_types", "window_of_layer"),
     )
     registry = prunecomp.families
     before = dict(registry._by_type)

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import prunecomp
+from prunecomp.cli.reporting import report_beside
 from prunecomp.errors import OptionError, OutputError
 from prunecomp.io.escape import one_line
 from prunecomp.report import curve, drawing, exported
 from prunecomp.report.curve import curve_section
 from prunecomp.report.figures import draw_probes, draw_scores, draw_seconds, lines_on
 from prunecomp.report.page import Answers, Command, Facts, Grid, Picture, Section, Strip, Tiles, page
-from prunecomp.report.writing import report_of, try_report, write_report
+from prunecomp.report.writing import report_of, write_report
 from tests.models import build, draw_tokens
 from tests.report.records import HOSTILE, profile_of
 from tests.seeds import seed
@@ -296,13 +297,16 @@ def test_an_odd_record_is_told_in_words(record: dict[str, Any], tmp_path: Path) 
     ("content", "message"),
     [(None, "neither prunecomp.json nor comparison.json"), ("[]", "prunecomp.json"), ('{"model": "x"}', "not as")],
 )
-def test_what_is_no_record_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_what_is_no_record_is_refused(
+    tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if content is not None:
         (tmp_path / "prunecomp.json").write_text(content)
     with pytest.raises(OptionError, match=message):
         write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["prunecomp.json"])
-    assert (try_report(tmp_path) or "").startswith("no report: ")
+    report_beside(tmp_path)
+    assert capsys.readouterr().err.startswith("no report: ")
 
 
 @pytest.mark.usefixtures("without_pictures")

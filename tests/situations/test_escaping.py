@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 from safetensors.numpy import save_file
 
-from prunecomp.checkpoint.card import Card, model_card
+from prunecomp.checkpoint.card import model_card
 from prunecomp.cli import inspecting
 from prunecomp.compare import Arm, Comparison
 from prunecomp.compare.results import ArmWork, Measurement, Text
@@ -99,13 +99,18 @@ def test_ordinary_names_stay_as_they_are(plain: str) -> None:
     assert code(plain) == f"`{plain}`"
 
 
-def card_of(name: str) -> Card:
-    return Card(
-        base=f"{name}/{name}", licence=Licence({"license": name, "license_name": [name]}), num_layers=6,
-        removals=[([2], 0.5, 1.25), ([3], None, 0.75)], metric=name, compensation=name, fold="up",
-        command=f"prunecomp {name}", calibration=name, digest="abc", versions={"prunecomp": "1"},
-        verified=name, quantised=name,
-        perplexity={"source": name, "windows": 2, "seqlen": 8, "dense": 3.0, "pruned": 4.0, "measured_on": "x"},
+def card_of(name: str) -> str:
+    return model_card(
+        f"{name}/{name}",
+        {
+            "num_layers": 6, "prunecomp": "1", "versions": {}, "repair": {"taken": name},
+            "options": {"metric": name, "compensation": name, "fold": "up"},
+            "rounds": [{"block": [2], "score": 0.5, "scale": 1.25}, {"block": [3], "score": None, "scale": 0.75}],
+            "calibration": {"source": name, "windows": 2, "seqlen": 8, "bos": "start", "digest": "abc"},
+            "perplexity": {"source": name, "windows": 2, "seqlen": 8, "dense": 3.0, "pruned": 4.0, "measured_on": "x"},
+            "verified": {"tensors": 1, "logits_error": 0.5},
+        },
+        Licence({"license": name, "license_name": [name]}), name, f"prunecomp {name}",
     )  # fmt: skip
 
 
@@ -114,14 +119,14 @@ def card_of(name: str) -> Card:
 @example(name="mit\n# Owned")
 @example(name="a\n---\n# b")
 def test_a_card_says_what_it_says_of_an_ordinary_model(name: str) -> None:
-    text = model_card(card_of(name))
+    text = card_of(name)
     assert safe(text)
     _, front, body = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
     stated = yaml.safe_load(front)
     assert stated["license"] == one_line(name)
     assert stated["base_model"] == one_line(f"{name}/{name}")
     assert list(stated) == ["base_model", "library_name", "pipeline_tag", "tags", "license", "license_name"]
-    plain = model_card(card_of("x")).split("---\n", 2)[2]
+    plain = card_of("x").split("---\n", 2)[2]
     kinds = [re.match(r"(# |\| |- |`{3,}|)", line)[0][:1] for line in body.strip("\n").split("\n")]  # type: ignore[index]
     assert kinds == [re.match(r"(# |\| |- |`{3,}|)", line)[0][:1] for line in plain.strip("\n").split("\n")]  # type: ignore[index]
 

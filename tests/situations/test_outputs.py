@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 
 import prunecomp
 import prunecomp.checkpoint.writer as writer
-from prunecomp.checkpoint.claim import LONGEST_NAME, LONGEST_SUFFIX
+from prunecomp.checkpoint.claim import LONGEST_SUFFIX
 from prunecomp.engine.placement import Memory, ModelShape, Placement, place
 from prunecomp.engine.run import check_capacity
 from prunecomp.engine.states import Tier
 from prunecomp.errors import OptionError, OutputError
+from prunecomp.io.values import LONGEST_NAME
 from prunecomp.pruning.journal import journal_path, write_whole
 from tests.situations.outputs import invoke
 from tests.situations.pairs import arguments, make_base

@@ -74,7 +74,7 @@ def test_the_former_stays_where_the_new_one_fails(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    monkeypatch.setattr("prunecomp.checkpoint.export.model_card", lambda card: "x")
+    monkeypatch.setattr("prunecomp.checkpoint.export.model_card", lambda *_: "x")
     write = export.write_json
     monkeypatch.setattr(
         export, "write_json", lambda path, value: (write(path, value), write(path.with_name("fresh"), 1))

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 import prunecomp
-from prunecomp.data.sources import Tokenizer, token_ids
+from prunecomp.data.tokens import Tokenizer, token_ids
 from prunecomp.errors import DataError, OptionError
 from tests.conftest import REFERENCE_MODEL
 from tests.situations.data import VOCABULARY, command, model, save

@@ -10,27 +10,15 @@ from typing import Any, NamedTuple
 from prunecomp.errors import CheckpointError, PrunecompError
 from prunecomp.io.plain import read_object
 from prunecomp.model.quantised import bitsandbytes, compressed, fp8, mxfp4, packed
-from prunecomp.model.quantised.source import Dequantised
-from prunecomp.model.quantised.stored import NARROW, Settings, StoredWeight
+from prunecomp.model.quantised.stored import Dequantised, Settings, StoredWeight
 from prunecomp.model.weights import StoredTensors
-
-__all__ = [
-    "NARROW",
-    "Dequantised",
-    "StoredWeight",
-    "check_quantisation",
-    "dequantised",
-    "method_of",
-    "quantisation",
-    "summary",
-]
 
 
 class Method(NamedTuple):
-    """A way to store weights: whether a variant can be read, and where each weight is."""
+    """A way to store weights: where each weight is, and what raises for a variant that cannot be read, if there is."""
 
-    check: Callable[[Settings, str], None]
     weights: Callable[[StoredTensors, Settings], dict[str, StoredWeight]]
+    check: Callable[[Settings, str], None] = lambda stated, where: None
 
 
 SHOWN = (
@@ -50,12 +38,12 @@ ELSEWHERE = ("hf_quant_config.json", "quantize_config.json", "quant_config.json"
 """What other software (ModelOpt, AutoGPTQ, AutoAWQ) says of quantised weights in a file of its own."""
 
 METHODS = {
-    "fp8": Method(fp8.check, fp8.weights),
-    "mxfp4": Method(mxfp4.check, mxfp4.weights),
-    "bitsandbytes": Method(bitsandbytes.check, bitsandbytes.weights),
-    "compressed-tensors": Method(compressed.check, compressed.weights),
-    "gptq": Method(packed.check_gptq, packed.gptq_weights),
-    "awq": Method(packed.check_awq, packed.awq_weights),
+    "fp8": Method(fp8.weights, fp8.check),
+    "mxfp4": Method(mxfp4.weights),
+    "bitsandbytes": Method(bitsandbytes.weights),  # four bits have a state in the files, which says what is to be known
+    "compressed-tensors": Method(compressed.weights, compressed.check),
+    "gptq": Method(packed.gptq_weights, packed.check_gptq),
+    "awq": Method(packed.awq_weights, packed.check_awq),
 }
 
 

@@ -59,9 +59,6 @@ class FourBits(StoredWeight):
 class EightBits(StoredWeight):
     """``parts`` are int8 [out, in], ``SCB`` float32 [out], and a mark of the layout where there is one."""
 
-    def shape(self, files: StoredTensors) -> tuple[int, ...]:
-        return files.shape(self.parts[0])
-
     def read(self, files: StoredTensors) -> torch.Tensor:
         if len(self.parts) > 2 and int(files.read(self.parts[2])) != 0:
             raise CheckpointError(
@@ -69,10 +66,6 @@ class EightBits(StoredWeight):
             )
         scale = files.read(self.parts[1]).float() / 127
         return files.read(self.parts[0]).float() * scale.reshape(-1, 1)
-
-
-def check(stated: Settings, where: str) -> None:
-    """Every variant can be read; ``stated`` says the same as the files, in which four bits have a state."""
 
 
 def weights(files: StoredTensors, stated: Settings) -> dict[str, StoredWeight]:

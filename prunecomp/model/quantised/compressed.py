@@ -18,6 +18,7 @@ from prunecomp.model.quantised.stored import (
     StoredWeight,
     check_blocks,
     check_dtype,
+    check_there,
     in_order,
     no_scale_to_fold,
     pieces,
@@ -47,7 +48,7 @@ class CompressedWeight(StoredWeight):
 
     def shape(self, files: StoredTensors) -> tuple[int, ...]:
         if self.true_shape is None:
-            return files.shape(self.parts[0])
+            return super().shape(files)
         return tuple(int(extent) for extent in files.read(self.true_shape))
 
     def read(self, files: StoredTensors) -> torch.Tensor:
@@ -151,9 +152,7 @@ def weights(files: StoredTensors, stated: Settings) -> dict[str, StoredWeight]:
         check_dtype(files, name, VALUES if leaf == "weight" else {torch.int32})
         held = {part: f"{owner}.{part}" for part in OPTIONAL if f"{owner}.{part}" in names}
         wanted = [scale] if leaf == "weight" else [scale, f"{owner}.weight_shape"]
-        for part in wanted:
-            if part not in names:
-                raise CheckpointError(f"{files.location(name)}: {name} is there, and {part} is not")
+        check_there(files, [name, *wanted], names)
         parts = [name, *wanted, *(held[part] for part in OPTIONAL[:2] if part in held)]
         found[f"{owner}.weight"] = CompressedWeight(
             tuple(parts), (scale,), held.get("weight_zero_point"), held.get("weight_g_idx"),

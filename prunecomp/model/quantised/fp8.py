@@ -26,9 +26,6 @@ class ScaledFloats(StoredWeight):
 
     block: tuple[int, int] | None
 
-    def shape(self, files: StoredTensors) -> tuple[int, ...]:
-        return files.shape(self.parts[0])
-
     def read(self, files: StoredTensors) -> torch.Tensor:
         values = files.read(self.parts[0])
         if not self.scales:

@@ -41,10 +41,6 @@ class ExpertBlocks(StoredWeight):
         return weight
 
 
-def check(stated: Settings, where: str) -> None:
-    """There is one variant."""
-
-
 def weights(files: StoredTensors, stated: Settings) -> dict[str, StoredWeight]:
     """Every MXFP4 weight by the model's name. Raises :class:`CheckpointError` for blocks whose scales do not fit."""
     names = set(files.names())

@@ -8,7 +8,6 @@ read the largest number plus one. AWQ packs neighbouring outputs, in an order th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +49,7 @@ class PackedIntegers(StoredWeight):
         rows, columns = files.shape(self.parts[0])
         if self.bits is None:
             return columns * len(AWQ_SHIFTS), rows
-        return columns, self._inputs(files, rows)
-
-    def _inputs(self, files: StoredTensors, rows: int) -> int:
-        per_word = 32 // self._bits(files)
-        return rows * per_word
+        return columns, rows * (32 // self._bits(files))
 
     def _bits(self, files: StoredTensors) -> int:
         """Of GPTQ: what ``g_idx`` leaves possible, for rules may give modules other bits than the config."""
@@ -172,16 +167,12 @@ def _packed(files: StoredTensors, group_size: int, bits: int | None, offset: int
         if leaf != "qweight":
             continue
         parts = [name, f"{owner}.qzeros", f"{owner}.scales"]
-        _check_parts(files, parts, names)
+        check_there(files, parts, names)
+        for part in parts[:2]:
+            check_dtype(files, part, {torch.int32})
         index = f"{owner}.g_idx"
         if index in names and bits is not None:
             parts.append(index)
         fixed = no_scale_to_fold(files, parts[2:3])
         found[f"{owner}.weight"] = PackedIntegers(tuple(parts), (parts[2],), group_size, bits, offset, fixed=fixed)
     return found
-
-
-def _check_parts(files: StoredTensors, parts: Sequence[str], names: set[str]) -> None:
-    check_there(files, parts, names)
-    for part in parts[:2]:
-        check_dtype(files, part, {torch.int32})

@@ -1,4 +1,5 @@
-"""One quantised weight as files hold it: integers or small floats, and the scales that multiply them."""
+"""Quantised weights as files hold them, integers or small floats and the scales that multiply them; and a checkpoint of
+them seen as an ordinary one, under plain names and with the numbers that are meant."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,13 +39,52 @@ class StoredWeight(ABC):
     fixed: str | None = field(default=None, kw_only=True)
     input_scale: str | None = field(default=None, kw_only=True)
 
-    @abstractmethod
     def shape(self, files: StoredTensors) -> tuple[int, ...]:
-        """The weight's shape, as the model has it."""
+        """The weight's shape, as the model has it: that of its numbers, where they are not packed."""
+        return files.shape(self.parts[0])
 
     @abstractmethod
     def read(self, files: StoredTensors) -> torch.Tensor:
         """The weight that is meant, float32, in the model's shape."""
+
+
+class Dequantised:
+    """The tensors of ``files`` by the model's names, the quantised ``weights`` dequantised when they are read.
+
+    In float32, whatever the model computes in: the product of a scale and a small number is exact there, or rounded
+    once, and is rounded to the compute dtype as that of transformers with ``dequantize=True`` is. Only weights are
+    quantised here: activations that a server would round to eight bits are not rounded.
+    """
+
+    def __init__(self, files: StoredTensors, method: str, weights: Mapping[str, StoredWeight]) -> None:
+        self.folder: Path = files.folder
+        self.method = method
+        self.weights = weights
+        self._files = files
+        self._hidden = {part for weight in weights.values() for part in weight.parts}
+
+    def names(self) -> list[str]:
+        return [name for name in self._files.names() if name not in self._hidden] + list(self.weights)
+
+    def location(self, name: str) -> Path:
+        return self._files.location(self.weights[name].parts[0] if name in self.weights else name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """See :class:`TensorSource`; what is not quantised comes in the dtype it is stored in."""
+        return self.weights[name].read(self._files) if name in self.weights else self._files.read(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.weights[name].shape(self._files) if name in self.weights else self._files.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if name in self.weights else self._files.dtype(name)
+
+    def is_floating_point(self, name: str) -> bool:
+        return name in self.weights or self._files.is_floating_point(name)
+
+    def nbytes(self, name: str) -> int:
+        """Of the tensor as it is read."""
+        return torch.Size(self.shape(name)).numel() * self.dtype(name).itemsize
 
 
 def unpack(words: torch.Tensor, shifts: Sequence[int]) -> torch.Tensor:

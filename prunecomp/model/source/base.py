@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from prunecomp.data.sources import Tokenize
-from prunecomp.engine.placement import ModelShape
+from prunecomp.data.tokens import Tokenize
+from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.model.adapter import Family
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
-from prunecomp.model.quantised import Dequantised
+from prunecomp.model.quantised.stored import Dequantised
 from prunecomp.model.source.licence import Licence
 from prunecomp.model.source.reference import whole_by_transformers
 from prunecomp.model.weights import SafetensorsCheckpoint, TensorSource
@@ -28,6 +29,10 @@ class ModelSource:
         return int(self.config.num_hidden_layers)
 
     @property
+    def family(self) -> Family:
+        return families.find(self.config.model_type)
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         raise NotImplementedError
@@ -42,7 +47,7 @@ class ModelSource:
 
     def shape(self) -> ModelShape:
         """What placement has to know; no weights are loaded."""
-        raise NotImplementedError
+        return model_shape(self.described.model, self.family, self.dtype)
 
     described: Decoder
     """The decoder, possibly without its weights."""
@@ -76,7 +81,7 @@ class ModelSource:
     @property
     def layers(self) -> str:
         """The path of the layers in the names of :meth:`tensors`."""
-        return families.find(self.config.model_type).layers
+        return self.family.layers
 
     def plain_tensors(self) -> TensorSource:
         """:meth:`tensors` with quantised weights dequantised, under their plain names."""
@@ -97,12 +102,12 @@ class ModelSource:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model has rows for."""
-        return int(self.config.vocab_size)
+        return self.described.vocab_size
 
     @property
     def position_rows(self) -> int | None:
         """Positions that the model has a table for, if it has one."""
-        return position_rows(self.config)
+        return self.described.position_rows
 
     def raw_config(self) -> dict[str, Any]:
         """The configuration as a checkpoint stores it."""
@@ -128,9 +133,3 @@ class ModelSource:
     def fingerprint(self) -> str:
         """A digest that tells this model from others."""
         raise NotImplementedError
-
-
-def position_rows(config: Any) -> int | None:
-    """Positions that a model of ``config`` has a table for; None where they are computed."""
-    learned = len(families.find(config.model_type).embeddings) > 1
-    return int(config.max_position_embeddings) if learned else None

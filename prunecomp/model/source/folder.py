@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from prunecomp.data.sources import Tokenize, Tokenizer
-from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.data.tokens import Tokenize, Tokenizer
 from prunecomp.errors import CheckpointError
 from prunecomp.io.plain import read_object
 from prunecomp.model.checks import check_named, warn_of_surprises
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.families import families
 from prunecomp.model.loader import (
     build_skeleton,
     choose_attention,
@@ -51,7 +49,7 @@ class FolderSource(ModelSource):
         choose_attention(attention, self.config, self.device, self.dtype)
         self._tensors = open_checkpoint(folder, allow_pickle)  # a damaged checkpoint is told before any work
         self._plain = dequantised(self._tensors, self.config)
-        self._view = under_model_names(self._plain, families.find(self.config.model_type))
+        self._view = under_model_names(self._plain, self.family)
         skeleton: Any = build_skeleton(self.config, self.dtype, checkpoint=self._view)
         check_named(self._tensors.unnamed, folder)
         if self.part_of is None:  # else the other parts of the model are there too
@@ -67,9 +65,6 @@ class FolderSource(ModelSource):
     @property
     def dtype(self) -> torch.dtype:
         return choose_dtype(self._dtype, self.config, self.device)
-
-    def shape(self) -> ModelShape:
-        return model_shape(self.described.model, families.find(self.config.model_type), self.dtype)
 
     def load(self, group_size: int | None = None) -> Decoder:
         if self._decoder is None:
@@ -102,7 +97,7 @@ class FolderSource(ModelSource):
 
     @property
     def layers(self) -> str:
-        return layers_path(self._plain, families.find(self.config.model_type))
+        return layers_path(self._plain, self.family)
 
     def check_written(self, *, folded: bool) -> None:
         _ = self._companions

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from prunecomp.data.sources import Tokenize, Tokenizer
-from prunecomp.engine.placement import ModelShape, model_shape
+from prunecomp.data.tokens import Tokenize, Tokenizer
 from prunecomp.errors import PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
@@ -44,9 +43,6 @@ class InMemorySource(ModelSource):
     @property
     def dtype(self) -> torch.dtype:
         return self._decoder.dtype
-
-    def shape(self) -> ModelShape:
-        return model_shape(self._decoder.model, self._decoder.family, self._decoder.dtype)
 
     def load(self, group_size: int | None = None) -> Decoder:
         return self._decoder
@@ -100,14 +96,6 @@ class InMemorySource(ModelSource):
     @property
     def tokenize(self) -> Tokenize | None:
         return self._tokenize
-
-    @property
-    def vocab_size(self) -> int:
-        return self._decoder.vocab_size
-
-    @property
-    def position_rows(self) -> int | None:
-        return self._decoder.position_rows
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self.raw_config(), sort_keys=True).encode())

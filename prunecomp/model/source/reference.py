@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
@@ -15,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from prunecomp.engine.placement import MARGIN, free_host_memory
-from prunecomp.errors import CheckpointError, PrunecompWarning
-from prunecomp.model.config import prune_stored
+from prunecomp.errors import CheckpointError
+from prunecomp.model.config import pruned_copy, untold
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import read_config
 from prunecomp.model.weights import StoredTensors
@@ -62,13 +61,9 @@ def check_read_alike(decoder: Decoder, folder: Path, config: Any) -> None:
     The ``config`` is that of the decoder; no more is loaded than is compared.
     """
     family = decoder.family
-    config = copy.deepcopy(config)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PrunecompWarning)  # nothing is dropped from what is written
-        first = prune_stored({}, config, family, decoder.num_layers, (0,))
-    for name, value in first.items():
-        setattr(config, name, value)
-    reference = as_transformers_loads(folder, config, decoder.dtype, "eager")
+    with untold():
+        first = pruned_copy(config, family, decoder.num_layers, (0,))
+    reference = as_transformers_loads(folder, first, decoder.dtype, "eager")
     tied = reference.get_submodule(family.head).weight is reference.get_submodule(family.embeddings[0]).weight
     if tied != decoder.tied:
         raise CheckpointError(
