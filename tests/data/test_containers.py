@@ -100,8 +100,6 @@ IDS: dict[str, Callable[[], Any]] = {
     "a lazy column of a Dataset": lambda: {
         "input_ids": hugging({"input_ids": [row.tolist() for row in RAGGED]})["input_ids"]
     },
-        "input_ids": hugging({"input_ids": [r.tolist() for r in RAGGED]})["input_ids"]
-    },
     "a streamed Dataset": lambda: hugging({"input_ids": [row.tolist() for row in RAGGED]}).to_iterable_dataset(),
 }
 
