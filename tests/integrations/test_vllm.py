@@ -23,6 +23,10 @@ LLM_COMPRESSOR = Path(
     os.environ.get("PYTHON_WITH_LLM_COMPRESSOR", ROOT / ".venv-integration-llm_compressor" / "bin" / "python")
 )
 PROMPTS, NEW_TOKENS = 3, 16
+TIE = 0.05
+"""Nats. Activations are rounded to eight bits, and a sum in another order can round one up that was rounded down: in
+transformers itself, generate with its cache parts at near ties from one pass over the same tokens. What vLLM wrote was 0
+behind, and what the dense model writes 1.4."""
 RECIPE = f"""
 import sys
 from llmcompressor import oneshot
@@ -54,6 +58,17 @@ def written_by_vllm(folder: Path, dtype: str) -> list[list[int]]:
     return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
+def behind_the_best(folder: Path, written: list[list[int]]) -> float:
+    """By how many nats a token of ``written`` is at most behind the likeliest, after those before it."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    worst = 0.0
+    for ids, answer in zip(prompts(), written, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+        worst = max(worst, float((logits.amax(-1) - logits[range(len(answer)), answer]).max()))
+    return worst
+
+
 def test_an_export_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     folder = cli_export(tmp_path / "out")
     assert written_by_vllm(folder, "float32") == greedy(folder)
@@ -64,4 +79,5 @@ def test_a_pruned_and_quantised_checkpoint_is_read_as_transformers_reads_it(tmp_
     folder = tmp_path / "w8a8"
     subprocess.run([LLM_COMPRESSOR, "-c", RECIPE, folder], check=True, capture_output=True, cwd=ROOT)
     assert any(tensor.dtype == torch.int8 for tensor in load_file(folder / "model.safetensors").values())
-    assert written_by_vllm(folder, "float32") == greedy(folder)
+    assert behind_the_best(folder, written_by_vllm(folder, "float32")) <= TIE
+    assert behind_the_best(folder, greedy(MODEL)) > TIE, "what the dense model writes is told from it"
