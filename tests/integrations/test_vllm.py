@@ -25,7 +25,7 @@ LLM_COMPRESSOR = Path(
 PROMPTS, NEW_TOKENS = 3, 16
 TIE = 0.05
 """Nats. Activations are rounded to eight bits, and a sum in another order can round one up that was rounded down: in
-transformers itself, generate with its cache parts at near ties from one pass over the same tokens. What vLLM wrote was 0
+transformers itself, generate with its cache parts at near ties from one pass over the same tokens. vLLM wrote what was 0
 behind, and what the dense model writes 1.4."""
 RECIPE = f"""
 import sys
