@@ -24,9 +24,9 @@ LLM_COMPRESSOR = Path(
 )
 PROMPTS, NEW_TOKENS = 3, 16
 TIE = 0.05
-"""Nats. Activations are rounded to eight bits, and a sum in another order can round one up that was rounded down: also in
-transformers generate, with its cache, parts at near ties from one pass over the same tokens. vLLM was 0 behind when this
-was written, and what the dense model writes was 1.4."""
+"""Nats. Activations are rounded to eight bits, and a sum in another order can round one up that was rounded down.
+With its cache, generate of transformers parts at near ties from one pass over the same tokens too. vLLM was 0 behind
+when this was written, and what the dense model writes was 1.4."""
 RECIPE = f"""
 import sys
 from llmcompressor import oneshot
