@@ -115,6 +115,8 @@ PYTHON_axolotl := $(PYTHON312)
 
 integrations: $(TOOLS:%=integration-%)
 
+integration-vllm: integration-llm_compressor  # which quantises what vLLM loads
+
 integration-%: $(SOURCES)
 	test -x .venv-$@/bin/python || $(or $(PYTHON_$*),$(PYTHON)) -m venv .venv-$@
 	.venv-$@/bin/pip install --quiet torch==2.13.0

@@ -19,7 +19,7 @@ from prunecomp.model.config import GENERATION_LAYERS, prune_stored
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.families import families
 from prunecomp.model.stack import LayerStack
-from prunecomp.model.unwrap import unwrapped
+from prunecomp.model.unwrap import structure_of
 
 ABSENT = object()
 NAME = "_name_or_path"
@@ -32,8 +32,8 @@ def apply_plan(model: Any, stack: LayerStack, plan: FoldPlan) -> Callable[[], No
 
     Raises :class:`OptionError` if the model is not one with the layers that were pruned.
     """
-    model = unwrapped(model)
-    decoder = Decoder(model)
+    decoder = structure_of(model)
+    model = decoder.model
     check_in_memory(model)
     if decoder.num_layers != stack.num_layers:
         raise OptionError(
@@ -56,12 +56,11 @@ def cut(model: Any, removed: Collection[int]) -> None:
     are renumbered, the config follows them, and no weight changes.
 
     For tools that restore a pruned model: they need its skeleton before they load its weights, and it may be on the
-    meta device. Raises :class:`OptionError` for layers that the model does not have, and :class:`CheckpointError` for a
-    model of an unknown family.
+    meta device. Raises :class:`OptionError` for what is no model and for layers that it does not have, and
+    :class:`CheckpointError` for one of an unknown family, without a head, or with an adapter.
     """
-    model = unwrapped(model)
-    decoder = Decoder(model)
-    _cut(model, decoder, remaining(decoder.num_layers, removed))
+    decoder = structure_of(model)
+    _cut(decoder.model, decoder, remaining(decoder.num_layers, removed))
 
 
 def pruned_config(config: Any, removed: Collection[int]) -> Any:
@@ -131,9 +130,9 @@ def tokens_of(model: Any, forward_loop: Callable[[Any], Any]) -> list[dict[str, 
     """The batches that ``forward_loop(model)`` gives to ``model``, as calibration: ``input_ids`` int64 [N, S], with the
     ``attention_mask`` where one is given. No layer is run, and the model is left as it was.
 
-    Raises :class:`OptionError` for a loop that gives no token ids.
+    Raises :class:`OptionError` for a loop that gives no token ids, and what :func:`cut` does for what is no such model.
     """
-    decoder = Decoder(unwrapped(model))
+    decoder = structure_of(model)
     batches: list[dict[str, torch.Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:

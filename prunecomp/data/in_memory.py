@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,11 @@ def content_of(source: Any, name: str, rows: int = MOST_ROWS, tokens: int = MOST
         return row
     if isinstance(source, torch.Tensor) or is_row(source) or getattr(source, "dtype", None) is not None:
         array = as_array(source)
+        if array.dtype.kind in "OU":
+            return content_of(array.tolist(), name)
         if array.ndim == 2 and array.dtype.kind == "i" and array.size and array.min() < 0:
             return padded(list(rows_of(array, None, name)))
-        return array if array.dtype.kind not in "OU" else gathered(documents_of(array.tolist(), name), name)
+        return array
     if isinstance(source, Mapping | list | tuple):
         if is_conversation(source) or not isinstance(source, list | tuple):
             return _found(gathered(documents_of(source, name), name), source)
@@ -113,7 +115,8 @@ def _each(source: Iterable[Any], name: str) -> Iterator[Document]:
             piece = tuple(piece)  # as loaders batch samples of several tensors
         elif isinstance(piece, list) and len(piece) == 1 and isinstance(piece[0], torch.Tensor):
             piece = piece[0]
-        yield from documents_of(piece, f"{name}, number {number}")
+        if not (isinstance(piece, list | tuple) and not piece):  # a row without a token
+            yield from documents_of(_columns(piece), f"{name}, number {number}")
         number += 1
 
 
@@ -124,17 +127,26 @@ def _found(content: Content, source: Any) -> Content:
 
 
 def _columns(source: Any) -> Any:
-    """A frame or table as a mapping of its columns; what is none, as it is."""
+    """A frame or table as a mapping of its columns, an array of Arrow as a list; what is none, as it is."""
     if isinstance(source, Mapping):
         splits = [key for key, value in source.items() if hasattr(value, "column_names")]
         if splits:
             raise DataError(f"this {type(source).__name__} has {splits}: choose one, as in dataset[{splits[0]!r}]")
-        return source
+        return {name: _column(value) for name, value in source.items()}
     if hasattr(source, "to_pydict"):  # of Arrow
         return source.to_pydict()
     if hasattr(source, "to_dict") and hasattr(source, "columns") and not hasattr(source, "features"):  # pandas, polars
         return {str(name): list(source[name]) for name in source.columns}
-    return source
+    return source.to_pylist() if hasattr(source, "to_pylist") else source
+
+
+def _column(value: Any) -> Any:
+    """One column as a list, where it is no array."""
+    lists = next((name for name in ("to_pylist", "to_list") if hasattr(value, name)), None)
+    if lists is not None:
+        return getattr(value, lists)()
+    plain = isinstance(value, str | list | tuple | Mapping | torch.Tensor | np.ndarray)
+    return list(value) if not plain and isinstance(value, Sequence) else value
 
 
 def _one_row(batch: Mapping[Any, Any]) -> np.ndarray | None:

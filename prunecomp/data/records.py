@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from prunecomp.errors import DataError
+from prunecomp.io.plain import parse_json
 
 IDS, MASK = "input_ids", "attention_mask"
-NAMED = ("text", "messages", "conversations", IDS)
+CHATS = ("messages", "conversations")
+NAMED = ("text", *CHATS, IDS)
 """Fields that are read by themselves, the first of them that a record has."""
 PAIRS = (
     ("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"),
@@ -68,16 +70,19 @@ def documents_of(value: Any, place: str, field: str | None = None) -> Iterator[D
         yield checked_text(value, place)
     elif isinstance(value, Mapping):
         yield from _documents_of_record(value, place, field)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        yield from documents_of(value.tolist(), place, field)
     elif isinstance(value, torch.Tensor | np.ndarray) or is_row(value):
         yield from rows_of(value, None, place)
     elif is_conversation(value):
         yield _chat(value, place)
     elif isinstance(value, list | tuple) and value:
-        # Loaders of pairs, (ids, mask) or (ids, labels): the second is no further sample.
-        if isinstance(value, tuple) and len(value) > 1 and all(_is_table(each) for each in value):
+        # Pairs of a loader or a data set, (ids, mask) or (ids, labels): the second is no further sample.
+        if isinstance(value, tuple) and len(value) > 1 and all(_is_array(each) for each in value):
             mask = value[1] if _is_mask(value) else None
-            yield from rows_of(value[0], mask, place)
-            return
+            if mask is not None or value[0].ndim >= 2 or _is_labels(value):
+                yield from rows_of(value[0], mask, place)
+                return
         for number, each in enumerate(value):
             yield from documents_of(each, f"{place}[{number}]" if "[" in place else place, field)
     else:
@@ -92,13 +97,30 @@ def _documents_of_record(record: Mapping[Any, Any], place: str, field: str | Non
             yield from _answered(record, pair, place)
             return
     value = None if field is None else record.get(field)
+    if isinstance(value, str) and field != "text":
+        value = _told(value, field, place)
     if field == IDS and value is not None:
         yield from rows_of(value, record.get(MASK), place)
     elif value is None or isinstance(value, Mapping | int | float):
         remedy = "" if field is not None else "; another field is named behind the file, as in FILE:FIELD"
-        raise DataError(f"{place}: {expected(field)}, not {shown(record)}{remedy}")
+        named = next((name for name in (field, *NAMED) if name in record), None)
+        what = shown(record) if named is None else f'one whose "{named}" is {shown(record[named])}'
+        raise DataError(f"{place}: {expected(field)}, not {what}{remedy}")
     else:
         yield from documents_of(value, f'{place}, "{field}"', None)
+
+
+def _told(value: str, field: str | None, place: str) -> Any:
+    """A conversation that stands in a cell as JSON; in a field of another name it may be a text too."""
+    try:
+        held = parse_json(value, f'{place}, "{field}"', DataError, expected(field))
+    except DataError:
+        held = None
+    if is_conversation(held):
+        return held
+    if field in CHATS:
+        raise DataError(f'{place}: {expected(None)}, not one whose "{field}" is {shown(value)}')
+    return value
 
 
 def _answered(record: Mapping[Any, Any], pair: tuple[str, str], place: str) -> Iterator[Document]:
@@ -159,7 +181,10 @@ def is_row(value: Any) -> bool:
 
 def rows_of(ids: Any, mask: Any, place: str) -> Iterator[np.ndarray]:
     """Token ids [tokens], or [N, S], or rows of any lengths, as rows without what the ``mask`` of the same shape takes
-    out at either end, or is negative there. Raises :class:`DataError` for padding inside of a row."""
+    out at either end, or is negative there. Rows without a token are passed over, as texts without a word are. Raises
+    :class:`DataError` for padding inside of a row."""
+    if getattr(ids, "shape", None) == (0,):
+        return
     if isinstance(ids, list | tuple) and not is_row(ids):
         masks = mask if isinstance(mask, list | tuple) else [None] * len(ids) if mask is None else list(mask)
         if len(masks) != len(ids):
@@ -204,14 +229,20 @@ def _integers(value: Any, what: str, place: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, torch.Tensor | np.ndarray) and value.ndim >= 2
+def _is_array(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | np.ndarray) and value.ndim >= 1
 
 
 def _is_mask(pair: tuple[Any, ...]) -> bool:
     """Whether the second is of the shape of the first, and zeros and ones."""
     ids, mask = (np.asarray(each) for each in pair[:2])
     return ids.shape == mask.shape and bool(np.isin(mask, (0, 1)).all()) and not bool(np.isin(ids, (0, 1)).all())
+
+
+def _is_labels(pair: tuple[Any, ...]) -> bool:
+    """Whether the second is the first, but for what is negative there."""
+    ids, labels = (np.asarray(each) for each in pair[:2])
+    return ids.shape == labels.shape and bool(((ids == labels) | (labels < 0)).all())
 
 
 def expected(field: str | None) -> str:

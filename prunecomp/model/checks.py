@@ -220,7 +220,8 @@ def check_in_memory(model: Any) -> None:
     if away:
         raise CheckpointError(
             f"{len(away)} tensors of this model have no values here (device meta: offloaded, or never loaded), first "
-            f"{away[0]}. Give the folder of its checkpoint instead: what does not fit is streamed from there"
+            f"{away[0]}. Give the folder of its checkpoint instead: what does not fit is streamed from there. What "
+            "accelerate keeps in host memory comes back by accelerate.hooks.remove_hook_from_submodules(model)"
         )
     devices = sorted({str(device) for _, device in places})
     if len(devices) > 1:

@@ -14,7 +14,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedModel,
 )
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -39,7 +38,7 @@ from prunecomp.model.hub import fetched
 from prunecomp.model.quantised import check_quantisation, dequantised, method_of, quantisation
 from prunecomp.model.stored import under_model_names
 from prunecomp.model.streaming import StreamedWeights
-from prunecomp.model.unwrap import check_no_adapter_folder, unwrapped
+from prunecomp.model.unwrap import check_no_adapter_folder, structure_of
 from prunecomp.model.weights import StoredTensors, all_finite, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -330,29 +329,14 @@ def load_decoder(
 def decoder_of(model: Any) -> Decoder:
     """The decoder of a model object, as it is and where it is.
 
-    Raises :class:`OptionError` for what is no model, and :class:`CheckpointError` for one of an unknown family, without
-    a head, with an adapter, or not in memory.
+    Raises what :func:`structure_of` does, and :class:`CheckpointError` for a model that is not in memory, or another
+    than its config says.
     """
-    model = unwrapped(model)
-    if not isinstance(model, PreTrainedModel):
-        raise OptionError(
-            f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
-            "transformers, itself and not wrapped (merge an adapter first)"
-        )
-    kind = model.config.model_type
-    if hasattr(model.config, "text_config") and kind not in families.known_types():
-        raise CheckpointError(f"{kind} has a text decoder inside: to prune that, give the folder of the model instead")
-    check_config(model.config, families.find(kind), Path("the model's config"))
-    if getattr(model, "_hf_peft_config_loaded", False):
+    decoder = structure_of(model)
+    check_config(decoder.config, decoder.family, Path("the model's config"))
+    if getattr(decoder.model, "_hf_peft_config_loaded", False):
         raise CheckpointError("this model has an adapter: merge it into the weights, or take it out, first")
-    check_in_memory(model)
-    try:
-        decoder = Decoder(model)
-    except AttributeError as error:  # no head, say
-        raise CheckpointError(
-            f"a {type(model).__name__} is no causal language model of {kind} ({error}): give the whole of it, with its "
-            "head, as AutoModelForCausalLM loads it"
-        ) from None
+    check_in_memory(decoder.model)
     if not isinstance(decoder.head.weight, torch.Tensor):
         raise CheckpointError(
             "the head of this model is quantised, and has no weight to look at: give the model as it was"

@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
 
-from prunecomp.errors import CheckpointError
+from prunecomp.errors import CheckpointError, OptionError
 from prunecomp.io.plain import read_object
+from prunecomp.model.decoder import Decoder
+from prunecomp.model.families import families
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DTensor")
 """Names of classes that leave each process with a part of the weights."""
@@ -31,6 +34,30 @@ def unwrapped(model: Any) -> Any:
         _refuse_sharded(model)
         _refuse_adapter(model)
     return model
+
+
+def structure_of(model: Any) -> Decoder:
+    """The decoder of a model object, whose weights may be anywhere.
+
+    Raises :class:`OptionError` for what is no model, and :class:`CheckpointError` for one of an unknown family, without
+    a head, or with an adapter.
+    """
+    model = unwrapped(model)
+    if not isinstance(model, PreTrainedModel):
+        raise OptionError(
+            f"a {type(model).__name__} is no model: give a folder, a hub id, or a causal language model of "
+            "transformers, itself and not wrapped (merge an adapter first)"
+        )
+    kind = model.config.model_type
+    if hasattr(model.config, "text_config") and kind not in families.known_types():
+        raise CheckpointError(f"{kind} has a text decoder inside: to prune that, give the folder of the model instead")
+    try:
+        return Decoder(model)
+    except AttributeError as error:  # no head, say
+        raise CheckpointError(
+            f"a {type(model).__name__} is no causal language model of {kind} ({error}): give the whole of it, with its "
+            "head, as AutoModelForCausalLM loads it"
+        ) from None
 
 
 def _refuse_sharded(model: nn.Module) -> None:

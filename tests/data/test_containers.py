@@ -89,10 +89,17 @@ IDS: dict[str, Callable[[], Any]] = {
     ),
     "a loader of tensors and masks": lambda: DataLoader(TensorDataset(*batch().values()), batch_size=4),
     "a data set of torch": Rows,
+    "rows of objects": lambda: np.array([row.tolist() for row in RAGGED], dtype=object),
+    "rows and others without a token": lambda: [*(row.tolist() for row in RAGGED[:2]), [], *RAGGED[2:], torch.ones(0)],
+    "a list of frames": lambda: [pytest.importorskip("pandas").DataFrame({"input_ids": RAGGED})],
     "a generator of batches": lambda: (half for half in halves(batch())),
     "a Dataset": lambda: hugging({name: value.tolist() for name, value in batch().items()}),
     "a Dataset of ragged rows": lambda: hugging({"input_ids": [row.tolist() for row in RAGGED]}),
     "a Dataset of tensors": lambda: hugging({name: v.tolist() for name, v in batch(True).items()}).with_format("torch"),
+    "a Dataset with rows without a token": lambda: hugging({"input_ids": [[], *(row.tolist() for row in RAGGED), []]}),
+    "a lazy column of a Dataset": lambda: {
+        "input_ids": hugging({"input_ids": [row.tolist() for row in RAGGED]})["input_ids"]
+    },
     "a streamed Dataset": lambda: hugging({"input_ids": [row.tolist() for row in RAGGED]}).to_iterable_dataset(),
 }
 
@@ -110,8 +117,12 @@ def test_token_ids_are_the_same_rows_in_every_container(container: str) -> None:
     [
         ROWS, torch.tensor(ROWS), ROWS.tolist(), batch(ragged=False), DataLoader(torch.tensor(ROWS), batch_size=4),
         DataLoader(TensorDataset(torch.tensor(ROWS)), batch_size=4), [torch.tensor(row)[None] for row in ROWS],
+        TensorDataset(torch.tensor(ROWS), torch.ones_like(torch.tensor(ROWS))), [(row, row) for row in ROWS],
+        DataLoader(TensorDataset(torch.tensor(ROWS), torch.tensor(np.where(ROWS % 2, ROWS, -100))), batch_size=None),
+        ROWS.astype(np.uint16), ROWS.astype(object), pytest.importorskip("pyarrow").array(ROWS.tolist()),
     ],
-    ids=["array", "tensor", "lists", "dict", "loader", "loader of tuples", "list of tensors"],
+    ids=["array", "tensor", "lists", "dict", "loader", "loader of tuples", "list of tensors", "samples with masks",
+         "samples with labels", "loader of samples with labels", "uint16", "objects", "Arrow"],
 )  # fmt: skip
 def test_rows_without_padding_have_no_lengths(whole: Any) -> None:
     assert digest(whole) == Windows(torch.tensor(ROWS), "").digest
@@ -133,7 +144,7 @@ def test_a_mask_enters_no_statistic(left: bool) -> None:
 
 def test_what_a_tokenizer_gives_of_one_text_is_sampled() -> None:
     ids = ROWS.flatten()
-    for one in ({"input_ids": ids.tolist()}, BatchEncoding({"input_ids": torch.tensor(ids)})):
+    for one in ({"input_ids": ids.tolist()}, BatchEncoding({"input_ids": torch.tensor(ids)}), ids.astype(object)):
         assert read_source(one, None, 97).tokens.tolist() == ids.tolist()
 
 
@@ -179,6 +190,8 @@ def test_too_little_text_is_said_with_how_often_it_is_used() -> None:
         ({"input_ids": torch.ones(2, 3), "attention_mask": torch.ones(2, 3)}, "must be integers of shape"),
         ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "nothing but padding"),
         ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "padding between its tokens"),
+        ([{"text": "a"}, {"text": None}], 'number 1: expected an object like .*not one whose "text" is None'),
+        ([[], []], "is empty"),
         ([[1, 2], "three"], "holds texts and token ids"),
         ((row for row in [[1, 2], 1 / 2]), "number 1: expected an object"),
         ((1 // n for n in (1, 0)), "number 0: expected an object"),

@@ -43,10 +43,10 @@ def lines(records: list[Any]) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
-def table(delimiter: str, field: str = "text") -> bytes:
+def table(delimiter: str, field: str = "text", cells: list[str] = TEXTS) -> bytes:
     file = io.StringIO()
     writer = csv.writer(file, delimiter=delimiter)
-    writer.writerows([["id", field], *([number, text] for number, text in enumerate(TEXTS))])
+    writer.writerows([["id", field], *([number, text] for number, text in enumerate(cells))])
     return file.getvalue().encode()
 
 
@@ -135,6 +135,7 @@ def from_human(chat: list[dict[str, str]]) -> dict[str, Any]:
 
 
 ANSWERS = [{"prompt": chat[0]["content"], "response": chat[1]["content"]} for chat in CHATS]
+TOLD = [json.dumps(chat) for chat in CHATS]
 CONVERSATIONS: dict[str, Callable[[], Any]] = {
     "a.jsonl": lambda: lines([{"messages": chat} for chat in CHATS]),
     "shared.json": lambda: json.dumps([from_human(chat) for chat in CHATS]).encode(),
@@ -142,6 +143,9 @@ CONVERSATIONS: dict[str, Callable[[], Any]] = {
     "answers.jsonl.gz": lambda: gzip.compress(lines(ANSWERS)),
     "answers.parquet": lambda: parquet({name: [a[name] for a in ANSWERS] for name in ("prompt", "response")}),
     "a.parquet": lambda: parquet({"messages": CHATS}),
+    "cells.csv": lambda: table(",", "messages", TOLD),
+    "named.csv:dialogue": lambda: table(",", "dialogue", TOLD),
+    "a frame": lambda: pytest.importorskip("pandas").read_parquet(io.BytesIO(parquet({"messages": CHATS}))),
     "lists": lambda: CHATS,
     "dicts": lambda: [{"messages": chat} for chat in CHATS],
     "columns": lambda: {name: [a[name] for a in ANSWERS] for name in ("prompt", "response")},
@@ -262,6 +266,7 @@ def test_a_mixture_is_recorded(tmp_path: Path) -> None:
         ([{"text": "a"}, {"messages": CHATS[0]}], "holds conversations and texts: give one kind of them"),
         ([{"messages": [{"content": "a"}]}], 'line 1, "messages".*expected an object like'),
         ([{"messages": [{"role": "user", "content": 3}]}], 'message 1: expected an object like {"role": "user"'),
+        ([{"messages": "no conversation"}], 'line 1: expected an object like .*whose "messages" is .no conversation'),
         ([{"messages": []}], "expected an object like"),
         ([{"prompt": "a", "response": 5}], 'message 2: expected an object like {"role": "user"'),
     ],

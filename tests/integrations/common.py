@@ -19,9 +19,9 @@ LAYERS = 5
 
 
 def cli_export(out: Path, calibration: Path = CALIBRATION, model: Path = MODEL) -> Path:
-    """By ``prunecomp prune``, in a process of its own."""
+    """By ``prunecomp prune``, in a process of its own; in the dtype of the weights, in which the tools load them."""
     words = ["prune", model, "--layers", LAYERS, "--calibration", calibration, "--samples", OPTIONS["samples"],
-             "--seqlen", OPTIONS["seqlen"], "--no-verify", "--out", out]  # fmt: skip
+             "--seqlen", OPTIONS["seqlen"], "--dtype", "bfloat16", "--no-verify", "--out", out]  # fmt: skip
     subprocess.run([sys.executable, "-m", "prunecomp", *map(str, words)], check=True, capture_output=True)
     return out
 

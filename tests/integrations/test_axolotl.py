@@ -27,7 +27,7 @@ def configured(folder: Path, **changed: Any) -> Path:
         "base_model": str(MODEL),
         "plugins": ["prunecomp.integrations.axolotl.LayerPruningPlugin"],
         "prunecomp_out": str(folder / "pruned"),
-        "prunecomp": {"layers": LAYERS, "calibration": str(CALIBRATION), **OPTIONS},
+        "prunecomp": {"layers": LAYERS, "calibration": str(CALIBRATION), "dtype": "bfloat16", **OPTIONS},
         "datasets": [{"path": str(folder / "data.jsonl"), "type": "completion"}],
         "output_dir": str(folder / "trained"),
         "micro_batch_size": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ RUNS: dict[str, Callable[[Any], object]] = {
     "evaluate": lambda model: prunecomp.evaluate(model, "no such file"),
     "pruner_for": lambda model: prunecomp.pruner_for(model, "no such file"),
 }
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "cut": lambda model: prunecomp.cut(model, [1]),
+    "apply": lambda model: prunecomp.prune(build("llama"), 1, TOKENS, preset="paper").apply(model),
+}
 
 
 def offloaded(path: str) -> Any:
@@ -36,22 +41,51 @@ def test_layers_that_are_elsewhere(run: str, path: str) -> None:
         RUNS[run](offloaded(path))
 
 
+def by_accelerate(way: str, folder: Path) -> tuple[Any, Any]:
+    """A model, and the same with weights that accelerate fetches while it runs."""
+    accelerate = pytest.importorskip("accelerate")
+    model = build("llama")
+    other = copy.deepcopy(model)
+    if way == "cpu":
+        return model, accelerate.cpu_offload(other, "cpu")
+    if way == "disk":
+        return model, accelerate.disk_offload(other, folder, execution_device="cpu")
+    places = dict.fromkeys(("model.embed_tokens", "lm_head", "model.norm", "model.rotary_emb"), "cpu")
+    places |= {f"model.layers.{number}": "disk" if number > 2 else "cpu" for number in range(6)}
+    return model, accelerate.dispatch_model(other, places, main_device="cpu", offload_dir=folder)
+
+
+@pytest.mark.parametrize("way", ["cpu", "disk", "both"])
+def test_weights_that_accelerate_keeps_elsewhere(way: str, tmp_path: Path) -> None:
+    """They are refused; the remedy that is named gives the same result as the model that never left."""
+    model, away = by_accelerate(way, tmp_path)
+    result = prunecomp.prune(model, 1, TOKENS, preset="paper")
+    for run in (*RUNS.values(), result.apply):
+        with pytest.raises(CheckpointError, match=r"no values here .*offloaded.*Give the folder.*remove_hook_from"):
+            run(away)
+    if way == "cpu":
+        pytest.importorskip("accelerate").hooks.remove_hook_from_submodules(away)
+        again = prunecomp.prune(away, 1, TOKENS, preset="paper")
+        assert (again.removed, again.scales) == (result.removed, result.scales)
+
+
 def test_a_result_is_not_applied_to_a_model_that_is_not_there() -> None:
     result = prunecomp.prune(build("llama"), 1, TOKENS, preset="paper")
     with pytest.raises(CheckpointError, match="no values here"):
         result.apply(offloaded("model.layers.3"))
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", RUNS | CHANGES)
 @pytest.mark.parametrize("model", [None, 5, nn.Linear(2, 2), nn.Module(), [], {"a": torch.ones(1)}], ids=repr)
 def test_what_is_no_model(run: str, model: Any) -> None:
     with pytest.raises(OptionError, match="is no model: give a folder, a hub id, or a causal language model"):
-        RUNS[run](model)
+        (RUNS | CHANGES)[run](model)
 
 
-def test_a_model_without_its_head() -> None:
+@pytest.mark.parametrize("run", RUNS | CHANGES)
+def test_a_model_without_its_head(run: str) -> None:
     with pytest.raises(CheckpointError, match="a LlamaModel is no causal language model"):
-        prunecomp.score(build("llama").model, TOKENS)
+        (RUNS | CHANGES)[run](build("llama").model)
 
 
 def test_a_head_that_shares_the_memory_of_the_embedding_is_saved(tmp_path: Path) -> None:
