@@ -27,7 +27,7 @@ from prunecomp.report.console import Console
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import gates_table, perplexity_table, repair_tables, rounds_table, scores_table
 
-MEASURING = ("eval", "profile", "tasks", "fewshot", "limit")
+MEASURING = ("eval", "profile", "tasks", "fewshot", "limit", "items")
 """Options that say what is measured of a model that is there."""
 
 
@@ -100,7 +100,7 @@ def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None
         check_recipe_of(model, options)
         keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal}
         if whole:
-            kept = {"eval"} if options.limits else set()
+            kept = {"eval", "items"} if options.limits else set()
             keywords = {name: value for name, value in keywords.items() if name in kept or name not in MEASURING}
         result = prunecomp.prune(model, **keywords)
         if job.leads and whole:

@@ -118,7 +118,7 @@ def capabilities(
 def _answers(language: Language, probes: Sequence[Any], advance: Advance) -> list[Answers]:
     found = []
     for probe in probes:
-        found += answer(language, [probe])
+        found += answer(language, probe)
         advance(len(probe.items))
     return found
 
