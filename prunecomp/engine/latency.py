@@ -75,8 +75,8 @@ def measure_latency(decoder: Decoder, tokens: torch.Tensor) -> Latency:
             for step in range(STEPS):
                 decoder.backbone(input_ids=text[:, -1:], past_key_values=cache, use_cache=True)
                 note(decode, repeat > 0 and step > 0)
-    found = ([median(spent[kind]) for kind in kinds] for spent in (prefill, decode))
-    return Latency(*found, tokens=text.shape[1])
+    reading, writing = ([median(spent[kind]) for kind in kinds] for spent in (prefill, decode))
+    return Latency(reading, writing, text.shape[1])
 
 
 def kind_of(decoder: Decoder, layer: int) -> Hashable:

@@ -151,9 +151,9 @@ class Choice(Options):
         on="command line",
     )  # fmt: skip
     target: list[Aim] | None = option(
-        None, "go as far as it lets: reach params=6.5B, size=12GB, layers=25 or latency=0.8x, or all named, and keep to "
-        "perplexity=1.15x, agreement=0.8 or kl=0.2 on --eval, and to task:NAME=-5% by a probe", aims, of="prune plan", panel=RUN,
-        takes="Sequence[str] | str | None", metavar="NAME=VALUE", decides=None,
+        None, "go as far as it lets: reach params=6.5B, size=12GB, layers=25 or latency=0.8x, or all named, and keep "
+        "to perplexity=1.15x, agreement=0.8 or kl=0.2 on --eval, and to task:NAME=-5% by a probe", aims,
+        of="prune plan", panel=RUN, takes="Sequence[str] | str | None", metavar="NAME=VALUE", decides=None,
     )  # fmt: skip
     layers_left: int | None = option(
         None, "how many layers stay, instead of --layers", partial(whole, least=1), of="prune plan", panel=RUN,

@@ -153,7 +153,10 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
         if self.fold != FORMS[0] and self.compensation == "none" and self.repair == "none":
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
         if self.items != PruneOptions.items and not self.profile and not self.of_tasks:
-            yield f"--items {self.items}", "neither --profile nor a task: in --target asks any; add one, or leave it out"
+            yield (
+                f"--items {self.items}",
+                "neither --profile nor a task: in --target asks any; add one, or leave it out",
+            )
         if self.ridge is not None and self.repair == "none":
             yield (
                 f"--ridge {self.ridge:g}",

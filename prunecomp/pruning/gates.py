@@ -145,9 +145,7 @@ class Looks:
                 self._run.turn_to(stack)
                 dense, pruned = self._first, self._look(self._kept.compare, True)
             else:
-                dense, pruned = on_text(
-                    self._windows, self._dense, [replace(self._dense, stack=stack)], self._progress
-                )
+                dense, pruned = on_text(self._windows, self._dense, [replace(self._dense, stack=stack)], self._progress)
         except NumericalError:  # of the pruned model: the dense one has been looked at before
             return {"perplexity": math.inf, "agreement": 0.0, "kl": math.inf}
         found = {"perplexity": pruned.perplexity.value / dense.perplexity.value}

@@ -97,7 +97,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     if asked.of_tasks and silent is not None:
         raise OptionError(f"--target {asked.of_tasks[0]}: {silent}; or leave it out")
     if session.latency is not None and placement.group_size is not None:
-        raise OptionError("--target latency: the model is streamed, and its layers are measured where all fit in memory: "
+        raise OptionError("--target latency: the model is streamed, and layers are measured where all fit in memory: "
                           "give more --device-memory, or another goal")  # fmt: skip
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
     half: Placement | None = placement
