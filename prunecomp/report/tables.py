@@ -81,7 +81,9 @@ def gates_table(result: PruneResult) -> Table | None:
         seen = [
             "" if name not in gate.seen else form.format(gate.seen[name])
             for name, form in (
-                ("perplexity", "{:.3f}x"), ("kl", "{:.3f}"), ("agreement", "{:.1%}"),
+                ("perplexity", "{:.3f}x"),
+                ("kl", "{:.3f}"),
+                ("agreement", "{:.1%}"),
                 *((name, "{:.3f}x" if name == "latency" else "{:+.1%}") for name in others),
             )
         ]
