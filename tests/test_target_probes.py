@@ -154,7 +154,7 @@ def test_a_latency_is_a_share_of_layers_that_are_alike(generator: torch.Generato
     check(JOURNAL, kept := json.loads(file.read_text(encoding="utf-8")))
     check(RECORD, json.loads((found.save(tmp_path / "out") / "prunecomp.json").read_text(encoding="utf-8")))
     assert kept["run"]["latency"]["prefill"] == found.target.latency.prefill if found.target.latency else False
-    with pytest.raises(OptionError, match="with all 5 layers gone that may go 0.1667 are left"):
+    with pytest.raises(OptionError, match=r"with all 5 layers gone that may go 0\.1667 are left"):
         prunecomp.prune(model, target="latency=0.1x", calibration=tokens)
 
 
