@@ -92,7 +92,7 @@ def test_a_killed_run_asks_its_probes_again(taught: None, reference_model: Path,
     options: dict[str, Any] = {**OPTIONS, "calibration": str(reference_model / "calibration.txt")}
     whole = prunecomp.prune(reference_model, target="task:copy=-30%", **options)
     file = tmp_path / "journal.json"
-    with pytest.raises(TargetError, match="no layer can go: with one of|comes no further"):
+    with pytest.raises(TargetError, match=r"no layer can go: with one of|comes no further"):
         prunecomp.prune(reference_model, target="layers=1,task:copy=-30%", journal=file, **options)
     again = prunecomp.prune(reference_model, target="task:copy=-30%", journal=file, resume=True, **options)
     assert (again.target, again.stack) == (whole.target, whole.stack)

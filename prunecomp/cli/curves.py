@@ -9,9 +9,9 @@ from typing import Any
 import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import check_output
-from prunecomp.cli.pruning import as_typed, check_recipe_of, occupy, own_record, prune_once
+from prunecomp.cli.pruning import check_recipe_of, occupy, own_record, prune_once
 from prunecomp.cli.reporting import report_beside
-from prunecomp.cli.shell import print_json, told
+from prunecomp.cli.shell import as_typed, print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.errors import OutputError
 from prunecomp.options import PruneOptions

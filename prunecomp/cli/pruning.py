@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.recipe import RECIPE, check_recipe
 from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.reporting import report_beside
-from prunecomp.cli.shell import print_json, told
+from prunecomp.cli.shell import as_typed, print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.errors import CheckpointError, JournalError
 from prunecomp.io.plain import json_text, parse_json, read_object
@@ -85,11 +83,6 @@ def check_recipe_of(model: str, options: PruneOptions) -> None:
     """Raise before any work where a recipe was asked for that cannot be written."""
     if options.recipe:
         check_recipe(options.fold, options.compensation, model, *stored_as(model), repair=options.repair)
-
-
-def as_typed() -> str:
-    """The command, to be given again."""
-    return shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
