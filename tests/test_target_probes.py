@@ -15,11 +15,12 @@ import prunecomp
 from prunecomp.engine.latency import Latency, measure_latency, share
 from prunecomp.errors import JournalError, OptionError, TargetError
 from prunecomp.evaluation import items
+from prunecomp.evaluation import profile as evaluated
 from prunecomp.evaluation.items import Item
 from prunecomp.evaluation.probes import Answers, together
 from prunecomp.model.decoder import Decoder
 from prunecomp.options.aims import aims
-from prunecomp.pruning import running
+from prunecomp.pruning import abilities, running
 from tests.docs.test_formats import JOURNAL, RECORD, check
 from tests.models import build, draw_tokens
 
@@ -41,7 +42,7 @@ def learnt() -> list[Item]:
         answer = tokenizer.decode(made).partition("\n")[0]
         if answer.split() and tokenizer(question + answer)["input_ids"][: ids.shape[1]] == ids[0].tolist():
             found.setdefault(question, Item(question, answer, (" x", " y", " z")))
-        if len(found) == 30:
+        if len(found) == 10:
             break
     return list(found.values())
 
@@ -51,6 +52,9 @@ def taught(learnt: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
     """They are the probe ``copy``, with no solved examples before them."""
     monkeypatch.setattr(items, "EXAMPLES", 0)
     monkeypatch.setitem(items.MAKERS, "copy", (lambda random: random.choice(learnt), begins))
+    for module in (evaluated, abilities):  # two of them are enough
+        monkeypatch.setattr(module, "MAKERS", {name: items.MAKERS[name] for name in ("copy", "reverse")})
+    monkeypatch.setattr(evaluated, "PROMPTS", evaluated.PROMPTS[:1])
 
 
 def begins(item: Item, line: str) -> bool:
