@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,28 @@ def test_help_has_an_example() -> None:
 
 def invoke(*arguments: object) -> Any:
     return run(*arguments)
+
+
+def test_tables_and_plots_follow_the_cells_but_not_too_often(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record follows every cell; how often the tables do, the time between says. All show the command."""
+    save, written = comparing.save_tables, list[int]()
+
+    def seen(result: Comparison, out: Path) -> list[Path]:
+        written.append(len(result.measurements))
+        return save(result, out)
+
+    words = command(folder, "short", folder / "out", "--no-report")
+    monkeypatch.setattr(comparing, "save_tables", seen)
+    monkeypatch.setattr(comparing, "SHARE", 0)
+    monkeypatch.setattr(sys, "argv", ["prunecomp", *map(str, words), "--resume"])
+    counts = []
+    for apart, name in ((0.0, "often"), (1e9, "once")):
+        monkeypatch.setattr(comparing, "APART", apart)
+        written.clear()
+        assert run(*(folder / name if word == folder / "out" else word for word in words)).exit_code == 0
+        assert written[-1] == max(written)
+        counts.append(len(set(written)))
+        record = json.loads((folder / name / "comparison.json").read_text(encoding="utf-8"))
+        assert record["command"] == f"prunecomp {' '.join(map(str, words))}"
+    assert counts[0] > 3
+    assert counts[1] == 2  # the first cell, and all of them

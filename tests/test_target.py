@@ -46,7 +46,7 @@ def test_an_aim_is_read_and_met(text: str, value: float, met: float, missed: flo
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("speed=2x", "give params, size, layers, perplexity, agreement, kl, as in"),
+        ("speed=2x", "give params, size, layers, latency, perplexity, agreement, kl, task:NAME, as in"),
         ("perplexity=1.15", "write it as in perplexity=1.15x"),
         ("perplexity=0.9x", "write it as in perplexity=1.15x"),
         ("agreement=1.2", "write it as in agreement=0.8"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import prunecomp
 from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.reporting import report_beside
-from prunecomp.cli.shell import print_json, told
+from prunecomp.cli.shell import as_typed, print_json, told
 from prunecomp.compare import Comparison
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.options import CompareOptions
@@ -41,13 +43,35 @@ def earlier_results(held: ExitStack, out: Path, resume: bool) -> Comparison | No
 
 
 def write_results(result: Comparison, out: Path) -> str | None:
-    """Everything but the record, which is there; returns what could not be done."""
+    """The record, tables and plots; returns what could not be done."""
     save_record(result, out)
     save_tables(result, out)
     if not INSTALLED:
         return f"no plots: {NEEDS_MATPLOTLIB}"
     save_plots(result, out)
     return None
+
+
+APART = 5.0
+"""Seconds at least between two writings of tables and plots, and :data:`SHARE` times what the last one took."""
+SHARE = 20
+
+
+class SoFar:
+    """Writes what is measured so far: the record each time, tables and plots once there is a cell, now and then."""
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._next = out, 0.0
+
+    def __call__(self, result: Comparison) -> None:
+        result = replace(result, command=as_typed())
+        began = time.perf_counter()
+        if not result.measurements or began < self._next:
+            save_record(result, self._out)
+            return
+        write_results(result, self._out)
+        ended = time.perf_counter()
+        self._next = ended + max(APART, SHARE * (ended - began))
 
 
 def compare(model: str, options: CompareOptions, given: dict[str, Any]) -> None:
@@ -57,8 +81,8 @@ def compare(model: str, options: CompareOptions, given: dict[str, Any]) -> None:
         earlier = from_leader(lambda: earlier_results(held, out, options.resume))
         keywords = {**CompareOptions.keywords("compare", given), **told(job), "earlier": earlier}
         if job.leads:
-            keywords["on_measured"] = lambda so_far: save_record(so_far, out)
-        result = prunecomp.compare(model, **keywords)
+            keywords["on_measured"] = SoFar(out)
+        result = replace(prunecomp.compare(model, **keywords), command=as_typed())
         note = write_results(result, out) if job.leads else None
         if job.leads and options.report:
             report_beside(out)

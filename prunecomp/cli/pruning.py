@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from prunecomp.checkpoint.claim import claimed
 from prunecomp.checkpoint.recipe import RECIPE, check_recipe
 from prunecomp.checkpoint.writer import check_output
 from prunecomp.cli.reporting import report_beside
-from prunecomp.cli.shell import print_json, told
+from prunecomp.cli.shell import as_typed, print_json, told
 from prunecomp.engine.parallel import from_leader, process_group
 from prunecomp.errors import CheckpointError, JournalError, OutputError
 from prunecomp.io.plain import json_text, parse_json, read_object
@@ -27,7 +25,7 @@ from prunecomp.report.console import Console, Table
 from prunecomp.report.profile import print_profile
 from prunecomp.report.tables import gates_table, perplexity_table, repair_tables, rounds_table, scores_table
 
-MEASURING = ("eval", "profile", "tasks", "fewshot", "limit")
+MEASURING = ("eval", "profile", "tasks", "fewshot", "limit", "items")
 """Options that say what is measured of a model that is there."""
 
 
@@ -92,7 +90,7 @@ def saving(options: PruneOptions) -> dict[str, Any]:
     return {
         "shard_bytes": int(options.max_shard_size * 1e9), "verify": options.verify, "recipe": options.recipe,
         "overwrite": options.force,
-        "command": shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")]),
+        "command": as_typed(),
     }  # fmt: skip
 
 
@@ -104,7 +102,7 @@ def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None
         check_recipe_of(model, options)
         keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal}
         if whole:
-            kept = {"eval"} if options.limits else set()
+            kept = {"eval", "items"} if options.limits else set()
             keywords = {name: value for name, value in keywords.items() if name in kept or name not in MEASURING}
         result = prunecomp.prune(model, **keywords)
         if job.leads and whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,11 @@ def left_behind(out: Path | None) -> str:
         return f"{some} whole checkpoints are in {out}. The same command and --resume goes on."
     kept = f"; what is measured is in {out}" if (out / COMPARISON).is_file() else ""
     return f"no checkpoint was written{kept}. prune and compare go on with the same command and --resume."
+
+
+def as_typed() -> str:
+    """The command, to be given again."""
+    return shlex.join(["prunecomp", *(word for word in sys.argv[1:] if word != "--resume")])
 
 
 def told(job: Job) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class Comparison:
     """All that the numbers depend on beside the arms."""
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    """That it was made by, where it was one."""
 
     def __repr__(self) -> str:
         return f"Comparison({self._summary()})"

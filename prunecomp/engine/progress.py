@@ -106,6 +106,14 @@ class Whole(Within):
         self._tell()
 
     @contextmanager
+    def aside(self, part: str) -> Iterator[None]:
+        """Within, the work is another's; then it is that of before again."""
+        before = self.place
+        self.begin(part)
+        yield
+        self.begin(before)
+
+    @contextmanager
     def __call__(self, description: str, total: int, unit: str) -> Iterator[Advance]:
         last = description.rpartition(": ")[2]
         if last in self._parts:

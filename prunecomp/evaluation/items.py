@@ -186,6 +186,8 @@ def _near(random: Random, words: list[str]) -> tuple[str, str, str]:
     return _three(wrong)
 
 
+RECOGNITION, PRODUCTION = "recognition", "production"
+"""The two ways to ask."""
 EXAMPLES = 4
 MAKERS: dict[str, tuple[Callable[[Random], Item], Callable[[Item, str], bool]]] = {
     "add 1 digit": (addition(1), same_words),
@@ -199,6 +201,8 @@ MAKERS: dict[str, tuple[Callable[[Random], Item], Callable[[Item, str], bool]]] 
     "json": (structured, same_values),
     "code": (coding, same_function),
 }
+GROUPS = {"arithmetic": ("add 1 digit", "add 2 digits", "add 3 digits")}
+"""Probes that go by one name together."""
 
 
 def make_probe(name: str, count: int, seed: int) -> Probe:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
-from prunecomp.evaluation.items import Probe
+from prunecomp.evaluation.items import PRODUCTION, RECOGNITION, Probe
 from prunecomp.evaluation.language import Language
 from prunecomp.metrics.bootstrap import Interval, paired_difference
 
-RECOGNITION, PRODUCTION = "recognition", "production"
 SIGNIFICANT = 0.05
 
 
@@ -53,9 +52,21 @@ class ProbeScore:
     """Of the score less the dense one, over the same problems."""
 
 
-def answer(language: Language, probes: Sequence[Probe]) -> list[Answers]:
-    """Both ways for each probe."""
-    return [found for probe in probes for found in (_recognised(language, probe), _produced(language, probe))]
+def answer(language: Language, probe: Probe) -> list[Answers]:
+    """Both ways."""
+    return [asked(language, probe, way) for way in (RECOGNITION, PRODUCTION)]
+
+
+def asked(language: Language, probe: Probe, way: str) -> Answers:
+    """One of them."""
+    return (_recognised if way == RECOGNITION else _produced)(language, probe)
+
+
+def together(name: str, each: Sequence[Answers]) -> Answers:
+    """Of several probes, asked in one way, as of one. The guess is their mean: beyond what it gives, the chance of so
+    many hits is never less than with guesses that differ (Hoeffding 1956, doi 10.1214/aoms/1177728178)."""
+    hits = tuple(hit for one in each for hit in one.hits)
+    return Answers(name, each[0].way, hits, sum(one.guess * len(one.hits) for one in each) / len(hits))
 
 
 def _recognised(language: Language, probe: Probe) -> Answers:

@@ -97,7 +97,7 @@ def capabilities(
                 written[number] = write(language, PROMPTS, MOST_TOKENS)
                 advance(len(PROMPTS))
                 for probe in probes:
-                    answers[number] += answer(language, [probe])
+                    answers[number] += answer(language, probe)
                     advance(len(probe.items))
                 if tasks is not None:
                     results.append(tasks.ask(language))

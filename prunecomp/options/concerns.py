@@ -151,9 +151,9 @@ class Choice(Options):
         on="command line",
     )  # fmt: skip
     target: list[Aim] | None = option(
-        None, "go as far as it lets: reach params=6.5B, size=12GB or layers=25, or all named, and on --eval keep to "
-        "perplexity=1.15x, agreement=0.8 or kl=0.2", aims, of="prune plan", panel=RUN,
-        takes="Sequence[str] | str | None", metavar="NAME=VALUE", decides=None,
+        None, "go as far as it lets: reach params=6.5B, size=12GB, layers=25 or latency=0.8x, or all named, and keep "
+        "to perplexity=1.15x, agreement=0.8 or kl=0.2 on --eval, and to task:NAME=-5% by a probe", aims,
+        of="prune plan", panel=RUN, takes="Sequence[str] | str | None", metavar="NAME=VALUE", decides=None,
     )  # fmt: skip
     layers_left: int | None = option(
         None, "how many layers stay, instead of --layers", partial(whole, least=1), of="prune plan", panel=RUN,
@@ -298,4 +298,4 @@ class Evaluation(Options):
         None, "questions of each of --tasks", partial(whole, least=1), of="prune profile", shown_default="all"
     )
     base: Any = option(None, "the dense model that it was made from", anything, of="profile", metavar="MODEL")
-    items: int = option(50, "problems of each probe", partial(whole, least=10, most=10_000), of="profile")
+    items: int = option(50, "problems of each probe", partial(whole, least=10, most=10_000), of="prune profile")

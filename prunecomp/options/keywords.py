@@ -109,6 +109,7 @@ class PruneKeywords(ScoreKeywords, total=False):
     tasks: str | None
     fewshot: int | None
     limit: int | None
+    items: int
     resume: bool
     journal: str | Path | None
 

@@ -50,8 +50,18 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
 
     @property
     def limits(self) -> list[Aim]:
-        """What of the target is held after each round, on a text."""
+        """What of the target is held after each round."""
         return [aim for aim in self.target or [] if not aim.goal]
+
+    @property
+    def on_text(self) -> list[Aim]:
+        """Those of them that are measured on a text."""
+        return [aim for aim in self.limits if not aim.task]
+
+    @property
+    def of_tasks(self) -> list[Aim]:
+        """Those that are measured by probes."""
+        return [aim for aim in self.limits if aim.task]
 
     def aimed(self, num_layers: int) -> PruneOptions:
         """The same for a model of so many layers: ``layers`` is how many go. Raises :class:`OptionError` for none."""
@@ -142,6 +152,11 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             )
         if self.fold != FORMS[0] and self.compensation == "none" and self.repair == "none":
             yield f"--fold {self.fold}", "--compensation none folds nothing; leave it out"
+        if self.items != PruneOptions.items and not self.profile and not self.of_tasks:
+            yield (
+                f"--items {self.items}",
+                "neither --profile nor a task: in --target asks any; add one, or leave it out",
+            )
         if self.ridge is not None and self.repair == "none":
             yield (
                 f"--ridge {self.ridge:g}",

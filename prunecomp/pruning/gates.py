@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from prunecomp.checkpoint.writer import renamed
 from prunecomp.data.windows import Windows
+from prunecomp.engine.latency import Latency, share
 from prunecomp.engine.placement import Placement
-from prunecomp.engine.progress import Progress
+from prunecomp.engine.progress import Progress, Whole
 from prunecomp.engine.run import Run
 from prunecomp.engine.states import Tier
 from prunecomp.engine.streams import BOUNDARIES
@@ -22,28 +24,40 @@ from prunecomp.evaluation.agreement import LastStates, Standing, TextQuality, on
 from prunecomp.io.values import listed
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
-from prunecomp.options.aims import GOALS, Aim
+from prunecomp.options.aims import Aim
 from prunecomp.pruning.pruner import Pruner
 from prunecomp.pruning.result import Gate, RoundRecord, TargetRecord
 from prunecomp.pruning.rounds import Stop
 from prunecomp.repair import Outcome
 
 Fit = Callable[[LayerStack], tuple[LayerStack, Outcome | None]]
-Look = Callable[[LayerStack], list[TextQuality]]
+Look = Callable[[LayerStack], dict[str, float]]
+"""What a model has of some limits, by their names."""
+COUNTED = ("params", "size", "layers")
+GATES = "gates"
+"""What looking is told and timed as."""
 
 
 class Gates:
     """What a run asks after each round; it goes on until a limit is broken or all goals are reached.
 
-    ``fit`` repairs a stack as it would be written, and ``look`` measures it beside the dense model, where there are
-    limits. Where memory is ``short`` the pruner gives up its states first.
+    ``fit`` repairs a stack as it would be written, and ``looks`` are what it is held to then, if there are limits;
+    where memory is ``short`` the pruner gives up its states first. ``progress`` is told what of it is under way.
     """
 
     def __init__(
-        self, pruner: Pruner, source: ModelSource, target: Sequence[Aim], fit: Fit, look: Look | None, short: bool
+        self,
+        pruner: Pruner,
+        source: ModelSource,
+        target: Sequence[Aim],
+        fit: Fit,
+        looks: Sequence[Look],
+        latency: Latency | None,
+        short: bool,
+        progress: Whole,
     ) -> None:
-        self._pruner, self._source, self._target = pruner, source, target
-        self._fit, self._look, self._short = fit, look, short
+        self._pruner, self._source, self._target, self._latency = pruner, source, target, latency
+        self._fit, self._looks, self._short, self._progress = fit, looks, short, progress
         self._gates: list[Gate] = []
         self._held: tuple[Stop, Gate] | None = None
         self._fitted: float = 0
@@ -51,14 +65,23 @@ class Gates:
     def __call__(self, rounds: Sequence[RoundRecord]) -> bool:
         pruner, stack = self._pruner, self._pruner.stack
         stop = Stop(stack, list(rounds), pruner.layer_forwards, time.perf_counter())
-        found: dict[str, float] = {name: measure(self._source, name, stack.alive) for name in GOALS}
-        if self._look is not None:
+        found: dict[str, float] = {name: measure(self._source, name, stack.alive) for name in COUNTED}
+        if self._latency is not None:
+            found["latency"] = self._latency.ratio(stack.alive)
+        if self._looks:
             if self._short:
                 pruner.release()
-            fitted, outcome = self._fit(stack)
+            with self._progress.aside("repairing"):
+                fitted, outcome = self._fit(stack)
             self._fitted += 0 if outcome is None else outcome.layer_forwards
             stop = replace(stop, repaired=(fitted, outcome))
-            found |= self._seen(self._look, fitted)
+            with self._progress.aside(GATES):
+                for look in self._looks:
+                    found |= look(fitted)
+        for aim in self._target:
+            if aim.name not in found:
+                raise OptionError(f"--target {aim}: memory has no room for the dense model's last states; give more "
+                                  "--device-memory, or a shorter --eval")  # fmt: skip
         missed = [aim for aim in self._target if not aim.met(found[aim.name])]
         gate = Gate(len(stack.removed), found, [str(aim) for aim in missed])
         self._gates.append(gate)
@@ -67,21 +90,7 @@ class Gates:
         self._held = stop, gate
         return not missed and any(aim.goal for aim in self._target)
 
-    def _seen(self, look: Look, stack: LayerStack) -> dict[str, float]:
-        try:
-            dense, pruned = look(stack)
-        except NumericalError:  # of the pruned model: the dense one has been looked at before
-            return {"perplexity": math.inf, "agreement": 0.0, "kl": math.inf}
-        found = {"perplexity": pruned.perplexity.value / dense.perplexity.value}
-        if pruned.agreement is not None:
-            return {**found, "agreement": pruned.agreement.top1.value, "kl": pruned.agreement.kl.value}
-        for aim in self._target:
-            if aim.name in ("agreement", "kl"):
-                raise OptionError(f"--target {aim}: memory has no room for the dense model's last states; give more "
-                                  "--device-memory, or a shorter --eval")  # fmt: skip
-        return found
-
-    def reached(self) -> tuple[Stop, TargetRecord]:
+    def reached(self, dense: Mapping[str, float]) -> tuple[Stop, TargetRecord]:
         """The last model that holds. Raises :class:`TargetError` where there is none, or where it falls short."""
         asked, layers = listed([str(aim) for aim in self._target]), self._pruner.stack.num_layers
         if self._held is None:
@@ -99,7 +108,7 @@ class Gates:
         spent = self._pruner.layer_forwards + self._fitted
         mine = 0 if stop.repaired is None or stop.repaired[1] is None else stop.repaired[1].layer_forwards
         return replace(stop, layer_forwards=spent - mine, at=time.perf_counter()), TargetRecord(
-            [str(aim) for aim in self._target], self._gates
+            [str(aim) for aim in self._target], self._gates, dict(dense), self._latency
         )
 
     def _told(self, number: int) -> str:
@@ -107,7 +116,7 @@ class Gates:
         gate = self._gates[number]
         missed = [aim for aim in self._target if str(aim) in gate.missed]
         return " and ".join(
-            f"{aim.name} is {gate.seen[aim.name]:,.4g} (wanted {aim.text})"
+            f"{aim.name} is {aim.shown(gate.seen[aim.name])} (wanted {aim.text})"
             for aim in [aim for aim in missed if not aim.goal] or missed
         )
 
@@ -129,12 +138,20 @@ class Looks:
         sums = [seen(self._run, shard, look) for shard in self._run.shards]
         return quality_of(self._windows, torch.cat(sums), compared)
 
-    def __call__(self, stack: LayerStack) -> list[TextQuality]:
-        """The dense model's quality, and its own."""
-        if not self._room:
-            return on_text(self._windows, self._dense, [replace(self._dense, stack=stack)], self._progress)
-        self._run.turn_to(stack)
-        return [self._first, self._look(self._kept.compare, True)]
+    def __call__(self, stack: LayerStack) -> dict[str, float]:
+        """Its perplexity, a ratio to the dense model's, and its agreement with it, if memory has room for that."""
+        try:
+            if self._room:
+                self._run.turn_to(stack)
+                dense, pruned = self._first, self._look(self._kept.compare, True)
+            else:
+                dense, pruned = on_text(self._windows, self._dense, [replace(self._dense, stack=stack)], self._progress)
+        except NumericalError:  # of the pruned model: the dense one has been looked at before
+            return {"perplexity": math.inf, "agreement": 0.0, "kl": math.inf}
+        found = {"perplexity": pruned.perplexity.value / dense.perplexity.value}
+        if pruned.agreement is None:
+            return found
+        return {**found, "agreement": pruned.agreement.top1.value, "kl": pruned.agreement.kl.value}
 
 
 def shared(placement: Placement, ratio: float) -> tuple[Placement | None, Placement | None]:
@@ -168,17 +185,25 @@ def measure(source: ModelSource, name: str, alive: Collection[int]) -> int:
     )
 
 
-def most_rounds(target: Sequence[Aim], source: ModelSource, candidates: Sequence[int], most: int) -> int:
+def most_rounds(
+    target: Sequence[Aim], source: ModelSource, candidates: Sequence[int], most: int, latency: Latency | None
+) -> int:
     """How many layers go at most, of so many that may, until all goals are reached. Raises :class:`OptionError` for a
     goal that the model meets as it is, or cannot reach."""
     every, needed = set(range(source.num_layers)), 0
     for aim in [aim for aim in target if aim.goal]:
-        dense = measure(source, aim.name, every)
-        if aim.met(dense):
-            raise OptionError(f"--target {aim}: the model has {dense:,} as it is; give less")
-        each = sorted(dense - measure(source, aim.name, every - {layer}) for layer in candidates)
-        least = dense - sum(each[len(each) - most :])
-        if not aim.met(least):
-            raise OptionError(f"--target {aim}: with all {most} layers gone that may go {least:,} are left; give more")
-        needed = max(needed, next((n for n in range(1, most) if aim.met(dense - sum(each[:n]))), most))
+        sizes: list[Callable[[Collection[int]], float]] = [partial(measure, source, aim.name)]
+        if aim.name == "latency" and latency is not None:
+            sizes = [partial(share, seconds) for seconds in (latency.prefill, latency.decode)]
+        for size in sizes:
+            dense = size(every)
+            if aim.met(dense):
+                raise OptionError(f"--target {aim}: the model has {aim.shown(dense)} as it is; give less")
+            each = sorted(dense - size(every - {layer}) for layer in candidates)
+            least = dense - sum(each[len(each) - most :])
+            if not aim.met(least):
+                raise OptionError(
+                    f"--target {aim}: with all {most} layers gone that may go {aim.shown(least)} are left; give more"
+                )
+            needed = max(needed, next((n for n in range(1, most) if aim.met(dense - sum(each[:n]))), most))
     return needed or most

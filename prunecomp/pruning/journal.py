@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from prunecomp.checkpoint.claim import OF_A_JOURNAL, claimed, placed, sync, sync_name
+from prunecomp.engine.latency import Latency
 from prunecomp.errors import JournalError, PrunecompError, PrunecompWarning
 from prunecomp.io.plain import as_fields_of, brief, parse_json
 from prunecomp.model.stack import LayerStack, Overlay
@@ -63,6 +64,8 @@ class Journal:
         self._digests = dict(digests or {})
         self._writes = writes
         self._data = b""
+        self.latency: Latency | None = None
+        """What the layers were measured to take, where that decides how many go: a clock never says the same again."""
 
     @classmethod
     def open(cls, path: Path, identity: dict[str, Any], *, resume: bool) -> Journal:
@@ -80,7 +83,7 @@ class Journal:
                 f"{path} is the journal of a run that was not finished: go on with it by --resume, or remove it"
             )
         journal = cls(path, identity, held.rounds, held.overlays, held._digests)
-        journal._data = held._data
+        journal._data, journal.latency = held._data, held.latency
         differing = differences(held.identity, journal.identity)
         if differing:
             raise JournalError(
@@ -109,12 +112,15 @@ class Journal:
             held = as_fields_of(_File, parse_json(data, "it", JournalError))
             if held["format"] != FORMAT or held["sha256"] != _digest(held["run"]):
                 raise ValueError("another format, or changed since it was written")
-            run = as_fields_of(_Run, held["run"])
+            timed = isinstance(held["run"], dict) and "latency" in held["run"]
+            run = as_fields_of(_TimedRun if timed else _Run, held["run"])
             rounds = [RoundRecord(**as_fields_of(RoundRecord, entry)) for entry in run["rounds"]]
             overlays = {
                 number: _read_weights(_weights_path(path, number), digest) for number, digest in run["weights"].items()
             }
             journal = cls(path, run["identity"], rounds, overlays, run["weights"])
+            if timed:
+                journal.latency = Latency(**as_fields_of(Latency, run["latency"]))
         except (OSError, ValueError, RecursionError, SafetensorError, JournalError) as error:
             raise JournalError(f"{path} cannot be read as a journal ({brief(str(error))}): {REMEDY}") from None
         journal._data = data
@@ -124,6 +130,9 @@ class Journal:
         """Raise :class:`JournalError` unless its rounds can be ones of a run that removes so many ``layers``."""
         stack = LayerStack.dense(num_layers)
         try:
+            for seconds in () if self.latency is None else (self.latency.prefill, self.latency.decode):
+                if len(seconds) != num_layers or not all(math.isfinite(one) and one > 0 for one in seconds):
+                    raise ValueError("layers that take no time")
             for number, made in enumerate(self.rounds):
                 block = tuple(made.block)
                 if stack.neighbours(block) != block or made.layer != block[0] or not set(block) <= set(candidates):
@@ -136,7 +145,7 @@ class Journal:
             if len(stack.removed) > layers or not set(self.overlays) <= set(range(len(self.rounds))):
                 raise ValueError("more than was asked for")
         except (ValueError, PrunecompError) as error:
-            raise JournalError(f"{self.path} holds a round that cannot be ({brief(str(error))}): {REMEDY}") from None
+            raise JournalError(f"{self.path} holds what cannot be ({brief(str(error))}): {REMEDY}") from None
 
     def append(self, record: RoundRecord, overlays: Overlays | None = None) -> None:
         """Add a round, with the weights that it replaced; it is on disk when this returns."""
@@ -175,7 +184,8 @@ class Journal:
 
     def _write(self) -> None:
         rounds = [asdict(r) for r in self.rounds]
-        run = json.loads(json.dumps({"identity": self.identity, "rounds": rounds, "weights": self._digests}))
+        timed = {} if self.latency is None else {"latency": asdict(self.latency)}
+        run = json.loads(json.dumps({"identity": self.identity, "rounds": rounds, "weights": self._digests, **timed}))
         content = {"format": FORMAT, "sha256": _digest(run), "run": run}
         self._data = json.dumps(content, indent=1).encode()
         self._put(self.path, self._data)
@@ -205,6 +215,13 @@ class _Run:
     identity: dict[str, Any]
     rounds: list[Any]
     weights: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _TimedRun(_Run):
+    """Of one whose goal is a latency."""
+
+    latency: Any
 
 
 def partial(path: Path) -> Path:

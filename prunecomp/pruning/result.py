@@ -19,6 +19,7 @@ from prunecomp.checkpoint.proof import LayerProof
 from prunecomp.checkpoint.verify import Verification
 from prunecomp.checkpoint.writer import DEFAULT_SHARD_BYTES
 from prunecomp.data.windows import Windows
+from prunecomp.engine.latency import Latency
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, memory_used, place
 from prunecomp.engine.progress import Progress, silent
@@ -93,13 +94,25 @@ class RoundRecord:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """What stages of one kind did that run layers over windows."""
+
+    seconds: float
+    layer_forwards: float
+    """Passes of all windows through one layer."""
+    tokens_per_second: float
+    """Through as many layers as the dense model has, with all that is taken on the way."""
+
+
+@dataclass(frozen=True)
 class Gate:
     """A model on the way to a target."""
 
     layers: int
     """That are gone."""
     seen: dict[str, float]
-    """By the names of a target: what it has. Perplexity is a ratio to the dense model's."""
+    """By the names of a target: what it has. Perplexity and latency are ratios to the dense model's, and what stands
+    for a ``task:`` is how much more it solves than that: -0.05 is 5 % less."""
     missed: list[str]
     """Of the target: goals not reached yet, limits broken."""
 
@@ -111,6 +124,10 @@ class TargetRecord:
     asked: list[str]
     gates: list[Gate]
     """One a round; the last may be of a model that is not taken."""
+    dense: dict[str, float] = field(default_factory=dict)
+    """What the dense model solves of the problems of each ``task:``, a share."""
+    latency: Latency | None = None
+    """What its layers took, where that was to be reached."""
 
 
 @dataclass(repr=False)
@@ -140,6 +157,8 @@ class PruneResult:
     """What ``perplexity["pruned"]`` is of: from :meth:`save` on of the export, where it could be measured."""
     stages: dict[str, float] = field(default_factory=dict)
     """Of ``seconds`` those that each part of the work took; from :meth:`save` on those of the export too."""
+    passes: dict[str, Pass] = field(default_factory=dict)
+    """How fast layers ran: as they were scored, repaired, and in the evaluation of either model."""
     exported: dict[str, Any] = field(default_factory=dict)
     """What :meth:`save` learnt of the checkpoint that it wrote last: ``size`` and ``command``, as they are recorded."""
     on_saved: Callable[[], None] | None = None
@@ -219,7 +238,8 @@ class PruneResult:
     def _cost(self) -> dict[str, Any]:
         used, of = memory_used(self.model_source.device)
         planned = {tier.value: nbytes for tier, nbytes in self.placement.peak_nbytes.items()}
-        return {"seconds": dict(self.stages), "memory": {"planned": planned, "used": used, "of": of}}
+        passes = {name: asdict(one) for name, one in self.passes.items()}
+        return {"seconds": dict(self.stages), "passes": passes, "memory": {"planned": planned, "used": used, "of": of}}
 
     def _perplexity_record(self) -> dict[str, Any] | None:
         if self.perplexity is None or self.evaluation is None:

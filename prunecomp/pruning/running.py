@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
+from prunecomp.engine.latency import Latency, measure_latency
 from prunecomp.engine.parallel import from_leader, rank, world_size
 from prunecomp.engine.placement import Placement
 from prunecomp.engine.progress import Advance, Progress
@@ -24,12 +26,13 @@ from prunecomp.metrics import METRICS
 from prunecomp.model.stack import LayerStack, Overlay
 from prunecomp.options import PruneOptions
 from prunecomp.options.aims import Aim
+from prunecomp.pruning.abilities import Abilities
 from prunecomp.pruning.curve import Curve
-from prunecomp.pruning.gates import Gates, Looks, shared
+from prunecomp.pruning.gates import GATES, Gates, Look, Looks, shared
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged
 from prunecomp.pruning.language import why_silent
-from prunecomp.pruning.result import PruneResult, RoundRecord
+from prunecomp.pruning.result import Pass, PruneResult, RoundRecord
 from prunecomp.pruning.rounds import Stops, run_rounds
 from prunecomp.pruning.session import Session, may_replace
 from prunecomp.pruning.stages import round_of, whole_of
@@ -44,6 +47,8 @@ class Meter:
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps: dict[str, int] = defaultdict(int)
         """Of layers x windows."""
+        self.passing: dict[str, float] = defaultdict(float)
+        """Those of the seconds that these took."""
 
     @contextmanager
     def __call__(self, description: str, total: int, unit: str) -> Iterator[Advance]:
@@ -51,7 +56,19 @@ class Meter:
         self.steps[whose] += total * (unit == WORK_UNIT)
         with self._progress(description, total, unit) as advance:
             yield advance
-        self.seconds[whose] += time.perf_counter() - started
+        spent = time.perf_counter() - started
+        self.seconds[whose] += spent
+        self.passing[whose] += spent * (unit == WORK_UNIT)
+
+    def passes(self, windows: Windows, num_layers: int) -> dict[str, Pass]:
+        """Of its stages those that ran layers over ``windows``."""
+        found = {}
+        for whose, steps in self.steps.items():
+            if steps and self.passing[whose] > 0:
+                forwards = steps * world_size() / windows.count
+                tokens = forwards * windows.num_tokens / num_layers
+                found[whose] = Pass(self.passing[whose], forwards, tokens / self.passing[whose])
+        return found
 
 
 def run(model: Any, asked: PruneOptions) -> Curve:
@@ -70,26 +87,35 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     check_read_once([asked.calibration, asked.eval])
     windows = session.calibration()
     eval_windows = None if asked.eval is None else session.evaluation(asked.eval)
-    if asked.limits:
-        check_apart(asked.limits[0], windows, eval_windows)
+    if asked.on_text:
+        check_apart(asked.on_text[0], windows, eval_windows)
     placement = session.place(windows.count, windows.seqlen, session.demand())
-    if tasks is not None:
-        reason = why_silent(model_source, placement)
-        if reason is not None:
-            raise OptionError(f"--tasks {asked.tasks}: {reason}; or leave it out")
+    silent = why_silent(model_source, placement)
+    if tasks is not None and silent is not None:
+        raise OptionError(f"--tasks {asked.tasks}: {silent}; or leave it out")
+    if asked.of_tasks and silent is not None:
+        raise OptionError(f"--target {asked.of_tasks[0]}: {silent}; or leave it out")
+    if session.latency is not None and placement.group_size is not None:
+        raise OptionError("--target latency: the model is streamed, and layers are measured where all fit in memory: "
+                          "give more --device-memory, or another goal")  # fmt: skip
     compiled = session.compiles(windows, placement, 1 if asked.one_shot else asked.layers)
     half: Placement | None = placement
     looking: Placement | None = None
-    if asked.limits and eval_windows is not None:
+    if asked.on_text and eval_windows is not None:
         half, looking = shared(placement, eval_windows.num_tokens / windows.num_tokens)
     size = asked.block_size(METRICS)
-    count = -(-asked.layers // size)
-    whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
-    with whole.open(), open_journal(session, windows, placement, compiled, candidates) as journal:
+    with open_journal(session, windows, placement, compiled, candidates) as journal, ExitStack() as held:
+        if session.latency is not None:
+            session.take(from_leader(partial(timed, session, windows, placement, journal)))
+            asked, wanted = session.options, [session.options.layers]
+        count = -(-asked.layers // size)
+        whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
+        held.enter_context(whole.open())
         whole.begin("loading")
+        meter = Meter(whole)
         first = asked.given[: asked.layers] if asked.metric == "given" else [min(candidates)]
         pruner = session.pruner(
-            windows, half or placement, compiled=compiled, candidates=candidates, moving=first, progress=whole
+            windows, half or placement, compiled=compiled, candidates=candidates, moving=first, progress=meter
         )
         done = () if journal is None else tuple(journal.rounds)
         numbers = itertools.count(len(done) + 1)
@@ -105,16 +131,20 @@ def run(model: Any, asked: PruneOptions) -> Curve:
                 return stack, None
             return repair(
                 pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE,
-                replaces=replaces, progress=whole,
+                replaces=replaces, progress=meter,
             )  # fmt: skip
 
-        stops, gates = Stops(pruner, wanted, size), None
+        stops, gates, abilities = Stops(pruner, wanted, size), None, None
         if asked.target is not None:
             dense = Standing(pruner.decoder, LayerStack.dense(model_source.num_layers), looking or placement)
-            look = None
-            if asked.limits and eval_windows is not None:
-                look = Looks(eval_windows, dense, whole, looking is not None)
-            gates = Gates(pruner, model_source, asked.target, fit, look, half is None)
+            looks: list[Look] = []
+            with whole.aside(GATES):
+                if asked.on_text and eval_windows is not None:
+                    looks.append(Looks(eval_windows, dense, whole, looking is not None))
+                if asked.of_tasks:
+                    abilities = Abilities.of(asked, model_source, dense, whole)
+                    looks.append(abilities)
+            gates = Gates(pruner, model_source, asked.target, fit, looks, session.latency, half is None, whole)
         run_rounds(
             pruner, asked.layers, candidates, asked.one_shot, done=done,
             overlays=None if journal is None else journal.overlays, on_round=on_round, until=gates or stops,
@@ -122,20 +152,24 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         looped = time.perf_counter()
         passed, target = stops.passed, None
         if gates is not None:
-            held, target = gates.reached()
-            passed, wanted = [held], [len(held.stack.removed)]
+            last, target = gates.reached({} if abilities is None else abilities.dense)
+            passed, wanted = [last], [len(last.stack.removed)]
+            whole.begin("repairing")
         pruner.release()
         repaired = [stop.repaired or fit(stop.stack) for stop in passed]
         stacks, outcomes = [stack for stack, _ in repaired], [outcome for _, outcome in repaired]
         whole.begin("evaluating")
-        meter = Meter(whole)
-        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, meter)
+        judging = Meter(whole)
+        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, judging)
     ended = time.perf_counter()
     others = len(stacks)
     mine = [
-        (0.0 if outcome is None else outcome.seconds) + meter.seconds[called(row, others)]
+        (0.0 if outcome is None else outcome.seconds) + judging.seconds[called(row, others)]
         for row, outcome in enumerate(outcomes, start=1)
     ]
+    passes = meter.passes(windows, model_source.num_layers)
+    if eval_windows is not None:
+        passes |= judging.passes(eval_windows, model_source.num_layers)
     results = [
         PruneResult(
             options=replace(asked, layers=layers, curve=None, target=None),
@@ -157,6 +191,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
             # What others took is not counted.
             seconds=ended - started - (looped - stop.at) - (sum(mine) - own),
             stages=whole.seconds if others == 1 else {},
+            passes=passes if others == 1 else {},
         )
         for layers, stop, stack, outcome, (quality, profile), own in zip(
             wanted, passed, stacks, outcomes, found, mine, strict=True
@@ -166,10 +201,20 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     return Curve(
         results,
         layer_forwards=pruner.layer_forwards + sum(0 if one is None else one.layer_forwards for one in outcomes),
-        evaluation_forwards={whose: steps * share for whose, steps in meter.steps.items()},
+        evaluation_forwards={whose: steps * share for whose, steps in judging.steps.items()},
         seconds=ended - started,
         on_saved=None if journal is None else journal.remove,
     )
+
+
+def timed(session: Session, windows: Windows, placement: Placement, journal: Journal | None) -> Latency:
+    """What the layers take, as the journal has it, or measured."""
+    latency = None if journal is None else journal.latency
+    if latency is None:
+        latency = measure_latency(session.load(placement), windows.tokens[0])
+    if journal is not None:
+        journal.latency = latency
+    return latency
 
 
 def check_apart(limit: Aim, calibration: Windows, evaluation: Windows | None) -> None:

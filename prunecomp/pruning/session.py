@@ -12,6 +12,7 @@ from prunecomp.checkpoint.export import check_export
 from prunecomp.checkpoint.numbers import check_layers_move
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
+from prunecomp.engine.latency import Latency, assumed
 from prunecomp.engine.parallel import Workers, least, processes_here, world_size
 from prunecomp.engine.placement import Demand, Memory, Placement, available_memory, place, should_compile
 from prunecomp.engine.progress import Progress
@@ -45,8 +46,11 @@ class Session:
     def __init__(self, model: Any, options: PruneOptions) -> None:
         self.model_source = _opened(model, options)
         self.options = options.aimed(self.model_source.num_layers)
+        self.latency: Latency | None = None
+        """Of the layers, where a target is to reach one: assumed, until :meth:`take` is given what was measured."""
         if options.target:
-            self.options = replace(self.options, layers=self._most_layers())
+            timed = any(aim.name == "latency" for aim in options.target)
+            self.take(assumed(self.model_source.described) if timed else None)
         if options.pending:
             self.options.check(METRICS, COMPENSATIONS)
 
@@ -56,16 +60,18 @@ class Session:
         options = self.options
         return None if options.tasks is None else Tasks.of(options.tasks, options.fewshot, options.limit)
 
-    def _most_layers(self) -> int:
-        """How many layers go at most until a target is reached, in whole blocks."""
+    def take(self, latency: Latency | None) -> None:
+        """With ``latency``, ``options.layers`` are how many layers go at most until the target is reached, in whole
+        blocks. Raises :class:`OptionError` where it cannot be."""
+        self.latency = latency
         options, metric = self.options, METRICS[self.options.metric]
         chosen = candidates_of(replace(options, layers=1), self.model_source.num_layers)
         most = min(len(chosen) - (options.candidates is None), self.model_source.num_layers - 1)
         if metric.takes_order:
             most = min(most, len(options.given))
         size = options.span or 1
-        needed = most_rounds(options.target or [], self.model_source, chosen, most)
-        return min(-(-needed // size), max(most // size, 1)) * size
+        needed = most_rounds(options.target or [], self.model_source, chosen, most, latency)
+        self.options = replace(options, layers=min(-(-needed // size), max(most // size, 1)) * size)
 
     def candidates(self) -> list[int]:
         """The layers that may go."""
@@ -110,7 +116,7 @@ class Session:
     def demand(self) -> Demand:
         """The memory that the metric, and then the repair, takes beside the pass; and where a second model is looked
         at after each round, its states."""
-        models = 2 if self.options.limits else 1
+        models = 2 if self.options.on_text else 1
         shape, repair = self.model_source.shape(), self.options.repair
         metric = METRICS[self.options.metric]().demand(shape, self.options.block_size(METRICS))
         metric = replace(metric, boundaries=metric.boundaries + (models - 1) * (shape.num_layers + BOUNDARIES))

@@ -22,7 +22,7 @@ from prunecomp.report.comparison import (
 )
 from prunecomp.report.drawing import svg
 from prunecomp.report.figures import draw_lines, draw_seconds
-from prunecomp.report.page import Block, Facts, Grid, Picture, Section, Strip
+from prunecomp.report.page import Block, Command, Facts, Grid, Picture, Section, Strip
 from prunecomp.report.plots import SECONDS, best_of, points_of
 from prunecomp.report.reading import WIDTH
 
@@ -84,6 +84,8 @@ def _work(result: Comparison) -> Iterator[Block]:
 
 
 def _again(result: Comparison) -> Iterator[Block]:
+    if result.command is not None:
+        yield Command(result.command)
     yield Facts([
         ("seed", result.options.get("seed", "")),
         ("calibration", f"SHA-256 of its windows {result.calibration.digest}"),

@@ -43,6 +43,8 @@ CAPABILITIES = (
 )
 EXPORTING = ("writing", "reading back", "measuring the export")
 """Parts of the work that follow once a record's ``seconds`` are over."""
+TOLD = {"round": "choosing", "gates": "looking at gates"}
+"""Parts of the work by other names than the record has."""
 REPRODUCE = f"prunecomp prune --like {RECORD} --out AGAIN"
 
 
@@ -260,7 +262,7 @@ def _answers(record: Record) -> Iterator[Block]:
 
 def _cost(record: Record) -> Iterator[Block]:
     cost = record.get("cost") or {}
-    timed = {"choosing" if name == "round" else name: spent for name, spent in cost.get("seconds", {}).items()}
+    timed = {TOLD.get(name, name): spent for name, spent in cost.get("seconds", {}).items()}
     if not set(timed) - set(EXPORTING):  # there was no clock for each
         timed["choosing"] = math.fsum(one["seconds"] for one in record["rounds"])
         timed["repairing"] = (record.get("repair") or {}).get("seconds", 0.0)
@@ -280,7 +282,21 @@ def _cost(record: Record) -> Iterator[Block]:
         pairs.append(("memory planned", listed(f"{decimal(n)} ({tier})" for tier, n in memory["planned"].items() if n)))
         if memory["used"] is not None:
             pairs.append(("memory used", f"{decimal(memory['used'])} at the most, {memory['of']}"))
+    latency = (record.get("target") or {}).get("latency")
+    if latency is not None:
+        read, written = latency["tokens"] / math.fsum(latency["prefill"]), 1 / math.fsum(latency["decode"])
+        pairs.append(("all layers, dense", f"read {read:,.0f} tokens a second and write {written:,.1f}, one sequence"))
     yield Facts(pairs)
+    rows = [
+        [name, f"{one['seconds']:.2f}", f"{one['layer_forwards']:g}", f"{one['layer_forwards'] / one['seconds']:,.1f}",
+         f"{one['tokens_per_second']:,.0f}"]
+        for name, one in cost.get("passes", {}).items()
+    ]  # fmt: skip
+    if rows:
+        yield Grid(SPEED, rows, "Speed of the passes; tokens go through as many layers as the dense model has")
+
+
+SPEED = ["pass", "seconds", "layer-forwards", "of them a second", "tokens a second"]
 
 
 def _again(record: Record) -> Iterator[Block]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import OutputError
+from prunecomp.pruning.journal import write_whole
 from prunecomp.report.drawing import check_matplotlib, colours, label, new_figure, whatever_the_font
 from prunecomp.report.figures import lines_on
 
@@ -25,7 +27,9 @@ def save_plots(result: Comparison, folder: Path) -> list[Path]:
     try:
         with whatever_the_font():
             for name, figure in drawn.items():
-                figure.savefig(folder / name, dpi=150)
+                drawing = BytesIO()
+                figure.savefig(drawing, format="png", dpi=150)
+                write_whole(folder / name, drawing.getvalue())
     except OSError as error:
         raise OutputError(f"{folder} cannot be written to: {error}") from error
     return [folder / name for name in drawn]

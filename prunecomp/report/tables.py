@@ -69,17 +69,24 @@ def gates_table(result: PruneResult) -> Table | None:
     """How far a target let the run go."""
     if result.target is None:
         return None
+    others = {name: None for gate in result.target.gates for name in gate.seen if name.startswith(("task:", "latency"))}
     rows = []
     for gate in result.target.gates:
         seen = [
             "" if name not in gate.seen else form.format(gate.seen[name])
-            for name, form in (("perplexity", "{:.3f}x"), ("kl", "{:.3f}"), ("agreement", "{:.1%}"))
+            for name, form in (
+                ("perplexity", "{:.3f}x"),
+                ("kl", "{:.3f}"),
+                ("agreement", "{:.1%}"),
+                *((name, "{:.3f}x" if name == "latency" else "{:+.1%}") for name in others),
+            )
         ]
         sizes = f"{gate.seen['params']:,}", decimal(gate.seen["size"])
         rows.append([str(gate.layers), *sizes, *seen, ", ".join(gate.missed)])
-    headings = ["gone", "parameters", "size", "perplexity", "KL", "top-1", "missed"]
+    headings = ["gone", "parameters", "size", "perplexity", "KL", "top-1", *others, "missed"]
     table = Table.of(f"target: {', '.join(result.target.asked)}", headings, rows, left=["missed"])
-    table.caption = "the last that breaks no limit is what is written"
+    scores = "".join(f"; {name}: {score:.1%} dense" for name, score in result.target.dense.items())
+    table.caption = f"the last that breaks no limit is what is written{scores}"
     return table
 
 
