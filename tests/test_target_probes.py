@@ -38,7 +38,7 @@ def learnt() -> list[Item]:
     for start in range(0, 2000, 20):
         question = " ".join(words[start : start + 12])
         ids = tokenizer(question, return_tensors="pt")["input_ids"]
-        made = model.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+        made = model.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
         answer = tokenizer.decode(made).partition("\n")[0]
         if answer.split() and tokenizer(question + answer)["input_ids"][: ids.shape[1]] == ids[0].tolist():
             found.setdefault(question, Item(question, answer, (" x", " y", " z")))
@@ -65,11 +65,11 @@ def begins(item: Item, line: str) -> bool:
 def test_the_last_model_that_keeps_to_a_probe_is_written(taught: None, reference_model: Path, tmp_path: Path) -> None:
     """As the profile of the exports finds it, which reads them from disk."""
     text = str(reference_model / "calibration.txt")
-    found = prunecomp.prune(reference_model, target="task:copy=-30%", calibration=text, **OPTIONS)
+    found = prunecomp.prune(reference_model, target="task:copy=-75%", calibration=text, **OPTIONS)
     assert found.target is not None
     gone = len(found.removed)
     assert [gate.layers for gate in found.target.gates] == list(range(1, gone + 2))
-    assert [gate.missed for gate in found.target.gates] == [[]] * gone + [["task:copy=-30%"]]
+    assert [gate.missed for gate in found.target.gates] == [[]] * gone + [["task:copy=-75%"]]
     beyond = prunecomp.prune(reference_model, gone + 1, text, **{**OPTIONS, "items": 50})
     scores = []
     for number, result in enumerate((found, beyond)):
@@ -81,7 +81,7 @@ def test_the_last_model_that_keeps_to_a_probe_is_written(taught: None, reference
         assert found.target.dense == {"task:copy": dense.score}
         scores.append(pruned.score / dense.score - 1)
     assert scores == pytest.approx([gate.seen["task:copy"] for gate in found.target.gates[-2:]])
-    assert scores[0] >= -0.3 > scores[1]
+    assert scores[0] >= -0.75 > scores[1]
     record = json.loads((tmp_path / "0" / "prunecomp.json").read_text(encoding="utf-8"))
     check(RECORD, record)
     assert record["run"]["items"] == 10
@@ -94,11 +94,11 @@ def test_the_last_model_that_keeps_to_a_probe_is_written(taught: None, reference
 
 def test_a_killed_run_asks_its_probes_again(taught: None, reference_model: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {**OPTIONS, "calibration": str(reference_model / "calibration.txt")}
-    whole = prunecomp.prune(reference_model, target="task:copy=-30%", **options)
+    whole = prunecomp.prune(reference_model, target="task:copy=-75%", **options)
     file = tmp_path / "journal.json"
     with pytest.raises(TargetError, match=r"no layer can go: with one of|comes no further"):
-        prunecomp.prune(reference_model, target="layers=1,task:copy=-30%", journal=file, **options)
-    again = prunecomp.prune(reference_model, target="task:copy=-30%", journal=file, resume=True, **options)
+        prunecomp.prune(reference_model, target="layers=1,task:copy=-75%", journal=file, **options)
+    again = prunecomp.prune(reference_model, target="task:copy=-75%", journal=file, resume=True, **options)
     assert (again.target, again.stack) == (whole.target, whole.stack)
 
 
