@@ -14,6 +14,7 @@ import torch
 
 from prunecomp.cli import comparing
 from prunecomp.compare import Arm, Comparison
+from prunecomp.errors import OutputError
 from tests.command_line import invoke as run
 from tests.forks import Forks
 from tests.killing import Harm
@@ -161,3 +162,27 @@ def test_tables_and_plots_follow_the_cells_but_not_too_often(folder: Path, monke
         assert record["command"] == f"prunecomp {' '.join(map(str, words))}"
     assert counts[0] == 4
     assert counts[1] == 2  # the first cell, and all of them
+
+
+def test_what_is_measured_goes_on_without_tables_and_plots_so_far(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that cannot be drawn costs no comparison: only the last one is missed."""
+    draw, tries = comparing.save_plots, list[int]()
+
+    def fails_once(result: Comparison, out: Path) -> list[Path]:
+        tries.append(len(result.measurements))
+        if len(tries) == 1:
+            raise OutputError("no space left")
+        return draw(result, out)
+
+    monkeypatch.setattr(comparing, "INSTALLED", True)
+    monkeypatch.setattr(comparing, "APART", 0.0)
+    monkeypatch.setattr(comparing, "save_plots", fails_once)
+    text, out = folder / "short.npy", folder / "unpictured"
+    ended = run("compare", folder / "base", "--layers", "1,2", "--calibration", text, "--eval", f"held={text}",
+                "--metrics", "last", "--compensations", "none", "--out", out, "--no-report")  # fmt: skip
+    assert ended.exit_code == 0
+    assert "no tables and plots until the end (no space left)" in " ".join(ended.stderr.split())
+    assert tries == [1, 2]
+    assert (out / "perplexity.png").stat().st_size > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,35 @@ def test_what_is_measured_is_every_layer_and_nothing_is_left_in_place(generator:
     assert torch.equal(model(tokens).logits, before)
     assert share([2.0, 1.0, 1.0], [1, 2]) == 0.5
     assert replace(found, decode=[3.0, 1, 1, 1, 1, 1]).ratio([0, 1]) == 0.5
+
+
+def test_every_layer_that_may_go_can_be_what_is_needed(generator: torch.Generator) -> None:
+    """Six of thirty that are alike leave 0.8 of the time, and neither rounding says otherwise."""
+    alike = Latency([0.1 + 0.2] * 30, [0.7] * 30, 16)
+    assert alike.ratio(range(24)) == 0.8
+    assert aims("--target", "latency=0.8x")[0].met(1 - sum(1 - share(alike.prefill, range(29)) for _ in range(6)))
+    model = build("llama")
+    found = prunecomp.prune(
+        model, target="latency=0.5x", calibration=draw_tokens(model, generator), candidates="1-3", repair="none"
+    )
+    assert sorted(found.removed) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("hits", "of", "guess"), [(530, 1100, 0.25), (9_000, 10_000, 0.01), (0, 10_000, 0.0)])
+def test_chance_is_told_of_many_problems(hits: int, of: int, guess: float) -> None:
+    """More than floats have room for, counted as ways to choose them: told by the normal law, far from its edge."""
+    answers = Answers("a", "production", (True,) * hits + (False,) * (of - hits), guess)
+    assert answers.beyond_chance == (hits > of * guess + 5 * (of * guess * (1 - guess)) ** 0.5)
+    few = [Answers("a", "production", (True,) * k + (False,) * (12 - k), 0.25).beyond_chance for k in range(13)]
+    exact = [sum(comb(12, j) * 0.25**j * 0.75 ** (12 - j) for j in range(k, 13)) < 0.05 for k in range(13)]
+    assert few == exact
+
+
+def test_what_was_measured_is_on_disk_at_once_beside_rounds(generator: torch.Generator, tmp_path: Path) -> None:
+    model, file = build("llama"), tmp_path / "journal.json"
+    options: dict[str, Any] = {"calibration": draw_tokens(model, generator), "repair": "none", "journal": file}
+    prunecomp.prune(model, target="layers=4", **options)
+    found = prunecomp.prune(model, target="latency=0.67x", resume=True, **options)
+    assert found.target is not None
+    assert found.target.latency is not None
+    assert json.loads(file.read_text(encoding="utf-8"))["run"]["latency"]["decode"] == found.target.latency.decode

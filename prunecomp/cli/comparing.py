@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from prunecomp.cli.reporting import report_beside
 from prunecomp.cli.shell import as_typed, print_json, told
 from prunecomp.compare import Comparison
 from prunecomp.engine.parallel import from_leader, process_group
+from prunecomp.errors import PrunecompWarning
 from prunecomp.options import CompareOptions
 from prunecomp.report.comparison import (
     PARTIAL,
@@ -69,7 +72,13 @@ class SoFar:
         if not result.measurements or began < self._next:
             save_record(result, self._out)
             return
-        write_results(result, self._out)
+        save_record(result, self._out)
+        try:
+            write_results(result, self._out)
+        except Exception as error:  # whatever it is, the last writing raises it; what is measured goes on
+            self._next = math.inf
+            warnings.warn(f"no tables and plots until the end ({error})", PrunecompWarning, stacklevel=2)
+            return
         ended = time.perf_counter()
         self._next = ended + max(APART, SHARE * (ended - began))
 

@@ -89,8 +89,7 @@ def saving(options: PruneOptions) -> dict[str, Any]:
     """How checkpoints are to be written, and the command, to be given again."""
     return {
         "shard_bytes": int(options.max_shard_size * 1e9), "verify": options.verify, "recipe": options.recipe,
-        "overwrite": options.force,
-        "command": as_typed(),
+        "overwrite": options.force, "command": as_typed(),
     }  # fmt: skip
 
 
@@ -102,7 +101,7 @@ def prune_once(model: str, options: PruneOptions, given: dict[str, Any]) -> None
         check_recipe_of(model, options)
         keywords = {**PruneOptions.keywords("prune", given), **told(job), "journal": journal}
         if whole:
-            kept = {"eval", "items"} if options.limits else set()
+            kept = {*(["eval"] if options.limits else []), *(["items"] if options.of_tasks else [])}
             keywords = {name: value for name, value in keywords.items() if name in kept or name not in MEASURING}
         result = prunecomp.prune(model, **keywords)
         if job.leads and whole:

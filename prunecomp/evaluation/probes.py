@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import exp, fsum, lgamma, log, log1p
 
 from prunecomp.evaluation.items import PRODUCTION, RECOGNITION, Probe
 from prunecomp.evaluation.language import Language
@@ -36,8 +36,14 @@ class Answers:
     @property
     def beyond_chance(self) -> bool:
         """Whether guessing would have come so far with a probability below :data:`SIGNIFICANT` (exact binomial)."""
-        n, p = len(self.hits), self.guess
-        return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(sum(self.hits), n + 1)) < SIGNIFICANT
+        n, p, hits = len(self.hits), self.guess, sum(self.hits)
+        if p in (0.0, 1.0):
+            return p == 0 and hits > 0
+        chances = (
+            exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log1p(-p))
+            for k in range(hits, n + 1)
+        )
+        return fsum(chances) < SIGNIFICANT
 
 
 @dataclass(frozen=True)

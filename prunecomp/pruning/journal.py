@@ -162,6 +162,12 @@ class Journal:
             self._put(_weights_path(self.path, number), data)
         self._write()
 
+    def time(self, latency: Latency) -> None:
+        """Hold what layers were measured to take: on disk with the next round, or now beside those that are there."""
+        self.latency = latency
+        if self.rounds and self._writes:
+            self._write()
+
     @staticmethod
     def claimed(path: Path) -> AbstractContextManager[object]:
         """Have this process alone use the journal at ``path``."""

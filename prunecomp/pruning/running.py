@@ -16,8 +16,8 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
 from prunecomp.engine.latency import Latency, measure_latency
-from prunecomp.engine.parallel import from_leader, rank, world_size
-from prunecomp.engine.placement import Placement
+from prunecomp.engine.parallel import Workers, from_leader, rank, world_size
+from prunecomp.engine.placement import Placement, micro_batch
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import WORK_UNIT
 from prunecomp.errors import OptionError
@@ -65,7 +65,7 @@ class Meter:
         found = {}
         for whose, steps in self.steps.items():
             if steps and self.passing[whose] > 0:
-                forwards = steps * world_size() / windows.count
+                forwards = steps / Workers.current(windows.count, micro_batch(windows.count, windows.seqlen)).share
                 tokens = forwards * windows.num_tokens / num_layers
                 found[whose] = Pass(self.passing[whose], forwards, tokens / self.passing[whose])
         return found
@@ -144,7 +144,9 @@ def run(model: Any, asked: PruneOptions) -> Curve:
                 if asked.of_tasks:
                     abilities = Abilities.of(asked, model_source, dense, whole)
                     looks.append(abilities)
-            gates = Gates(pruner, model_source, asked.target, fit, looks, session.latency, half is None, whole)
+            # Probes are answered by the model as it would be written, beside a repair: no room is set apart for that.
+            short = half is None or not asked.on_text
+            gates = Gates(pruner, model_source, asked.target, fit, looks, session.latency, short, whole)
         run_rounds(
             pruner, asked.layers, candidates, asked.one_shot, done=done,
             overlays=None if journal is None else journal.overlays, on_round=on_round, until=gates or stops,
@@ -212,8 +214,8 @@ def timed(session: Session, windows: Windows, placement: Placement, journal: Jou
     latency = None if journal is None else journal.latency
     if latency is None:
         latency = measure_latency(session.load(placement), windows.tokens[0])
-    if journal is not None:
-        journal.latency = latency
+        if journal is not None:
+            journal.time(latency)
     return latency
 
 
