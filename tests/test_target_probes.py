@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunecomp
+from prunecomp.cli.commands import recorded
 from prunecomp.engine.latency import Latency, measure_latency, share
 from prunecomp.errors import JournalError, OptionError, TargetError
 from prunecomp.evaluation import items
@@ -86,6 +87,7 @@ def test_the_last_model_that_keeps_to_a_probe_is_written(taught: None, reference
     record = json.loads((tmp_path / "0" / "prunecomp.json").read_text(encoding="utf-8"))
     check(RECORD, record)
     assert record["run"]["items"] == 10
+    assert "items" not in recorded(tmp_path / "0" / "prunecomp.json")  # of a run like it, to so many layers
     assert record["cost"]["seconds"]["gates"] > 0
     assert (
         record["cost"]["passes"]["scoring"]["layer_forwards"] == sum(r.layer_forwards for r in found.rounds) or gone > 1

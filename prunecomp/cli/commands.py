@@ -150,6 +150,8 @@ def recorded(path: Path) -> dict[str, Any]:
     sources = {"calibration": calibration.get("source"), "eval": perplexity.get("source")}
     known = {each.name for each in PruneOptions.options("prune", "command line") if each.told.decides is not None}
     held = {**{name: source for name, source in sources.items() if source}, **options, **run}
+    if not held.get("profile"):  # a target's, which a run to what it led to has no use for
+        held.pop("items", None)
     return {"model": record["model"], **{name: value for name, value in held.items() if name in known}}
 
 
