@@ -13,14 +13,17 @@ import torch
 from prunecomp.data.records import (
     IDS,
     MASK,
+    MASKED,
     Content,
     Document,
     documents_of,
     gathered,
+    is_batch,
     is_conversation,
     is_row,
     padded,
     rows_of,
+    unboxed,
 )
 from prunecomp.errors import DataError, PrunecompWarning
 
@@ -43,14 +46,15 @@ def content_of(source: Any, name: str, rows: int = MOST_ROWS, tokens: int = MOST
     :class:`DataError`.
     """
     if np.ma.is_masked(source):
-        raise DataError("a masked array cannot be read as token ids: give rows with negative ids where they are padded")
-    source = _columns(source)
+        raise DataError(MASKED)
+    source = [tuple(source)] if is_batch(source) else _columns(source)
     if isinstance(source, Mapping) and (row := _one_row(source)) is not None:
-        return row
+        return _found(row, source)
     if isinstance(source, torch.Tensor) or is_row(source) or getattr(source, "dtype", None) is not None:
         array = as_array(source)
         if array.dtype.kind in "OU":
-            return content_of(array.tolist(), name)
+            held = array.tolist()
+            return next(rows_of(held, None, name)) if is_row(held) else content_of(held, name)
         if array.ndim == 2 and array.dtype.kind == "i" and array.size and array.min() < 0:
             return padded(list(rows_of(array, None, name)))
         return array
@@ -145,16 +149,15 @@ def _column(value: Any) -> Any:
     lists = next((name for name in ("to_pylist", "to_list") if hasattr(value, name)), None)
     if lists is not None:
         return getattr(value, lists)()
-    plain = isinstance(value, str | list | tuple | Mapping | torch.Tensor | np.ndarray)
+    plain = isinstance(value, str | bytes | bytearray | memoryview | list | tuple | Mapping | torch.Tensor | np.ndarray)
     return list(value) if not plain and isinstance(value, Sequence) else value
 
 
 def _one_row(batch: Mapping[Any, Any]) -> np.ndarray | None:
     """What a tokenizer gives of one text: ids [T] in a row, to be sampled, and not a window."""
-    ids = batch.get(IDS)
+    ids = unboxed(batch.get(IDS))
     if is_row(ids) or getattr(ids, "ndim", None) == 1:
-        rows = list(rows_of(ids, batch.get(MASK), IDS))
-        return rows[0]
+        return next(rows_of(ids, batch.get(MASK), IDS), np.empty(0, dtype=np.int64))
     return None
 
 

@@ -27,6 +27,7 @@ KNOWN = tuple(dict.fromkeys([*NAMED, MASK, "input", *(field for pair in PAIRS fo
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 """What conversations call a role, and what chat templates do."""
 LARGEST_ID = 2**31
+MASKED = "a masked array cannot be read as token ids: give rows with negative ids where they are padded"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ Content = np.ndarray | list[str] | list[Chat] | str
 
 def gathered(documents: Iterable[Document], name: str, most: int | None = None) -> Content:
     """Documents of one kind, no more than ``most``. Raises :class:`DataError` where there are several kinds."""
-    held = list(islice(documents, most))
+    try:
+        held = list(islice(documents, most))
+    except RecursionError:
+        raise DataError(f"{name} holds itself, or lists in too many others") from None
     kinds = {type(document) for document in held}
     if len(kinds) > 1:
         words = {str: "texts", Chat: "conversations", np.ndarray: "token ids"}
@@ -77,11 +81,12 @@ def documents_of(value: Any, place: str, field: str | None = None) -> Iterator[D
     elif is_conversation(value):
         yield _chat(value, place)
     elif isinstance(value, list | tuple) and value:
-        # Pairs of a loader or a data set, (ids, mask) or (ids, labels): the second is no further sample.
+        # Of a loader or a data set, (ids, mask), (ids, labels) or (ids, labels, mask): the others are no more samples.
         if isinstance(value, tuple) and len(value) > 1 and all(_is_array(each) for each in value):
-            mask = value[1] if _is_mask(value) else None
-            if mask is not None or value[0].ndim >= 2 or _is_labels(value):
-                yield from rows_of(value[0], mask, place)
+            ids, others = value[0], value[1:] if value[0].ndim >= 2 or len(value) == 3 else value[1:2]
+            mask = next((each for each in others if _is_mask(ids, each)), None)
+            if mask is not None or ids.ndim >= 2 or _is_labels(ids, others[0]):
+                yield from rows_of(ids, mask, place)
                 return
         for number, each in enumerate(value):
             yield from documents_of(each, f"{place}[{number}]" if "[" in place else place, field)
@@ -96,9 +101,11 @@ def _documents_of_record(record: Mapping[Any, Any], place: str, field: str | Non
         if field is None and pair is not None:
             yield from _answered(record, pair, place)
             return
-    value = None if field is None else record.get(field)
+    value = None if field is None else unboxed(record.get(field))
     if isinstance(value, str) and field != "text":
         value = _told(value, field, place)
+    elif isinstance(value, list | tuple) and field != "text" and all(isinstance(each, str) for each in value):
+        value = [_told(each, field, place) for each in value]  # a column
     if field == IDS and value is not None:
         yield from rows_of(value, record.get(MASK), place)
     elif value is None or isinstance(value, Mapping | int | float):
@@ -183,6 +190,7 @@ def rows_of(ids: Any, mask: Any, place: str) -> Iterator[np.ndarray]:
     """Token ids [tokens], or [N, S], or rows of any lengths, as rows without what the ``mask`` of the same shape takes
     out at either end, or is negative there. Rows without a token are passed over, as texts without a word are. Raises
     :class:`DataError` for padding inside of a row."""
+    ids, mask = unboxed(ids), unboxed(mask)
     if getattr(ids, "shape", None) == (0,):
         return
     if isinstance(ids, list | tuple) and not is_row(ids):
@@ -211,8 +219,10 @@ def rows_of(ids: Any, mask: Any, place: str) -> Iterator[np.ndarray]:
 
 def _integers(value: Any, what: str, place: str) -> np.ndarray:
     """int64 [T] or [N, S]."""
+    if np.ma.is_masked(value):
+        raise DataError(f"{place}: {MASKED}")
     try:
-        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        array = _as_numpy(value)
     except Exception as error:  # tensors without data, objects that promise an array and have none
         raise DataError(f"{place}: {what} cannot be read ({error})") from None
     if array.ndim == 3 and array.shape[1] == 1:  # a loader of windows that are batches of one
@@ -233,16 +243,47 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, torch.Tensor | np.ndarray) and value.ndim >= 1
 
 
-def _is_mask(pair: tuple[Any, ...]) -> bool:
-    """Whether the second is of the shape of the first, and zeros and ones."""
-    ids, mask = (np.asarray(each) for each in pair[:2])
-    return ids.shape == mask.shape and bool(np.isin(mask, (0, 1)).all()) and not bool(np.isin(ids, (0, 1)).all())
+def _as_numpy(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value  # which numpy has not
+    return np.asarray(value)
 
 
-def _is_labels(pair: tuple[Any, ...]) -> bool:
-    """Whether the second is the first, but for what is negative there."""
-    ids, labels = (np.asarray(each) for each in pair[:2])
-    return ids.shape == labels.shape and bool(((ids == labels) | (labels < 0)).all())
+def unboxed(value: Any) -> Any:
+    """An array of objects or of texts as a list; what is none, as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind in "OU" and value.ndim else value
+
+
+def is_batch(value: Any) -> bool:
+    """Whether these are the parts of one batch of rows, as a loader gives it, and not two or three batches."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) in (2, 3)
+        and all(_is_array(each) and each.ndim >= 2 and each.shape == value[0].shape for each in value)
+        and any(_is_mask(value[0], each) or _is_labels(value[0], each) for each in value[1:])
+    )
+
+
+def _alike(*pair: Any) -> tuple[np.ndarray, ...] | None:
+    """Both as arrays, where they are of one shape, and can be read."""
+    try:
+        arrays = tuple(map(_as_numpy, pair))
+    except (TypeError, RuntimeError):  # told where they are read as ids
+        return None
+    return arrays if arrays[0].shape == arrays[1].shape else None
+
+
+def _is_mask(ids: Any, mask: Any) -> bool:
+    """Whether it is of the shape of the ids, and zeros and ones."""
+    both = _alike(ids, mask)
+    return both is not None and bool(np.isin(both[1], (0, 1)).all()) and not bool(np.isin(both[0], (0, 1)).all())
+
+
+def _is_labels(ids: Any, labels: Any) -> bool:
+    """Whether they are the ids, but for what is negative there."""
+    both = _alike(ids, labels)
+    return both is not None and bool(((both[0] == both[1]) | (both[1] < 0)).all())
 
 
 def expected(field: str | None) -> str:

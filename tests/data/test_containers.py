@@ -88,8 +88,20 @@ IDS: dict[str, Callable[[], Any]] = {
         [{name: value[None] for name, value in row.items()} for row in rows_of(batch())], batch_size=2
     ),
     "a loader of tensors and masks": lambda: DataLoader(TensorDataset(*batch().values()), batch_size=4),
+    "a batch of a loader": lambda: next(iter(DataLoader(TensorDataset(*batch().values()), batch_size=N))),
+    "a tuple of arrays, labels and the mask": lambda: (
+        batch(kind=np.array)["input_ids"],
+        np.full((N, S), -100),
+        batch(kind=np.array)["attention_mask"],
+    ),
+    "samples with labels and masks": lambda: [
+        (row["input_ids"], row["input_ids"], row["attention_mask"]) for row in rows_of(batch())
+    ],
+    "masks of bfloat16": lambda: (batch()["input_ids"], batch()["attention_mask"].bfloat16()),
     "a data set of torch": Rows,
     "rows of objects": lambda: np.array([row.tolist() for row in RAGGED], dtype=object),
+    "objects in a dict": lambda: {"input_ids": np.array([row.tolist() for row in RAGGED], dtype=object)},
+    "objects in dicts": lambda: [{"input_ids": row.astype(object)} for row in RAGGED],
     "rows and others without a token": lambda: [*(row.tolist() for row in RAGGED[:2]), [], *RAGGED[2:], torch.ones(0)],
     "a list of frames": lambda: [pytest.importorskip("pandas").DataFrame({"input_ids": RAGGED})],
     "a generator of batches": lambda: (half for half in halves(batch())),
@@ -144,7 +156,12 @@ def test_a_mask_enters_no_statistic(left: bool) -> None:
 
 def test_what_a_tokenizer_gives_of_one_text_is_sampled() -> None:
     ids = ROWS.flatten()
-    for one in ({"input_ids": ids.tolist()}, BatchEncoding({"input_ids": torch.tensor(ids)}), ids.astype(object)):
+    for one in (
+        {"input_ids": ids.tolist()},
+        {"input_ids": ids.astype(object)},
+        BatchEncoding({"input_ids": torch.tensor(ids)}),
+        ids.astype(object),
+    ):
         assert read_source(one, None, 97).tokens.tolist() == ids.tolist()
 
 
@@ -179,6 +196,15 @@ def test_too_little_text_is_said_with_how_often_it_is_used() -> None:
         calibration_windows(InMemorySource(model(), None), ROWS.flatten(), 10, 12, 0)
 
 
+def test_pairs_of_lists_are_two_rows() -> None:
+    assert read_source(([5, 6, 7], [1, 1, 0]), None, 97).tokens.tolist() == [[5, 6, 7], [1, 1, 0]]
+
+
+ITSELF: list[Any] = [[1, 2]]
+ITSELF.append(ITSELF)
+MASKED_ROWS = np.ma.array([[1, 2, 3]], mask=[[0, 0, 1]])
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -196,6 +222,20 @@ def test_too_little_text_is_said_with_how_often_it_is_used() -> None:
         ((row for row in [[1, 2], 1 / 2]), "number 1: expected an object"),
         ((1 // n for n in (1, 0)), "number 0: expected an object"),
         (([1 // n, 2] for n in (1, 0)), r"number 1, could not be had \(ZeroDivisionError"),
+        ([{"text": b"hello"}], "not b'hello'"),
+        ({"text": bytearray(b"hello")}, "not bytearray"),
+        ([{"text": memoryview(b"hello")}], "not <memory"),
+        ([1, 2**70], "must be integers of shape"),
+        (np.array([1, 2**70], dtype=object), "must be integers of shape"),
+        (ITSELF, "holds itself"),
+        ({"input_ids": ITSELF}, "holds itself"),
+        ({"input_ids": torch.zeros(0, dtype=torch.long)}, "this dict is empty"),
+        ((torch.ones(2, 3).bfloat16(), torch.ones(2, 3).bfloat16()), "must be integers of shape"),
+        ([(torch.ones(3).bfloat16(), torch.ones(3).bfloat16())], "must be integers of shape"),
+        ([(torch.ones(3, device="meta"), torch.ones(3))], "cannot be read"),
+        ({"input_ids": MASKED_ROWS}, "a masked array cannot be read"),
+        ([{"input_ids": MASKED_ROWS[0]}], "a masked array cannot be read"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": MASKED_ROWS}, "a masked array cannot be read"),
         ([], "is empty"),
         (iter([]), "is empty"),
     ],
