@@ -139,6 +139,8 @@ def small_windows(of: Any) -> Any:
         data = given.get("calibration")
         if data is not None and (not isinstance(data, str) or data.endswith(".npy")):  # windows as they are
             known -= {"samples", "seqlen"}
+        if caller != "profile" and not given.get("profile") and "task:" not in str(given.get("target")):
+            known -= {"items"}  # nothing asks any
         return of(cls, caller, {**{n: v for n, v in usual.items() if n in known}, **given}, *on, **more)
 
     return read
