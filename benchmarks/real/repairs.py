@@ -30,8 +30,7 @@ from prunecomp.options import PruneOptions
 from prunecomp.pruning.rounds import run_rounds
 from prunecomp.pruning.session import Session
 from prunecomp.repair.judge import Setting, judge, put, settings
-from prunecomp.report.drawing import new_figure
-from prunecomp.report.figures import lines_on
+from prunecomp.report.plots import texts_figure
 
 RECORD = "repairs.json"
 DRAWN = {
@@ -166,19 +165,17 @@ def show(record: dict[str, Any], folder: Path) -> None:
     cells = sorted(record["cells"], key=lambda one: int(one["layers"]))
     dense = {kind: found["perplexity"]["value"] for kind, found in cells[0]["dense"].items()}
     arms = [name for name in DRAWN if all(name in one["arms"] for one in cells)]
-    figure = new_figure(width=10.8, height=8.4)
-    for number, (kind, base) in enumerate(dense.items(), start=1):
-        lines = {
+    lines = {
+        kind: {
             DRAWN[name]: [(0.0, base), *(
                 (float(one["layers"]), one["arms"][name]["texts"][kind]["perplexity"]["value"]) for one in cells
             )] for name in arms
-        }  # fmt: skip
-        best = min(lines, key=lambda name: lines[name][-1][1])
-        axes = figure.add_subplot(2, 2, number)
-        lines_on(axes, lines, "layers removed", "perplexity", best, base)
-        axes.set_title(kind, fontsize="medium")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(arms) + 1, fontsize="small")
-    figure.savefig(folder / "perplexity.png", dpi=110)
+        } for kind, base in dense.items()
+    }  # fmt: skip
+    best = {kind: min(points, key=lambda name: points[name][-1][1]) for kind, points in lines.items()}
+    first = cells[0]["arms"][arms[0]]
+    num_layers = len(first["seams"]) + len(first["removed"])
+    texts_figure(lines, best, dense, num_layers).savefig(folder / "perplexity.png", dpi=110)
 
 
 def tables(record: dict[str, Any]) -> list[str]:

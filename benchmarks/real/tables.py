@@ -66,9 +66,14 @@ def gains(result: Comparison) -> list[str]:
     for one in sorted(result.measurements, key=lambda one: one.layers):
         base = beside(result, one)
         if base is not None:
-            changes = [change(one.losses[kind], base.losses[kind]) for kind in kinds]
-            rows.append([one.arm.name, str(one.layers), *(f"{value:+.1f} ± {error:.1f}" for value, error in changes)])
+            rows.append([one.arm.name, str(one.layers), *changes(one, base, kinds)])
     return markdown_table(["against nothing, %", "N", *kinds], rows)
+
+
+def changes(one: Measurement, base: Measurement, kinds: list[str]) -> list[str]:
+    """:func:`change` on each kind of text, with its error."""
+    found = [change(one.losses[kind], base.losses[kind]) for kind in kinds]
+    return [f"{value:+.1f} ± {error:.1f}" for value, error in found]
 
 
 CLAIMS = (
@@ -84,10 +89,9 @@ def claims(result: Comparison) -> list[str]:
     rows = []
     for said, *pair in CLAIMS:
         for count in result.layers:
-            found = [result.measurement(Arm(result.arms[0].metric, *each), count) for each in pair]
-            if found[0] is not None and found[1] is not None:
-                changes = [change(found[0].losses[kind], found[1].losses[kind]) for kind in kinds]
-                rows.append([said, str(count), *(f"{value:+.1f} ± {error:.1f}" for value, error in changes)])
+            one, base = (result.measurement(Arm(result.arms[0].metric, *each), count) for each in pair)
+            if one is not None and base is not None:
+                rows.append([said, str(count), *changes(one, base, kinds)])
     return markdown_table(["claim, %", "N", *kinds], rows) if rows else []
 
 

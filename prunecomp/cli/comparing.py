@@ -45,9 +45,8 @@ def earlier_results(held: ExitStack, out: Path, resume: bool) -> Comparison | No
     return None
 
 
-def write_results(result: Comparison, out: Path) -> str | None:
-    """The record, tables and plots; returns what could not be done."""
-    save_record(result, out)
+def show_results(result: Comparison, out: Path) -> str | None:
+    """Tables and plots beside the record; returns what could not be done."""
     save_tables(result, out)
     if not INSTALLED:
         return f"no plots: {NEEDS_MATPLOTLIB}"
@@ -68,13 +67,12 @@ class SoFar:
 
     def __call__(self, result: Comparison) -> None:
         result = replace(result, command=as_typed())
+        save_record(result, self._out)
         began = time.perf_counter()
         if not result.measurements or began < self._next:
-            save_record(result, self._out)
             return
-        save_record(result, self._out)
         try:
-            write_results(result, self._out)
+            show_results(result, self._out)
         except Exception as error:  # whatever it is, the last writing raises it; what is measured goes on
             self._next = math.inf
             warnings.warn(f"no tables and plots until the end ({error})", PrunecompWarning, stacklevel=2)
@@ -92,9 +90,11 @@ def compare(model: str, options: CompareOptions, given: dict[str, Any]) -> None:
         if job.leads:
             keywords["on_measured"] = SoFar(out)
         result = replace(prunecomp.compare(model, **keywords), command=as_typed())
-        note = write_results(result, out) if job.leads else None
-        if job.leads and options.report:
-            report_beside(out)
+        if job.leads:
+            save_record(result, out)
+            note = show_results(result, out)
+            if options.report:
+                report_beside(out)
     if not job.leads:
         return
     if note is not None:

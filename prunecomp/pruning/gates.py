@@ -193,15 +193,17 @@ def most_rounds(
     every, needed = set(range(source.num_layers)), 0
     for aim in [aim for aim in target if aim.goal]:
         sizes: list[Callable[[Collection[int]], float]] = [partial(measure, source, aim.name)]
+        told = True
         if aim.name == "latency" and latency is not None:
             sizes = [partial(share, seconds) for seconds in (latency.prefill, latency.decode)]
+            told = not latency.assumed
         for size in sizes:
             dense = size(every)
             if aim.met(dense):
                 raise OptionError(f"--target {aim}: the model has {aim.shown(dense)} as it is; give less")
             each = sorted(dense - size(every - {layer}) for layer in candidates)
             least = dense - sum(each[len(each) - most :])
-            if not aim.met(least) and not (aim.name == "latency" and latency is not None and latency.assumed):
+            if told and not aim.met(least):
                 raise OptionError(
                     f"--target {aim}: with all {most} layers gone that may go {aim.shown(least)} are left; give more"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from prunecomp.compare import Arm, ArmWork, Comparison
 from prunecomp.errors import OutputError
 from prunecomp.pruning.journal import write_whole
 from prunecomp.report.drawing import check_matplotlib, colours, label, new_figure, whatever_the_font
-from prunecomp.report.figures import lines_on
+from prunecomp.report.figures import Lines, lines_on
 
 COLUMNS = 2
 """Of pictures: a strip of four would be too wide to be read."""
@@ -56,16 +57,24 @@ def best_of(result: Comparison, text: str) -> Arm | None:
 
 
 def perplexity_figure(result: Comparison) -> Any:
+    """:func:`texts_figure` of all arms."""
+    names = [text.name for text in result.texts]
+    best = {name: arm.name for name in names if (arm := best_of(result, name)) is not None}
+    return texts_figure({name: points_of(result, name) for name in names}, best, result.dense, result.num_layers)
+
+
+def texts_figure(
+    lines: Mapping[str, Lines], best: Mapping[str, str], dense: Mapping[str, float], num_layers: int
+) -> Any:
     """Perplexity against layers removed, one picture a text, two by two; the best arm of each stands out."""
-    texts, arms = len(result.texts), len(result.arms)
-    columns = min(COLUMNS, texts)
-    rows = -(-texts // columns)
+    columns = min(COLUMNS, len(lines))
+    rows = -(-len(lines) // columns)
+    arms = max(map(len, lines.values()))
     figure = new_figure(width=5.4 * columns + 2.6, height=max(4.4, 1.0 + 0.2 * arms) * rows)
-    for number, text in enumerate(result.texts, start=1):
-        axes, best = figure.add_subplot(rows, columns, number), best_of(result, text.name)
-        lines_on(axes, points_of(result, text.name), f"of {result.num_layers} layers removed", "perplexity",
-                 best.name if best else None, result.dense[text.name])  # fmt: skip
-        axes.set_title(label(text.name) + (f"\nbest: {label(best.name)}" if best else ""), fontsize="medium")
+    for number, (text, points) in enumerate(lines.items(), start=1):
+        axes, winner = figure.add_subplot(rows, columns, number), best.get(text)
+        lines_on(axes, points, f"of {num_layers} layers removed", "perplexity", winner, dense[text])
+        axes.set_title(label(text) + (f"\nbest: {label(winner)}" if winner else ""), fontsize="medium")
     if axes.get_lines()[1:]:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure
