@@ -25,6 +25,7 @@ ELSEWHERE = {
     "benchmarks/real/README.md": "evidence.md",
     "benchmarks/results/methods/comparison.md": "results/methods.md",
     "benchmarks/results/real/smollm2-wikitext/tables.md": "results/smollm2-wikitext.md",
+    "benchmarks/results/real/smollm2-mixture/tables.md": "results/smollm2-mixture.md",
     "benchmarks/results/real/smollm2-repairs/tables.md": "results/smollm2-repairs.md",
     "benchmarks/results/real/gemma-repairs/tables.md": "results/gemma-repairs.md",
     "examples/reference_model/README.md": "reference/reference-model.md",
