@@ -46,18 +46,22 @@ has() { "$python" -c "import $1" 2>/dev/null; }
 
 lacks() { summary+=("LEFT OUT  $1: $2 is not installed"); }
 
+workers=()
+has xdist && workers=(-n 8)  # most of the tests' time goes into compiling kernels
+
 # The limits add up to 575 s.
 step build 75 "$python" setup.py build_ext --inplace
 step backends 20 "$python" -c 'from prunecomp.ops import libraries
 reason = libraries.load("prunecomp_cuda").reason
 raise SystemExit(reason)'
-step bench_engine 150 "$python" -m benchmarks.bench_engine_gpu --out "$out/engine_$name.json"
+step bench_engine 120 "$python" -m benchmarks.bench_engine_gpu --out "$out/engine_$name.json"
 if has pytest; then
-    step tests 150 "$python" -m pytest -q -m gpu -p no:cacheprovider
+    step tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider "${workers[@]}" tests/ops tests/engine
 else
     lacks tests pytest
 fi
-step bench_ops 120 "$python" -m benchmarks.bench_ops_gpu --out "$out/ops_$name.json"
+step bench_ops 80 "$python" -m benchmarks.bench_ops_gpu --out "$out/ops_$name.json"
+step bench_layers 100 "$python" -m benchmarks.bench_layers_gpu --out "$out/layers_$name.json"
 if command -v compute-sanitizer >/dev/null && has pytest; then
     step sanitizer 60 compute-sanitizer --error-exitcode 9 "$python" -m pytest -q -m gpu -p no:cacheprovider \
         tests/engine/test_gpu_manners.py

@@ -78,9 +78,7 @@ class _Public(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__version__":
-            from importlib.metadata import version
-
-            return version("prunecomp")
+            return import_module("prunecomp.names").VERSION
         if name not in _HOME:
             raise AttributeError(f"module 'prunecomp' has no attribute {name!r}")
         return getattr(import_module(_HOME[name]), name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+VERSION = "0.1.0"
+
 MetricName = Literal["bi", "span", "angular", "ppl", "taylor", "magnitude", "random", "last", "given"]
 CompensationName = Literal["scale", "norm", "lsq", "search", "none"]
 RepairName = Literal["none", "refit", "joint", "map", "auto"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 from typing_extensions import Unpack
@@ -17,6 +16,7 @@ from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
 from prunecomp.engine.progress import Within
 from prunecomp.errors import JournalError, OptionError
+from prunecomp.names import VERSION
 from prunecomp.options import CompareOptions
 from prunecomp.options.keywords import CompareKeywords
 from prunecomp.pruning.journal import differences
@@ -100,7 +100,7 @@ def compare(
             "preset": asked.preset,
             **{name: getattr(common, name) for name in ("samples", "seqlen", "seed", "device")},
         },
-        versions={"prunecomp": version("prunecomp"), **versions()},
+        versions={"prunecomp": VERSION, **versions()},
     )
     earlier, on_measured = asked.earlier, asked.on_measured
     if earlier is not None and not isinstance(earlier, Comparison):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from prunecomp.data.windows import Windows
 from prunecomp.engine.placement import Demand, Placement, largest_share
 from prunecomp.engine.states import Tier, set_apart
@@ -32,7 +34,13 @@ def branching_demand(
 
 
 def share_out(
-    placement: Placement, num_layers: int, calibration: Windows, texts: Sequence[Windows], runs: int, processes: int
+    placement: Placement,
+    num_layers: int,
+    calibration: Windows,
+    texts: Sequence[Windows],
+    runs: int,
+    processes: int,
+    device: torch.device,
 ) -> tuple[Placement, Placement]:
     """Placements for runs over the calibration windows and over texts, which differ in how many boundaries of their own
     windows they may keep.
@@ -44,7 +52,7 @@ def share_out(
     Where not even one model's boundaries could then be kept, texts keep none, are run from the embedding each time, and
     their last states are not held.
     """
-    sizes = [largest_share(some.count, some.seqlen, processes) * some.seqlen for some in (calibration, *texts)]
+    sizes = [largest_share(some.count, some.seqlen, processes, device) * some.seqlen for some in (calibration, *texts)]
     capacity = dict(placement.capacity)
     if placement.group_size is not None:  # the boundary between two groups may be a text's, and larger
         missing = -(-(max(sizes) - sizes[0]) // sizes[0])

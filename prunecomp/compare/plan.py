@@ -162,7 +162,13 @@ class Plan:
         runs = len({route.arrangement for route in routes})
         texts = list(self.texts.values())
         return share_out(
-            placement, self.session.model_source.num_layers, self.windows, texts, runs, world_size()
+            placement,
+            self.session.model_source.num_layers,
+            self.windows,
+            texts,
+            runs,
+            world_size(),
+            self.session.model_source.device,
         ), routes
 
     def _runs(self, decoder: Decoder, routes: Sequence[Route], placement: Placement, of_texts: Placement) -> Runs:

@@ -76,11 +76,13 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
 @contextmanager
 def same_bits(device: torch.device) -> Iterator[None]:
     """Have a GPU's backward of attention add in one order, which PyTorch's flash and memory-efficient kernels do only
-    where they are asked to; what was asked before comes back. What cannot do so warns. flash-attn's own kernels are
-    asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1."""
+    where they are asked to, and cuDNN's is left out; what was asked before comes back. What cannot do so warns.
+    flash-attn's own kernels are asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1."""
     asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
-    fills = memory.fill_uninitialized_memory
+    fills, with_cudnn = memory.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if device.type == "cuda" and not asked:
         torch.use_deterministic_algorithms(True, warn_only=True)
         memory.fill_uninitialized_memory = False  # a write of all memory, for reads that nobody does
@@ -89,6 +91,7 @@ def same_bits(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(asked, warn_only=warns)
         memory.fill_uninitialized_memory = fills
+        torch.backends.cuda.enable_cudnn_sdp(with_cudnn)
 
 
 @dataclass

@@ -22,21 +22,22 @@ from prunecomp.model.adapter import Family
 from prunecomp.model.streaming import slot_nbytes
 from prunecomp.names import COMPILES
 
-TOKENS_A_MICRO_BATCH = 4096
-"""Enough tokens to fill the matrix units, few enough that a layer's activations stay small beside its weights."""
+TOKENS_A_MICRO_BATCH = {"cpu": 4096, "cuda": 16384}
+"""Enough tokens to fill the matrix units, few enough that a layer's activations stay small beside its weights. A layer
+of an 8B shape took 9 % less on an H200 with 16,384 than with 4,096, and 1 % less than with 8,192."""
 
 MARGIN = 0.1
 """Share of the memory found free that is left alone where no limit is given."""
 
 
-def micro_batch(count: int, seqlen: int) -> int:
+def micro_batch(count: int, seqlen: int, device: torch.device) -> int:
     """Windows run together. Part of the run's identity: another micro-batch may round differently."""
-    return max(1, min(count, TOKENS_A_MICRO_BATCH // seqlen))
+    return max(1, min(count, TOKENS_A_MICRO_BATCH[device.type] // seqlen))
 
 
-def largest_share(count: int, seqlen: int, processes: int) -> int:
+def largest_share(count: int, seqlen: int, processes: int, device: torch.device) -> int:
     """Windows of the process that has most, of so many windows in all."""
-    batch = micro_batch(count, seqlen)
+    batch = micro_batch(count, seqlen, device)
     return min(count, -(-count // (processes * batch)) * batch)
 
 
@@ -176,13 +177,13 @@ def place(
 ) -> Placement:
     """Decide groups, micro-batch and tiers for ``count`` windows of ``seqlen`` tokens, shared out to ``processes``.
 
-    Weights stay on the device if they leave room for one micro-batch; otherwise two slots of one group each stream
-    them, and a group is one layer: a larger one would save no transfer. What memory is left keeps boundaries, the
-    device first. ``resident`` is for models that the caller holds, ``demand`` for metrics that take more. Raises
-    :class:`OptionError` where two layers and one micro-batch of one window do not fit.
+    Weights stay on the device if they leave room for one micro-batch, a smaller one if need be; otherwise two slots of
+    one group each stream them, and a group is one layer: a larger one would save no transfer. What memory is left keeps
+    boundaries, the device first. ``resident`` is for models that the caller holds, ``demand`` for what metrics take.
+    Raises :class:`OptionError` where two layers and one micro-batch of one window do not fit.
     """
-    batch = micro_batch(count, seqlen)
-    boundary = largest_share(count, seqlen, processes) * seqlen * shape.hidden_size * shape.itemsize
+    batch = full = micro_batch(count, seqlen, device)
+    boundary = largest_share(count, seqlen, processes, device) * seqlen * shape.hidden_size * shape.itemsize
     stream = 2 * shape.hidden_size * shape.itemsize  # a layer's input, before and after its seam
     if device.type == "cuda":  # what leaves for the host and what comes back, beside it
         stream += (STAGED + 1) * shape.hidden_size * shape.itemsize
@@ -191,14 +192,17 @@ def place(
     def working(windows: int) -> int:
         return shape.activation_nbytes(windows * seqlen) + windows * seqlen * stream + demand.nbytes(windows * seqlen)
 
-    weights = shape.outer_nbytes + shape.num_layers * shape.layer_nbytes
+    weights = 0 if resident else shape.outer_nbytes + shape.num_layers * shape.layer_nbytes
     group_size: int | None = None
+    least = micro_batch(count, seqlen, torch.device("cpu"))  # a smaller one would cost more than streaming does
+    while batch > least and weights + working(batch) > memory.device:
+        batch = max(batch // 2, least)
     if not resident and weights + working(batch) > memory.device:
-        group_size = 1
+        group_size, batch = 1, full
         weights = shape.outer_nbytes + 2 * shape.layer_nbytes
         while batch > 1 and weights + working(batch) > memory.device:
             batch //= 2
-    needed = (0 if resident else weights) + working(batch)
+    needed = weights + working(batch)
     if needed > memory.device:
         raise OptionError(
             f"--device-memory {memory.device:,} bytes: two layers, the embedding and one window of {seqlen} tokens "

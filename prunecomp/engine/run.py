@@ -41,7 +41,7 @@ class CalibrationShard:
         self.all_windows = windows
         self.first = first
         """Where they stand among the windows of the run."""
-        self.workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen))
+        self.workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen, decoder.device))
         self.windows = windows.take(self.workers.rows)
         self.sweeper = Sweeper(decoder, self.windows, placement)
         self.states = StateStore(
@@ -385,9 +385,9 @@ def take_turns(
     Raises :class:`OptionError` where not even the least shard fits.
     """
     processes = world_size()
-    whole = largest_share(windows.count, windows.seqlen, processes)
+    whole = largest_share(windows.count, windows.seqlen, processes, device)
     for turns in range(1, windows.count // processes + 1):
-        share = largest_share(-(-windows.count // turns), windows.seqlen, processes)
+        share = largest_share(-(-windows.count // turns), windows.seqlen, processes, device)
         capacity = {tier: count * whole // share for tier, count in placement.capacity.items()}
         if sum(capacity.values()) >= boundaries:
             return turns, capacity

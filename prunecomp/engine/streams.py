@@ -77,7 +77,7 @@ class Streams:
 
     def __init__(self, decoder: Decoder, windows: Windows, placement: Placement, pruned: LayerStack) -> None:
         check_boundaries(placement, decoder.device)
-        workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen))
+        workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen, decoder.device))
         self.sweeper = Sweeper(decoder, windows.take(workers.rows), placement)
         first, others = set_apart(placement.capacity, BOUNDARIES // 2)
         self.dense = Stream(self.sweeper, LayerStack.dense(decoder.num_layers), first)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +13,7 @@ from prunecomp.io.escape import html_table, one_line
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.io.plain import json_text
 from prunecomp.io.values import listed
-from prunecomp.names import CURVE
+from prunecomp.names import CURVE, VERSION
 from prunecomp.pruning.gates import measure
 from prunecomp.pruning.journal import write_whole
 from prunecomp.pruning.result import PruneResult
@@ -127,7 +126,7 @@ class Curve(Sequence[PruneResult]):
         text = first["perplexity"] or {}
         return {
             "format": FORMAT,
-            "prunecomp": version("prunecomp"),
+            "prunecomp": VERSION,
             "model": first["model"],
             "num_layers": first["num_layers"],
             "calibration": first["calibration"],

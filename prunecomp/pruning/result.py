@@ -33,7 +33,7 @@ from prunecomp.model.loader import load_decoder
 from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.model.unwrap import unwrapped
-from prunecomp.names import ATTENTIONS
+from prunecomp.names import ATTENTIONS, VERSION
 from prunecomp.options import PruneOptions
 from prunecomp.options.concerns import progress_of
 from prunecomp.repair import Outcome
@@ -201,7 +201,7 @@ class PruneResult:
         """The run as plain data, as ``prunecomp.json`` holds it."""
         return {
             "format": FORMAT,
-            "prunecomp": version("prunecomp"),
+            "prunecomp": VERSION,
             "versions": versions(),
             "model": self.model_source.name,
             "num_layers": self.stack.num_layers,

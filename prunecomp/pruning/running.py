@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
@@ -60,12 +62,13 @@ class Meter:
         self.seconds[whose] += spent
         self.passing[whose] += spent * (unit == WORK_UNIT)
 
-    def passes(self, windows: Windows, num_layers: int) -> dict[str, Pass]:
+    def passes(self, windows: Windows, num_layers: int, device: torch.device) -> dict[str, Pass]:
         """Of its stages those that ran layers over ``windows``."""
         found = {}
         for whose, steps in self.steps.items():
             if steps and self.passing[whose] > 0:
-                forwards = steps / Workers.current(windows.count, micro_batch(windows.count, windows.seqlen)).share
+                unit = micro_batch(windows.count, windows.seqlen, device)
+                forwards = steps / Workers.current(windows.count, unit).share
                 tokens = forwards * windows.num_tokens / num_layers
                 found[whose] = Pass(self.passing[whose], forwards, tokens / self.passing[whose])
         return found
@@ -169,9 +172,9 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         (0.0 if outcome is None else outcome.seconds) + judging.seconds[called(row, others)]
         for row, outcome in enumerate(outcomes, start=1)
     ]
-    passes = meter.passes(windows, model_source.num_layers)
+    passes = meter.passes(windows, model_source.num_layers, model_source.device)
     if eval_windows is not None:
-        passes |= judging.passes(eval_windows, model_source.num_layers)
+        passes |= judging.passes(eval_windows, model_source.num_layers, model_source.device)
     results = [
         PruneResult(
             options=replace(asked, layers=layers, curve=None, target=None),

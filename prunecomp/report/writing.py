@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from prunecomp.errors import JournalError, OptionError, OutputError
 from prunecomp.io.plain import brief, read_object
-from prunecomp.names import COMPARISON, CURVE, RECORD, REPORT
+from prunecomp.names import COMPARISON, CURVE, RECORD, REPORT, VERSION
 from prunecomp.pruning.journal import write_whole
 from prunecomp.report.compared import comparison_sections, comparison_title
 from prunecomp.report.comparison import load_record
@@ -43,7 +42,7 @@ def report_of(run: Path) -> str:
     """The page. Raises :class:`OptionError`."""
     try:
         title, sections = _read(run)
-        return page(title, sections, f"Written by prunecomp {version('prunecomp')} from the records of {run.name}.")
+        return page(title, sections, f"Written by prunecomp {VERSION} from the records of {run.name}.")
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         reason = brief(f"{type(error).__name__}: {error}")
         raise OptionError(f"{run}: its record is not as prunecomp writes it ({reason})") from error
