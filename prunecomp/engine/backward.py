@@ -75,9 +75,9 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
 
 @contextmanager
 def same_bits(device: torch.device) -> Iterator[None]:
-    """Have a GPU's backward of attention add in one order, which PyTorch's flash and memory-efficient kernels do only
-    where they are asked to, and cuDNN's is left out; what was asked before comes back. What cannot do so warns.
-    flash-attn's own kernels are asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1."""
+    """Have a GPU's backward add in one order; what was asked before comes back. What cannot do so warns, and cuDNN's
+    attention is left out. flash-attn's own kernels are asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1.
+    """
     asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     fills, with_cudnn = memory.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
@@ -92,6 +92,24 @@ def same_bits(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(asked, warn_only=warns)
         memory.fill_uninitialized_memory = fills
         torch.backends.cuda.enable_cudnn_sdp(with_cudnn)
+
+
+def strict_attention(y: torch.Tensor) -> None:
+    """Have the attention in the graph of ``y`` add in one order when it is differentiated, where that is asked for.
+
+    PyTorch's flash and memory-efficient kernels do so where nothing else is allowed, and only warn where a warning is
+    enough, as it must be for the rest of a layer: so what is asked is made stricter for as long as they run.
+    """
+    nodes, seen = [y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        if "DotProduct" in type(node).__name__ and torch.is_deterministic_algorithms_warn_only_enabled():
+            node.register_prehook(lambda *_: torch.use_deterministic_algorithms(True))
+            node.register_hook(lambda *_: torch.use_deterministic_algorithms(True, warn_only=True))
 
 
 @dataclass
@@ -146,6 +164,7 @@ class _Layer:
         x = apply_seam(state, self.seam).detach()
         wanted = [*self.weights.values(), *([x.requires_grad_()] if pass_on else [])]
         y = self.run(batch, x)
+        strict_attention(y)
         # A weight that no token of the micro-batch is sent through, as an expert's, has no gradient.
         gradients = torch.autograd.grad(y, wanted, upstream(y.detach()), allow_unused=True)
         for (name, w), g in zip(self.weights.items(), gradients, strict=False):

@@ -39,4 +39,11 @@ def test_nothing_compiles_without_a_compiler(monkeypatch: pytest.MonkeyPatch) ->
     assert not should_compile("auto", 1e30, torch.device("cpu"))
     with pytest.raises(OptionError, match="there is no /nonexistent/c"):
         should_compile("on", 0.0, torch.device("cpu"))
-    assert should_compile("on", 0.0, torch.device("cuda")), "its kernels are made by Triton"
+    gpu = torch.device("cuda")
+    assert should_compile("on", 0.0, gpu), "its kernels are made by Triton"
+    assert should_compile("auto", 2 * COMPILE_PAYS_FROM["cuda"], gpu)
+    assert not should_compile("auto", COMPILE_PAYS_FROM["cuda"] / 2, gpu)
+    monkeypatch.setattr("prunecomp.engine.placement.find_spec", lambda name: None)
+    assert not should_compile("auto", 1e30, gpu)
+    with pytest.raises(OptionError, match=r"needs Triton for a GPU; install prunecomp\[triton\]"):
+        should_compile("on", 0.0, gpu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import prunecomp
 from prunecomp.data.windows import Windows
+from prunecomp.engine import placement
 from prunecomp.engine.latency import measure_latency
 from prunecomp.engine.placement import Memory, model_shape, place
 from prunecomp.engine.states import Tier
@@ -46,6 +48,12 @@ def tokens(generator: torch.Generator) -> torch.Tensor:
     return torch.randint(0, 101, (45, 200), generator=generator)
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two layers at a time is to be too little for all of them, which larger batches would outweigh."""
+    monkeypatch.setitem(placement.TOKENS_A_MICRO_BATCH, "cuda", 4096)
+
+
 def limits(base: Path, tokens: torch.Tensor, dtype: torch.dtype, tier: Tier, folder: Path) -> dict[str, Any]:
     """Memory for two layers at a time, and one boundary beside the one that is carried, both in ``tier``."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
@@ -65,6 +73,7 @@ def outcome(result: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tier", list(Tier))
+@pytest.mark.usefixtures("small_batches")
 def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
     tier: Tier, dtype: torch.dtype, base: Path, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -149,6 +158,20 @@ def test_ragged_windows_give_what_each_gives_alone(base: Path, generator: torch.
 
 
 @pytest.mark.parametrize("metric", ["bi", "taylor", "ppl"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gradients_have_the_same_bits_where_attention_is_split(dtype: str, base: Path) -> None:
+    """Windows so long that kernels cut the keys of a row into parts, which they may add in any order."""
+    model = build("llama", hidden_size=512, num_attention_heads=8, max_position_embeddings=4096).to(
+        getattr(torch, dtype)
+    )
+    tokens = torch.randint(0, 101, (4, 4000), generator=torch.Generator().manual_seed(3))
+    options: Any = {"device": "cuda", "metric": "taylor", "candidates": ALL, "preset": "paper"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*non-deterministic")
+        first, *others = (prunecomp.prune(model.to(GPU), 1, tokens, **options) for _ in range(4))
+    assert all(outcome(other) == outcome(first) for other in others)
+
+
 def test_two_runs_in_a_process_give_the_same_bits(metric: str, base: Path, tokens: torch.Tensor) -> None:
     options: Any = {"dtype": "bfloat16", "device": "cuda", "metric": metric, "eval": tokens[:9]} | {"candidates": ALL}
     assert outcome(prunecomp.prune(base, 2, tokens, **options)) == outcome(prunecomp.prune(base, 2, tokens, **options))
@@ -161,6 +184,14 @@ def test_every_back_end_chooses_alike(backend: str, base: Path, tokens: torch.Te
     one = prunecomp.prune(base, 3, tokens, **options, backend=backend)
     assert one.removed == auto.removed
     assert one.scales == pytest.approx(auto.scales, rel=ROUNDING)
+
+
+def test_compiled_layers_choose_alike(base: Path, tokens: torch.Tensor) -> None:
+    options: Any = {"dtype": "float32", "preset": "paper", "device": "cuda"}
+    plain, compiled = (prunecomp.prune(base, 3, tokens, **options, compile=which) for which in ("off", "on"))
+    assert compiled.compiled
+    assert compiled.removed == plain.removed
+    assert compiled.scales == pytest.approx(plain.scales, rel=ROUNDING)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

@@ -12,7 +12,7 @@ import torch
 
 from prunecomp.data.windows import Windows
 from prunecomp.engine import placement
-from prunecomp.engine.backward import same_bits
+from prunecomp.engine.backward import same_bits, strict_attention
 from prunecomp.engine.losses import whole_tiles
 from prunecomp.engine.placement import available_memory
 from prunecomp.engine.states import STAGED, HostBoundary, Lanes, StateShape
@@ -171,6 +171,39 @@ def test_gradients_are_asked_to_add_in_one_order_and_what_was_asked_before_comes
             assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(asked)
+
+
+def test_attention_is_differentiated_strictly_and_nothing_else_is() -> None:
+    """What is asked of PyTorch while each gradient is handed down."""
+    asked = torch.are_deterministic_algorithms_enabled()  # for all tests
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    found: dict[str, bool] = {}
+
+    class Asked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, name: str) -> torch.Tensor:
+            ctx.name = name
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+            found[ctx.name] = torch.is_deterministic_algorithms_warn_only_enabled()
+            return gradient, None
+
+    try:
+        x = torch.randn(1, 2, 8, 16, requires_grad=True)
+        attended = torch.nn.functional.scaled_dot_product_attention(Asked.apply(x, "below"), x, x, is_causal=True)
+        node: Any = attended.grad_fn
+        y = Asked.apply(attended, "above").square().sum()
+        strict_attention(y)
+        # After what strict_attention has registered, in the order of registration.
+        node.register_prehook(
+            lambda *_: found.update(within=torch.is_deterministic_algorithms_warn_only_enabled())
+        )  # fmt: skip
+        torch.autograd.grad(y, x)
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=True)
+    assert found == {"above": True, "within": False, "below": True}
 
 
 @pytest.mark.parametrize("logits", [2**26, 2**24])
