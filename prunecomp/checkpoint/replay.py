@@ -28,8 +28,9 @@ def logits_in_float32(
     """Logits [N, S, vocabulary] of tokens [N, S], by the model's own forward pass and not by our taking it apart.
 
     The layers of ``seams`` are run, each on the stream times its seam; the others pass it on. One layer at a time is
-    copied in float32, and embedding, norm and head are: the weights of ``decoder`` are not touched. With ``jitter``
-    what each layer gives is disturbed by as much as its rounding does.
+    copied in float32, and embedding, norm and head are: the weights of ``decoder`` are not touched. With ``jitter`` the
+    tokens run twice, side by side, [2 N, S, vocabulary]: the second time what each layer gives is disturbed by as much
+    as its rounding does.
     """
     family = decoder.family
     owner, _, leaf = family.layers.rpartition(".")
@@ -44,15 +45,15 @@ def logits_in_float32(
                     lambda x, **some: layer(x, *unnamed, **some), apply_seam(stream, seams[number]), named
                 )
                 if jitter is not None:
-                    noise = torch.randn(stream.shape, generator=jitter, dtype=stream.dtype).to(stream.device)
-                    stream = stream * (1 + ROUNDING * noise)
+                    plain, disturbed = stream.chunk(2)
+                    noise = torch.randn(disturbed.shape, generator=jitter, dtype=stream.dtype).to(stream.device)
+                    stream = torch.cat([plain, disturbed * (1 + ROUNDING * noise)])
             return (stream,) if family.returns_tuple else stream
 
         return run
 
     with decoder.layers_as(()):
-        outer = copy.deepcopy(decoder.model)
-    outer = _in_float32(outer, "", device, weights, copied=True)
+        outer = _in_float32(decoder.model, "", device, weights)
     outer.config.return_dict = True  # where it is not so, models of transformers cannot read their own backbone
     stand_ins = [StandIn(layer, doing(number)) for number, layer in enumerate(decoder.layers)]
     setattr(outer.get_submodule(owner), leaf, nn.ModuleList(stand_ins))
@@ -64,7 +65,8 @@ def logits_in_float32(
     try:
         with decoder.evaluating():
             outer.eval()
-            logits: torch.Tensor = outer(input_ids=tokens.to(device), use_cache=False).logits
+            given = tokens.to(device) if jitter is None else torch.cat([tokens, tokens]).to(device)
+            logits: torch.Tensor = outer(input_ids=given, use_cache=False).logits
     finally:
         walk.close()
     return logits
@@ -88,15 +90,17 @@ ROUNDING = 2.0**-22
 """Relative, of what a layer gives: some ten roundings of float32, of random sign."""
 
 
-def _in_float32(module: nn.Module, prefix: str, device: torch.device, weights: Weights, copied: bool = False) -> Any:
+def _in_float32(module: nn.Module, prefix: str, device: torch.device, weights: Weights) -> Any:
     """A copy with other ``weights``, to compute with in float32 on ``device``; flash-attn knows no float32."""
-    module = module if copied else copy.deepcopy(module)
+    made: dict[int, Any] = {}  # in the place of each parameter; made on the device, to which half as much is sent so
+    for name, parameter in module.named_parameters():
+        there = weights(prefix + name, parameter.detach().to(device).to(torch.float32))
+        made[id(parameter)] = nn.Parameter(there, requires_grad=False)
+    module = copy.deepcopy(module, made)
     for part in module.modules():
         config: Any = getattr(part, "config", None)
         if str(getattr(config, "_attn_implementation", "")).startswith("flash"):
             config._attn_implementation = "sdpa"
         if hasattr(config, "_experts_implementation"):
             config._experts_implementation = "eager"  # nor do grouped matrix products, everywhere
-    for name, parameter in module.named_parameters():
-        parameter.data = weights(prefix + name, parameter.data.to(device, torch.float32))
     return module.to(device, torch.float32)

@@ -68,7 +68,7 @@ class ModelSource:
         if self.part_of is not None or self.quantised is not None:
             return None
         attention = str(self.load().config._attn_implementation)
-        return whole_by_transformers(folder, SafetensorsCheckpoint(folder), attention)
+        return whole_by_transformers(folder, SafetensorsCheckpoint(folder), attention, self.device)
 
     def tensors(self) -> TensorSource:
         """The original weights, for export, as they are stored."""

@@ -83,7 +83,8 @@ class FolderSource(ModelSource):
     def as_loaded(self) -> Decoder:
         if self.part_of is not None or self.quantised is not None:
             return self.load()
-        loaded = whole_by_transformers(self.folder, self._tensors, str(self.load().config._attn_implementation))
+        attention = str(self.load().config._attn_implementation)
+        loaded = whole_by_transformers(self.folder, self._tensors, attention, self.device)
         return self.load() if loaded is None else Decoder(loaded)
 
     def tensors(self) -> TensorSource:

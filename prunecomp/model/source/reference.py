@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from prunecomp.engine.placement import MARGIN, free_host_memory
+from prunecomp.engine.placement import MARGIN, free_device_memory, free_host_memory
 from prunecomp.errors import CheckpointError
 from prunecomp.model.config import pruned_copy, untold
 from prunecomp.model.decoder import Decoder
@@ -80,8 +80,13 @@ def check_read_alike(decoder: Decoder, folder: Path, config: Any) -> None:
             )
 
 
-def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str) -> Any | None:
-    """A whole model in main memory, in a dtype that rounds nothing; None where memory does not hold it so."""
+SEVERAL = 2
+"""Times what a model takes: what there must be of a GPU's memory for it to lie there, its largest parts copied."""
+
+
+def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str, device: torch.device) -> Any | None:
+    """A whole model in main memory, or on the ``device`` where there is room, in a dtype that rounds nothing; None
+    where memory does not hold it so."""
     names = tensors.names()
     dtype = max((tensors.dtype(name) for name in names), key=lambda d: (d.is_floating_point, d.itemsize))
     if len({tensors.dtype(name) for name in names if tensors.dtype(name).itemsize == 2}) > 1:
@@ -90,4 +95,7 @@ def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str) 
     if needed > free_host_memory() * (1 - MARGIN):
         return None
     flash = attention.startswith("flash_attention")
-    return as_transformers_loads(folder, read_config(folder), dtype, "sdpa" if flash else attention)
+    loaded = as_transformers_loads(folder, read_config(folder), dtype, "sdpa" if flash else attention)
+    if device.type == "cuda" and SEVERAL * needed < free_device_memory(device) * (1 - MARGIN):
+        loaded = loaded.to(device)  # it is gone through several times
+    return loaded
