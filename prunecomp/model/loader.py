@@ -281,10 +281,10 @@ def fill_skeleton(
     for name, module, leaf in places:
         if name not in held or (leave is not None and name.startswith(f"{leave}.")):
             continue
-        tensor = checkpoint.read(name)
+        tensor = checkpoint.read(name).to(device)
         if not all_finite(tensor):
             raise NumericalError(f"{checkpoint.location(name)}: {name} holds NaN or infinite weights")
-        module._parameters[leaf] = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+        module._parameters[leaf] = nn.Parameter(tensor.to(dtype), requires_grad=False)
     # As transformers has it: a head whose embedding is not there is tied the other way round.
     model.tie_weights(missing_keys={name for name, _, _ in places} - held, recompute_mapping=False)
     for prefix, module in model.named_modules():
