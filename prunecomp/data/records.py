@@ -281,9 +281,19 @@ def _is_mask(ids: Any, mask: Any) -> bool:
 
 
 def _is_labels(ids: Any, labels: Any) -> bool:
-    """Whether they are the ids, but for what is negative there."""
+    """Whether they are the ids, or for each the next one as training loops shift them, but for what is negative."""
     both = _alike(ids, labels)
-    return both is not None and bool(((both[0] == both[1]) | (both[1] < 0)).all())
+    if both is None:
+        return False
+    first, second = both
+    if ((first == second) | (second < 0)).all():
+        return True
+    following, wanted = first[..., 1:], second[..., :-1]
+    return wanted.shape[-1] >= LEAST_SHIFTED and bool(((following == wanted) | (wanted < 0)).all())
+
+
+LEAST_SHIFTED = 3
+"""Tokens that must follow one another in two rows for one to be the other's labels, and not two samples alike."""
 
 
 def expected(field: str | None) -> str:

@@ -89,6 +89,9 @@ IDS: dict[str, Callable[[], Any]] = {
     ),
     "a loader of tensors and masks": lambda: DataLoader(TensorDataset(*batch().values()), batch_size=4),
     "a batch of a loader": lambda: next(iter(DataLoader(TensorDataset(*batch().values()), batch_size=N))),
+    "a list of pairs with shifted labels": lambda: [
+        (torch.tensor(row)[None], torch.tensor([*row[1:], 7])[None]) for row in RAGGED
+    ],
     "a tuple of arrays, labels and the mask": lambda: (
         batch(kind=np.array)["input_ids"],
         np.full((N, S), -100),
