@@ -10,7 +10,7 @@ from typing import Any, cast
 from prunecomp.compare.arms import Arm
 from prunecomp.compare.memory import beside_states, branching_demand, share_out
 from prunecomp.compare.routes import Route, Runs
-from prunecomp.compare.steps import Arrangement, Fits
+from prunecomp.compare.steps import Fits
 from prunecomp.compare.tree import Explorer
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import Windows
@@ -104,7 +104,7 @@ class Plan:
         demands += [demand_of(described, shape, arm.repair) for arm in self.replaces]
         demand = branching_demand(
             demands, shape.num_layers, self.counts[-1], self.windows, list(self.texts.values()),
-            runs=len({route.arrangement for route in self.routes(self.arms)}) + 1, apart=self.apart,
+            runs=len({route.in_turn for route in self.routes(self.arms)}) + 1, apart=self.apart,
         )  # fmt: skip
         placement = self.session.place(self.windows.count, self.windows.seqlen, demand)
         if self.apart:
@@ -128,8 +128,8 @@ class Plan:
             metric = metrics[arm.metric]
             ways = [(count, [count]) for count in self.counts] if metric.one_block else [(1, self.counts)]
             for span, stops in ways:
-                apart = in_turn and metric.needs_gram(span, arm.parity)
-                routes.append(Route(arm, metric, Arrangement(apart), self.candidates(arm), span, stops))
+                shards = in_turn and metric.needs_gram(span, arm.parity)
+                routes.append(Route(arm, metric, shards, self.candidates(arm), span, stops))
         return routes
 
     def explorer(
@@ -159,7 +159,7 @@ class Plan:
         )  # fmt: skip
 
     def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:
-        runs = len({route.arrangement for route in routes})
+        runs = len({route.in_turn for route in routes})
         texts = list(self.texts.values())
         return share_out(
             placement,
@@ -176,12 +176,12 @@ class Plan:
         progress = self.common.progress
         candidates = sorted({layer for route in routes for layer in route.candidates})
         runs = Runs({}, {})
-        for arrangement in dict.fromkeys(route.arrangement for route in routes):
-            sharing = [route for route in routes if route.arrangement == arrangement]
+        for in_turn in dict.fromkeys(route.in_turn for route in routes):
+            sharing = [route for route in routes if route.in_turn == in_turn]
             # Metrics that read states keep some of their own.
             own = any(route.metric.reads_states for route in sharing)
             room = beside_states(placement, decoder.num_layers) if own else placement
-            runs.calibration[arrangement] = Run(
+            runs.calibration[in_turn] = Run(
                 decoder, self.windows, room, candidates=candidates, spans=any(route.needs_gram for route in sharing),
                 along_tokens=any(route.metric.needs_cosines_along_tokens(route.arm.parity) for route in sharing),
                 backward=any(route.metric.backward for route in sharing), backend=self.common.backend,

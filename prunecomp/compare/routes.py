@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prunecomp.compare.arms import Arm
-from prunecomp.compare.steps import Arrangement, Step
+from prunecomp.compare.steps import Step
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
 from prunecomp.metrics import Metric
@@ -28,7 +28,9 @@ class Route:
 
     arm: Arm
     metric: Metric
-    arrangement: Arrangement
+    in_turn: bool
+    """Whether the calibration windows are run in shards whose states do not fit together, as blocks of layers are
+    scored in little memory. Arms that agree in this share runs."""
     candidates: list[int]
     span: int
     stops: list[int]
@@ -60,7 +62,8 @@ class Route:
 class Runs:
     """A model over all windows that somebody asks about."""
 
-    calibration: dict[Arrangement, Run]
+    calibration: dict[bool, Run]
+    """By :attr:`Route.in_turn`."""
     texts: dict[str, Run]
 
     def all(self) -> list[Run]:
@@ -73,17 +76,17 @@ class Runs:
 
     def fork(self) -> Runs:
         return Runs(
-            {arrangement: run.fork() for arrangement, run in self.calibration.items()},
+            {in_turn: run.fork() for in_turn, run in self.calibration.items()},
             {name: run.fork() for name, run in self.texts.items()},
         )
 
     def restrict(self, routes: Sequence[Route]) -> None:
         """Let go of what none of the arms will ask for."""
         going = [route for route in routes if route.going]
-        arrangements = dict.fromkeys(route.arrangement for route in going)
-        self.calibration = {arrangement: self.calibration[arrangement] for arrangement in arrangements}
-        for arrangement, run in self.calibration.items():
-            scored = [route for route in going if route.arrangement == arrangement and not route.arm.one_shot]
+        asked = dict.fromkeys(route.in_turn for route in going)
+        self.calibration = {in_turn: self.calibration[in_turn] for in_turn in asked}
+        for in_turn, run in self.calibration.items():
+            scored = [route for route in going if route.in_turn == in_turn and not route.arm.one_shot]
             run.restrict(
                 spans=any(route.needs_gram for route in scored), backward=any(route.metric.backward for route in scored)
             )

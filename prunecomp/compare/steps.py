@@ -14,14 +14,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Arrangement:
-    """How the calibration windows are laid out for an arm: arms with the same one share runs."""
-
-    in_turn: bool = False
-    """In shards whose states do not fit together, as blocks of layers are scored in little memory."""
-
-
-@dataclass(frozen=True)
 class Model:
     """What tells one pruned model from another."""
 
@@ -38,7 +30,8 @@ class Step:
 
     kind: str
     model: Model
-    arrangement: Arrangement | None = None
+    in_turn: bool | None = None
+    """As its route's; None where no calibration windows are run."""
     what: tuple[Any, ...] = ()
 
 
@@ -47,7 +40,7 @@ class Cost:
     """What steps took."""
 
     layer_forwards: float = 0.0
-    """Of the calibration set of their arrangement."""
+    """Of the calibration set."""
     window_forwards: int = 0
     """Passes of one window of any kind through one layer, of all processes."""
     seconds: float = 0.0

@@ -190,10 +190,10 @@ class Explorer:
             raise type(error)(f"{route.arm.name}: {error}") from error
 
     def _rank(self, node: Node, route: Route, span: int) -> Ranking:
-        step = Step("score", node.model, route.arrangement, (route.arm.metric, route.arm.parity, span))
+        step = Step("score", node.model, route.in_turn, (route.arm.metric, route.arm.parity, span))
         if step not in self.cache or route.arm.one_shot:
             self._update(node, route)
-        route.steps.add(Step("update", node.model, route.arrangement))
+        route.steps.add(Step("update", node.model, route.in_turn))
         ranking = self._once(node, route, step, lambda: self._scored(node, route, span))
         if route.arm.one_shot:
             route.ranking, route.statistics = ranking, calibration(node, route).statistics
@@ -221,13 +221,13 @@ class Explorer:
         if all(shard.states.room and wanted <= shard.states.kept for shard in run.shards):
             return run.trial()
         for earlier in self._path[:-1]:
-            if earlier.runs is not None and route.arrangement in earlier.runs.calibration:
-                earlier.runs.calibration[route.arrangement].release()
+            if earlier.runs is not None and route.in_turn in earlier.runs.calibration:
+                earlier.runs.calibration[route.in_turn].release()
         return run
 
     def _move(self, node: Node, route: Route, ranking: Ranking, block: Block) -> Move:
         source = self._root.model if route.arm.one_shot else node.model
-        step = Step("seam", node.model, route.arrangement, (block, route.arm.compensation, source))
+        step = Step("seam", node.model, route.in_turn, (block, route.arm.compensation, source))
         if step not in self.cache and not route.arm.one_shot:
             self._update(node, route)
 
@@ -246,7 +246,7 @@ class Explorer:
         """Have the model's statistics up to date."""
         assert node.runs is not None
         run = calibration(node, route)
-        with self.cache.charged(Step("update", node.model, route.arrangement), node.runs, run):
+        with self.cache.charged(Step("update", node.model, route.in_turn), node.runs, run):
             for shard in run.shards:
                 run.update(shard)
         run.release_carry()
@@ -324,7 +324,7 @@ class Explorer:
         """What ``work`` gives, done by the first arm that asks for the step and needed by all of them."""
         assert node.runs is not None
         route.steps.add(step)
-        run = None if step.arrangement is None else calibration(node, route)
+        run = None if step.in_turn is None else calibration(node, route)
         return self.cache.once(step, work, node.runs, run)
 
     def _successor(self, node: Node, move: Move) -> tuple[Model, LayerStack]:
@@ -346,4 +346,4 @@ def choosing(steps: Iterable[Step]) -> list[Step]:
 
 def calibration(node: Node, route: Route) -> Run:
     assert node.runs is not None
-    return node.runs.calibration[route.arrangement]
+    return node.runs.calibration[route.in_turn]
