@@ -14,8 +14,8 @@ from prunecomp.data.windows import Windows
 from prunecomp.engine import placement
 from prunecomp.engine.backward import same_bits, strict_attention
 from prunecomp.engine.losses import whole_tiles
-from prunecomp.engine.placement import available_memory
-from prunecomp.engine.states import STAGED, HostBoundary, Lanes, StateShape
+from prunecomp.engine.placement import Memory, ModelShape, available_memory, place
+from prunecomp.engine.states import STAGED, HostBoundary, Lanes, StateShape, Tier
 from prunecomp.errors import BackendError
 from prunecomp.ops import cuda
 
@@ -142,6 +142,27 @@ def test_memory_that_the_allocator_holds_unused_is_free(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
     assert available_memory(GPU).device == int(60 * (1 - placement.MARGIN))
+
+
+def test_a_gpu_takes_smaller_micro_batches_before_it_streams() -> None:
+    """An 8B shape: 14.0 GB of layers and 2.1 GB beside them, some 2.2 GB for a micro-batch of 16,384 tokens and a
+    quarter of that for one of 4,096."""
+    shape = ModelShape(32, 4096, 436_000_000, 2_100_000_000, 436_000_000, 4096, 2 * 4096 + 3 * 14336, 2)
+
+    def placed(gigabytes: float, *, resident: bool = False) -> tuple[int, int | None]:
+        memory = Memory(int(gigabytes * 1e9), host=10**12)
+        plan = place(shape, 128, 2048, memory, GPU, resident=resident)
+        assert plan.peak_nbytes[Tier.device] <= memory.device
+        return plan.micro_batch, plan.group_size
+
+    assert placed(80) == (8, None)
+    assert placed(17.5) == (4, None)
+    assert placed(16.8) == (2, None)
+    assert placed(16.2) == (8, 1)
+    assert placed(3.5) == (1, 1)
+    assert placed(2.5, resident=True) == (8, None)
+    assert placed(1.5, resident=True) == (4, None)
+    assert place(shape, 128, 2048, Memory(80 * 10**9), CPU).micro_batch == 2
 
 
 def test_tokens_and_lengths_go_to_a_device_once() -> None:
