@@ -28,6 +28,7 @@ from prunecomp.report.reading import (
 )  # fmt: skip
 from prunecomp.report.similarity import draw_similarity
 from prunecomp.report.tables import decimal
+from prunecomp.report.target import target_section
 
 LAYERS = (
     "By their number in the dense model, from the embedding up. A removed layer (grey) bears the round that it went "
@@ -57,6 +58,7 @@ def sections_of(record: Record, collected: Record | None = None) -> list[Section
     return [
         Section("In short", [*_tiles(record), *_what(record)], wide=True),
         Section("Layers", [_strip(record), *_norms(record, collected)], LAYERS, wide=True),
+        target_section(record),
         Section("Rounds", [*_scores(record), rounds_grid(record)], ROUNDS, wide=True),
         Section("Repair", list(_repair(record)), "Fitted to the dense model once all layers were chosen."),
         Section("Capabilities", list(_profile(record)), CAPABILITIES),

@@ -19,7 +19,7 @@ import prunecomp
 from prunecomp.cli.reporting import report_beside
 from prunecomp.errors import OptionError, OutputError
 from prunecomp.io.escape import one_line
-from prunecomp.report import curve, drawing, exported
+from prunecomp.report import curve, drawing, exported, target
 from prunecomp.report.curve import curve_section
 from prunecomp.report.figures import draw_probes, draw_scores, draw_seconds, lines_on
 from prunecomp.report.page import Answers, Command, Facts, Grid, Picture, Section, Strip, Tiles, page
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take their time, and not every test looks at them."""
-    for module in (exported, curve):
+    for module in (exported, curve, target):
         monkeypatch.setattr(module, "svg", lambda *arguments: "<svg></svg>")
 
 
