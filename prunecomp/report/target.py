@@ -14,8 +14,8 @@ from prunecomp.report.page import Block, Facts, Grid, Picture, Section
 from prunecomp.report.reading import WIDTH, Record, listed
 
 LEAD = (
-    "What was looked at after each round, on the model as it would be written. The run ends with the first limit that is "
-    "broken, or once all goals are reached; the last model that keeps to all limits (marked) is written."
+    "What was looked at after each round, on the model as it would be written. The run ends with the first limit that "
+    "is broken, or once all goals are reached; the last model that keeps to all limits (marked) is written."
 )
 DENSE = {"perplexity": 1.0, "agreement": 1.0, "kl": 0.0, "latency": 1.0}
 """What the dense model has, by definition; of a ``task:`` it has lost 0."""

@@ -25,7 +25,7 @@ def shown(record: dict[str, Any]) -> tuple[dict[str, object], Grid]:
     assert isinstance(facts, Facts)
     assert isinstance(picture, Picture)
     assert isinstance(grid, Grid)
-    return {name: value for name, value in facts.pairs}, grid
+    return dict(facts.pairs), grid
 
 
 def record_of(target: dict[str, Any] | None, gone: int = 2) -> dict[str, Any]:
