@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import prunecomp
 from prunecomp.errors import JournalError, OptionError, TargetError
 from prunecomp.options.aims import aims
+from prunecomp.pruning.session import Session
 from tests.command_line import invoke
 from tests.models import build, draw_tokens
 from tests.situations.small import Small, said, small
@@ -142,6 +143,60 @@ def test_what_cannot_be_is_refused_before_any_work(generator: torch.Generator) -
     for options, words in refused:
         with pytest.raises(OptionError, match=words):
             prunecomp.prune(model, calibration=tokens, **options)
+
+
+def test_memory_that_holds_no_dense_states_is_told_before_any_work(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is memory for the run, and for perplexity, but not for comparing: neither loads anything before that is
+    known, and the plan says so too."""
+    model = build("llama")
+    model.save_pretrained(tmp_path / "base")
+    calibration, text = draw_tokens(model, generator), draw_tokens(model, generator)
+
+    def begun(*_: Any, **__: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(Session, "load", begun)
+    options: dict[str, Any] = {"calibration": calibration, "eval": text, "preset": "paper", "dtype": "float32"}
+    limits, found = range(20_000, 400_000, 4 * text.numel() * 32), list[tuple[str, ...]]()  # steps of less than a state
+    for limit in limits:
+        said = []
+        for target in ("kl=0.1", "agreement=0.9", "perplexity=2x"):
+            try:
+                prunecomp.prune(tmp_path / "base", target=target, device_memory=limit, **options)
+            except OptionError as error:
+                short = f"--target {target}: memory has no room for the dense model's last states" in str(error)
+                said.append("short" if short else "less")
+            except InterruptedError:
+                said.append("begun")
+        found.append(tuple(said))
+    assert list(dict.fromkeys(found)) == [("less",) * 3, ("short", "short", "begun"), ("begun",) * 3]
+    limit = limits[found.index(("short", "short", "begun"))]
+    with pytest.raises(OptionError, match="no room for the dense model's last states"):
+        prunecomp.plan(
+            tmp_path / "base", target="kl=0.1", device_memory=limit, repair="none", dtype="float32",
+            samples=calibration.shape[0], seqlen=calibration.shape[1],
+        )  # fmt: skip
+
+
+def test_a_judged_repair_is_counted_apart_from_its_fit(generator: torch.Generator) -> None:
+    """All layer-forwards, as the runs themselves count them, are of one or the other; on the way to a target those of
+    every round are there."""
+    model = build("llama")
+    tokens, text = draw_tokens(model, generator), draw_tokens(model, generator)
+    for repair, names in (("joint", {"scoring", "repairing"}), ("auto", {"scoring", "judging"})):
+        found = prunecomp.prune(model, 1, tokens, repair=repair)
+        passes = found.record()["cost"]["passes"]
+        assert names <= set(passes) <= {*names, "repairing"}
+        assert sum(one["layer_forwards"] for one in passes.values()) == pytest.approx(found.layer_forwards)
+    judged = passes["judging"]["layer_forwards"]
+    assert 0 < passes["judging"]["seconds"] <= found.seconds
+    curve = prunecomp.curve(model, "1-2", tokens, eval=text)
+    every = [one.repair.judged_layer_forwards for one in curve if one.repair is not None]
+    found = prunecomp.prune(model, target="layers=4,kl=100", calibration=tokens, eval=text)
+    assert found.record()["cost"]["passes"]["judging"]["layer_forwards"] == pytest.approx(sum(every))
+    assert every[0] == pytest.approx(judged)
 
 
 def test_a_killed_run_asks_its_gates_again(generator: torch.Generator, tmp_path: Path) -> None:

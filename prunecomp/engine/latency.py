@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
 from prunecomp.model.decoder import Decoder
 
@@ -56,7 +57,7 @@ def assumed(decoder: Decoder) -> Latency:
     return Latency(sizes, sizes, 0)
 
 
-def measure_latency(decoder: Decoder, tokens: torch.Tensor) -> Latency:
+def measure_latency(decoder: Decoder, tokens: torch.Tensor, progress: Progress = silent) -> Latency:
     """Read the first of ``tokens``, int64 [S], with all layers in place, then write a few, again and again.
 
     No embedding, head or sampling is in it, and ``torch.compile`` is not used. Raises :class:`OptionError` for a model
@@ -72,7 +73,8 @@ def measure_latency(decoder: Decoder, tokens: torch.Tensor) -> Latency:
             into[kind] += [fsum(spent)] * counts
             spent.clear()
 
-    with decoder.evaluating(), _timed(decoder, times):
+    stage = progress("measuring latency", 1 + REPEATS, "texts")
+    with decoder.evaluating(), _timed(decoder, times), stage as advance:
         for repeat in range(1 + REPEATS):
             cache = decoder.backbone(input_ids=text, use_cache=True).past_key_values
             if cache is None:
@@ -81,6 +83,7 @@ def measure_latency(decoder: Decoder, tokens: torch.Tensor) -> Latency:
             for step in range(STEPS):
                 decoder.backbone(input_ids=text[:, -1:], past_key_values=cache, use_cache=True)
                 note(decode, repeat > 0 and step > 0)
+            advance(1)
     reading, writing = ([median(spent[kind]) for kind in kinds] for spent in (prefill, decode))
     return Latency(reading, writing, text.shape[1])
 

@@ -87,7 +87,7 @@ def on_text(
                 "distributions do not compare; give the model that the other was made from"
             )
     found: list[list[torch.Tensor]] = [[] for _ in range(1 + len(others))]
-    room = dense.placement.group_size is None or dense.placement.kept_boundaries > 0
+    room = compares(dense.placement)
     within = Within(progress)
     runs = _runs(windows, [dense, *others], within)
     for number in range(len(runs[0].shards)):
@@ -100,6 +100,11 @@ def on_text(
             within.place = called(row, len(others))
             found[row].append(seen(run, shard, look))
     return [quality_of(windows, torch.cat(some), room and row > 0) for row, some in enumerate(found)]
+
+
+def compares(placement: Placement) -> bool:
+    """Whether memory has room for the dense model's last states, to compare others with."""
+    return placement.group_size is None or placement.kept_boundaries > 0
 
 
 def called(row: int, others: int) -> str:

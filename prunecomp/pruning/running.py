@@ -62,16 +62,20 @@ class Meter:
         self.seconds[whose] += spent
         self.passing[whose] += spent * (unit == WORK_UNIT)
 
-    def passes(self, windows: Windows, num_layers: int, device: torch.device) -> dict[str, Pass]:
-        """Of its stages those that ran layers over ``windows``."""
-        found = {}
-        for whose, steps in self.steps.items():
-            if steps and self.passing[whose] > 0:
-                unit = micro_batch(windows.count, windows.seqlen, device)
-                forwards = steps / Workers.current(windows.count, unit).share
-                tokens = forwards * windows.num_tokens / num_layers
-                found[whose] = Pass(self.passing[whose], forwards, tokens / self.passing[whose])
-        return found
+    def passes(
+        self, windows: Windows, num_layers: int, device: torch.device, counted: Mapping[str, float]
+    ) -> dict[str, Pass]:
+        """Of its stages those that ran layers over ``windows``; passes of those that are told in other steps were
+        ``counted``."""
+        share = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen, device)).share
+        forwards = {**{whose: steps / share for whose, steps in self.steps.items()}, **counted}
+        seconds = {**self.passing, **{whose: self.seconds[whose] for whose in counted}}
+        tokens = windows.num_tokens / num_layers
+        return {
+            whose: Pass(seconds[whose], many, many * tokens / seconds[whose])
+            for whose, many in forwards.items()
+            if many and seconds[whose] > 0
+        }
 
 
 def run(model: Any, asked: PruneOptions) -> Curve:
@@ -122,6 +126,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         )
         done = () if journal is None else tuple(journal.rounds)
         numbers = itertools.count(len(done) + 1)
+        judged_forwards = {"judging": 0.0}
         whole.begin(round_of(next(numbers), count))
 
         def on_round(record: RoundRecord, overlays: Mapping[int, Overlay]) -> None:
@@ -132,10 +137,12 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         def fit(stack: LayerStack) -> tuple[LayerStack, Outcome | None]:
             if asked.repair == "none":
                 return stack, None
-            return repair(
+            fitted, outcome = repair(
                 pruner.decoder, windows, placement, stack, asked.repair, asked.ridge or RIDGE,
                 replaces=replaces, progress=meter,
             )  # fmt: skip
+            judged_forwards["judging"] += outcome.judged_layer_forwards
+            return fitted, outcome
 
         stops, gates, abilities = Stops(pruner, wanted, size), None, None
         if asked.target is not None:
@@ -172,9 +179,9 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         (0.0 if outcome is None else outcome.seconds) + judging.seconds[called(row, others)]
         for row, outcome in enumerate(outcomes, start=1)
     ]
-    passes = meter.passes(windows, model_source.num_layers, model_source.device)
+    passes = meter.passes(windows, model_source.num_layers, model_source.device, judged_forwards)
     if eval_windows is not None:
-        passes |= judging.passes(eval_windows, model_source.num_layers, model_source.device)
+        passes |= judging.passes(eval_windows, model_source.num_layers, model_source.device, {})
     results = [
         PruneResult(
             options=replace(asked, layers=layers, curve=None, target=None),
@@ -216,7 +223,7 @@ def timed(session: Session, windows: Windows, placement: Placement, journal: Jou
     """What the layers take, as the journal has it, or measured."""
     latency = None if journal is None else journal.latency
     if latency is None:
-        latency = measure_latency(session.load(placement), windows.tokens[0])
+        latency = measure_latency(session.load(placement), windows.tokens[0], session.options.progress)
         if journal is not None:
             journal.time(latency)
     return latency

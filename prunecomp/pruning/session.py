@@ -19,6 +19,7 @@ from prunecomp.engine.progress import Progress
 from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.engine.work import rounds as rounds_of_work
 from prunecomp.errors import FoldError, OptionError
+from prunecomp.evaluation.agreement import compares
 from prunecomp.evaluation.tasks import Tasks
 from prunecomp.io.values import at_revision, listed
 from prunecomp.metrics import METRICS, check_order
@@ -148,6 +149,12 @@ class Session:
             check_boundaries(placement, model_source.device)
             if options.repair == "map":
                 check_placed(placement)
+        compared = [aim for aim in options.on_text if aim.name != "perplexity"]
+        if compared and not compares(placement):
+            raise OptionError(
+                f"--target {compared[0]}: memory has no room for the dense model's last states; give more "
+                "--device-memory, or a shorter --eval"
+            )
         return placement
 
     def compiles(self, windows: Windows, placement: Placement, rounds: int = 1) -> bool:

@@ -32,6 +32,8 @@ class Outcome:
     layer_forwards: float
     """Passes of all calibration windows through one layer, judging and fitting together."""
     seconds: float
+    judged_layer_forwards: float = 0.0
+    """Those of them that judging took."""
 
 
 def check_repairable(decoder: Decoder, kind: str) -> None:
@@ -68,4 +70,5 @@ def repair(
         repaired = put(setting, decoder, windows, placement, stack, progress)
         stack, gaps = repaired.stack, repaired.gaps
         forwards += repaired.window_forwards / windows.count
-    return stack, Outcome(kind, setting.name, verdict.losses, gaps, forwards, time.perf_counter() - started)
+    spent = time.perf_counter() - started
+    return stack, Outcome(kind, setting.name, verdict.losses, gaps, forwards, spent, verdict.layer_forwards)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from prunecomp.report.reading import (
 )  # fmt: skip
 from prunecomp.report.similarity import draw_similarity
 from prunecomp.report.tables import decimal
+from prunecomp.report.target import target_section
 
 LAYERS = (
     "By their number in the dense model, from the embedding up. A removed layer (grey) bears the round that it went "
@@ -57,13 +58,14 @@ def sections_of(record: Record, collected: Record | None = None) -> list[Section
     return [
         Section("In short", [*_tiles(record), *_what(record)], wide=True),
         Section("Layers", [_strip(record), *_norms(record, collected)], LAYERS, wide=True),
+        target_section(record),
         Section("Rounds", [*_scores(record), rounds_grid(record)], ROUNDS, wide=True),
         Section("Repair", list(_repair(record)), "Fitted to the dense model once all layers were chosen."),
         Section("Capabilities", list(_profile(record)), CAPABILITIES),
         Section("Text", list(_text(record))),
         Section("Similarity", list(_similarity(collected)), "A bright square on the diagonal turns the stream little."),
         Section("What it took", list(_cost(record))),
-        Section("The same prompts", list(_answers(record)), "Greedy answers of both models.", wide=True),
+        prompts_section((record.get("profile") or {}).get("models") or []),
         Section("Do it again", list(_again(record)), wide=True),
     ]
 
@@ -222,18 +224,7 @@ def _profile(record: Record) -> Iterator[Block]:
         )
         picture = svg("probes", "Probes", WIDTH, height, partial(draw_probes, models=models))
         yield Picture(picture, f"{said} or won, paired.")
-    if models[0]["generation"]:
-        rows = []
-        for model in models:
-            one = model["generation"]
-            same = (
-                ["", ""] if one["identical"] is None else [f"{one['until_different']:.1f}", f"{one['identical']:.0%}"]
-            )
-            rows.append(
-                [model["name"], f"{one['tokens']:.1f}", *same, f"{one['repetition']:.0%}", f"{one['ended']:.0%}"]
-            )
-        headings = ["model", "tokens", "as dense for", "all as dense", "repeated 4-grams", "ends by itself"]
-        yield without_blanks(headings, rows, f"Greedy answers to {len(models[0]['written'])} chat prompts")
+    yield from generation(models)
     tasks = [model.get("tasks") or [] for model in models]
     if tasks[0]:
         rows = [
@@ -248,16 +239,27 @@ def _profile(record: Record) -> Iterator[Block]:
         yield Facts([("left out", " ".join(left))])
 
 
-def _answers(record: Record) -> Iterator[Block]:
-    models = (record.get("profile") or {}).get("models") or []
-    if not models or not models[0]["written"]:
+def generation(models: Sequence[Record]) -> Iterator[Block]:
+    """How the models of a profile write, if they were asked to."""
+    if not models[0]["generation"]:
         return
+    rows = []
+    for model in models:
+        one = model["generation"]
+        same = ["", ""] if one["identical"] is None else [f"{one['until_different']:.1f}", f"{one['identical']:.0%}"]
+        rows.append([model["name"], f"{one['tokens']:.1f}", *same, f"{one['repetition']:.0%}", f"{one['ended']:.0%}"])
+    headings = ["model", "tokens", "as dense for", "all as dense", "repeated 4-grams", "ends by itself"]
+    yield without_blanks(headings, rows, f"Greedy answers to {len(models[0]['written'])} chat prompts")
+
+
+def prompts_section(models: Sequence[Record]) -> Section:
+    """What the models of a profile answered, side by side."""
     each = []
     for answers in zip(*(model["written"] for model in models), strict=True):
         said = [(model["name"], one["text"], "" if one["ended"] else f"(to the limit of {len(one['tokens'])} tokens)")
                 for model, one in zip(models, answers, strict=True)]  # fmt: skip
         each.append((answers[0]["prompt"], said))
-    yield Answers(each)
+    return Section("The same prompts", [Answers(each)] if each else [], "Greedy answers of all models.", wide=True)
 
 
 def _cost(record: Record) -> Iterator[Block]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prunecomp.report.drawing import colours, label, log_axis, whole_numbers
@@ -12,6 +13,7 @@ Lines = Mapping[str, Sequence[tuple[float, float]]]
 """Points (x, y) by name."""
 
 GONE = "0.6"
+LOST = "#c00000"
 MARKERS = "osD^vPX*<>ph"
 DASHES = ("-", "--", ":", "-.")
 DENSE: dict[str, Any] = {"color": "0.5", "linewidth": 1.0, "linestyle": (0, (1, 2)), "label": "dense"}
@@ -27,7 +29,7 @@ def draw_scores(figure: Any, rounds: Sequence[Mapping[str, Any]], num_layers: in
                           extent=(-0.5, num_layers - 0.5, len(rows) + 0.5, 0.5))  # fmt: skip
     gone = [(layer, number) for number, one in enumerate(rounds, start=1) for layer in one["block"]]
     axes.scatter(*zip(*gone, strict=True), marker="x", color="white", linewidths=2.6, s=34)
-    axes.scatter(*zip(*gone, strict=True), marker="x", color="#c00000", linewidths=1.4, s=26)
+    axes.scatter(*zip(*gone, strict=True), marker="x", color=LOST, linewidths=1.4, s=26)
     axes.set_xlabel("layer of the dense model")
     axes.set_ylabel("round")
     whole_numbers(axes.xaxis)
@@ -85,6 +87,35 @@ def draw_probes(figure: Any, models: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("share of problems solved")
     axes.grid(axis="x", linewidth=0.3)
     _legend(figure, axes)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Points (layers removed, value) beside the ``limit`` of their name; ``missed`` are layers at which it was."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    limit: float
+    missed: Collection[int]
+
+
+def draw_target(figure: Any, panels: Sequence[Panel], taken: int) -> None:
+    """One above the other, for each is in a unit of its own; a line at the number of layers that was ``taken``."""
+    above = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(above, panels, strict=True):
+        axes.plot(*zip(*panel.points, strict=True), marker="o", markersize=4, color=colours(1)[0])
+        missed = [point for point in panel.points if point[0] in panel.missed]
+        axes.scatter(*zip(*missed, strict=True) if missed else ((), ()), marker="x", color=LOST, s=40, zorder=3)
+        axes.axhline(panel.limit, color=LOST, linewidth=1.0)
+        axes.axvline(taken, **DENSE)
+        axes.set_title(label(panel.name), loc="left", fontsize="small")
+        axes.margins(y=0.15)
+        known = [value for _, value in panel.points if math.isfinite(value)]
+        if known and min(known) > 0 and max(known) > 10 * min(known):
+            log_axis(axes)
+        axes.grid(linewidth=0.3)
+    above[-1].set_xlabel("layers removed")
+    whole_numbers(above[-1].xaxis)
 
 
 def draw_seconds(figure: Any, parts: Mapping[str, float], said: str = "seconds") -> None:

@@ -12,7 +12,7 @@ from prunecomp.names import COMPARISON, CURVE, RECORD, REPORT, VERSION
 from prunecomp.pruning.journal import write_whole
 from prunecomp.report.compared import comparison_sections, comparison_title
 from prunecomp.report.comparison import load_record
-from prunecomp.report.curve import curve_section
+from prunecomp.report.curve import curve_sections
 from prunecomp.report.exported import sections_of, title_of
 from prunecomp.report.page import Section, check_report, page
 
@@ -70,7 +70,7 @@ def _read(run: Path) -> tuple[str, list[Section]]:
         )
     if len({(record["model"], record["num_layers"]) for record in records}) > 1:
         raise OptionError(f"{run}: the exports in it are of different models; give one of them")
-    return f"{Path(records[0]['model']).name}: {len(records)} exports", [curve_section(records)]
+    return f"{Path(records[0]['model']).name}: {len(records)} exports", curve_sections(records)
 
 
 def _collected(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 import prunecomp
+from prunecomp.engine.latency import REPEATS
 from prunecomp.engine.progress import STEPS, Part, Whole
 from prunecomp.io import progress
 from prunecomp.io.progress import Bars, Lines, duration, told
@@ -219,6 +220,15 @@ def test_a_repair_that_is_judged_is_not_over_when_it_begins(generator: torch.Gen
     prunecomp.prune(model, 2, tokens, repair="auto", progress=listening)
     assert len(before) == 1
     assert before[0] < STEPS // 4, "judging is most of the work"
+
+
+def test_latency_is_told_while_it_is_measured(generator: torch.Generator) -> None:
+    model, heard = build("llama"), Heard()
+    tokens = draw_tokens(model, generator)
+    prunecomp.prune(model, target="latency=0.84x", calibration=tokens, preset="paper", progress=heard)
+    assert heard.stages[0] == ("measuring latency", 1 + REPEATS)
+    assert [name for name, _ in heard.stages[1:]] == ["pruning", "round 1 of 1: scoring"]
+    assert heard.advanced["measuring latency"] == 1 + REPEATS
 
 
 def test_a_comparison_says_which_arm(generator: torch.Generator) -> None:

@@ -34,3 +34,19 @@ def _model(name: str, number: int) -> dict[str, Any]:
             for probe, dense, score in probes
         ],
     }  # fmt: skip
+
+
+def target_of(*names: str) -> dict[str, Any]:
+    """A run that broke its limits at 3 layers removed and took 2; ``names`` were measured besides."""
+    values = [(28, 1.2, 0.9, -0.02), (26, 1.4, 0.8, -0.04), (24, None, 0.3, -0.5)]
+    asked = ["perplexity=1.5x", "agreement=75%", "task:copy=-5%"]
+    return {
+        "asked": asked,
+        "gates": [
+            {"layers": gone, "missed": asked if gone == 3 else [],
+             "seen": {"layers": left, "perplexity": ratio, "agreement": same, "task:copy": lost,
+                      **dict.fromkeys(names, 0.123)}}
+            for gone, (left, ratio, same, lost) in enumerate(values, start=1)
+        ],
+        "dense": {"task:copy": 0.94}, "latency": None,
+    }  # fmt: skip

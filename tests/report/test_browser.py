@@ -16,7 +16,7 @@ import torch
 import prunecomp
 from prunecomp.report.writing import report_of
 from tests.models import build, draw_tokens
-from tests.report.records import HOSTILE, profile_of
+from tests.report.records import HOSTILE, profile_of, target_of
 from tests.seeds import seed
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -50,7 +50,7 @@ def test_a_browser_shows_it_and_fetches_nothing(tmp_path: Path, generator: torch
     run = prunecomp.prune(model, 2, tokens, eval=tokens, repair="joint").save(tmp_path / "run")
     name = "".join(HOSTILE).replace("\ud800", "")
     record: dict[str, Any] = json.loads((run / "prunecomp.json").read_text())
-    record.update(model=name.replace("/", ""), command=name, profile=profile_of(name, name))
+    record.update(model=name.replace("/", ""), command=name, profile=profile_of(name, name), target=target_of(name))
     (run / "prunecomp.json").write_text(json.dumps(record))
     (run / "collected.json").write_text(json.dumps(prunecomp.collect(model, tokens).record()))
     frames = [

@@ -19,8 +19,8 @@ import prunecomp
 from prunecomp.cli.reporting import report_beside
 from prunecomp.errors import OptionError, OutputError
 from prunecomp.io.escape import one_line
-from prunecomp.report import curve, drawing, exported
-from prunecomp.report.curve import curve_section
+from prunecomp.report import curve, drawing, exported, target
+from prunecomp.report.curve import curve_sections
 from prunecomp.report.figures import draw_probes, draw_scores, draw_seconds, lines_on
 from prunecomp.report.page import Answers, Command, Facts, Grid, Picture, Section, Strip, Tiles, page
 from prunecomp.report.writing import report_of, write_report
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take their time, and not every test looks at them."""
-    for module in (exported, curve):
+    for module in (exported, curve, target):
         monkeypatch.setattr(module, "svg", lambda *arguments: "<svg></svg>")
 
 
@@ -219,18 +219,47 @@ def test_bars_of_the_probes_have_the_interval_around_them() -> None:
 @pytest.mark.usefixtures("without_pictures")
 def test_a_curve_has_a_row_for_each_export_and_says_what_is_not_measured(record: dict[str, Any]) -> None:
     more = {**record, "removed": [*record["removed"], 0], "perplexity": None, "profile": None}
-    (grid,) = (block for block in curve_section([more, record]).blocks if isinstance(block, Grid))
+    first, *others = curve_sections([more, record])
+    (grid,) = (block for block in first.blocks if isinstance(block, Grid))
     assert [row[0] for row in grid.rows] == ["2", "3"]
     measured = record["perplexity"]
     assert f"{measured['pruned'] / measured['dense']:.2f}\u00d7" in grid.rows[0]
     assert "not measured" in grid.rows[1]
+    assert record["repair"]["taken"] in grid.rows[0]
+    grids = [block for block in others[0].blocks if isinstance(block, Grid)]
+    assert [list(grid.headings)[1:] for grid in grids[:1]] == [["dense", "2 removed"]]  # 3 have no profile
+
+
+def test_a_curve_shows_what_each_model_can_do_beside_the_dense_one(
+    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(curve, "svg", lambda name, *more: drawn.append((name, more[-1])) or "<svg></svg>")
+    profiles = [profile_of("dense", "pruned") for _ in range(3)]
+    for number, probe in enumerate(profiles[1]["models"][1]["probes"], start=1):
+        probe["score"] = number / 10
+    profiles[2]["models"][0]["written"][0]["text"] = "another dense model"
+    records = [{**record, "removed": list(range(n)), "profile": one} for n, one in enumerate(profiles, start=1)]
+    _, capabilities, prompts = curve_sections(records)
+    lines = dict(drawn)["curve-probes"].keywords["lines"]
+    # Of 0.9 + 0.6 + 0.4 problems: 0.5 + 0.6 + 0.45, and 0.1 + 0.2 + 0.3.
+    assert lines == {"production": [(0.0, 1.0), (1.0, pytest.approx(1.55 / 1.9)), (2.0, pytest.approx(0.6 / 1.9))]}
+    _, probes, generation = capabilities.blocks
+    assert isinstance(probes, Grid)
+    assert isinstance(generation, Grid)
+    assert list(probes.headings) == ["probe", "dense", "1 removed", "2 removed"]
+    assert [row[1:] for row in probes.rows] == [["90%", "50%", "10%"], ["60%", "60%", "20%"], ["40%", "45%", "30%"]]
+    assert [row[0] for row in generation.rows] == ["dense", "1 removed", "2 removed"]
+    (answers,) = prompts.blocks
+    assert isinstance(answers, Answers)
+    assert [name for name, *_ in answers.each[0][1]] == ["dense", "1 removed", "2 removed"]
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_a_folder_of_exports_gives_the_curve(record: dict[str, Any], tmp_path: Path) -> None:
     for number in ("1", "2"):
         run_of(tmp_path, {**record, "collected": None}, number)
-    assert Page(report_of(tmp_path)).headings == ["The curve"]
+    assert Page(report_of(tmp_path)).headings == ["The curve", "Capabilities", "The same prompts"]
     run_of(tmp_path, {**record, "model": "another", "collected": None}, "3")
     with pytest.raises(OptionError, match="different models"):
         report_of(tmp_path)
