@@ -50,7 +50,7 @@ def points() -> list[Point]:
         *(Point("windows", 6, 3, windows, 64) for windows in (8, 32, 128, 512)),
         *(Point("length", 6, 3, 4, length) for length in (128, 512, 1024, 2048, 4096)),
         *(Point("size", 6, 3, 32, 128, shape) for shape in ("135M", "twice", "four times")),
-        *(Point("budget", 12, 3, 32, 128, budget=budget) for budget in ("", QUARTER, QUARTER_DISK)),
+        *(Point("budget", 24, 3, 16, 128, budget=budget) for budget in ("", QUARTER, QUARTER_DISK)),
     ]
 
 
