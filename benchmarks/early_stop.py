@@ -175,9 +175,9 @@ def stack_of(num_layers: int, one: Course) -> LayerStack:
 def markdown(result: dict[str, Any]) -> str:
     full, settings = result["full"], result["settings"]
     lines = [
-        f"{settings['model']}, {settings['windows']} windows of {settings['seqlen']} tokens, {settings['draws']} random orders "
-        f"of them. Every sequence: layers {' '.join(map(str, full['removed']))} go. Sequences that each round "
-        "takes: mean, and the least and most of the orders.", "",
+        f"{settings['model']}, {settings['windows']} windows of {settings['seqlen']} tokens in {settings['draws']} "
+        f"random orders. Every sequence: layers {' '.join(map(str, full['removed']))} go. Sequences that each round "
+        "takes: the mean, the least and the most over the orders.", "",
         *markdown_table(
             ["confidence", *(f"round {n}" for n in range(1, settings["layers"] + 1)), "all rounds", "another set",
              "another order", "scales off by: median", "most"],
