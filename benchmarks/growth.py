@@ -8,8 +8,8 @@ leaves next to nothing to run again, layers go in an order that SmolLM2 gives, t
 ``prunecomp.prune`` alone, memory what the process held at most beyond what it held before there was a model.
 
 One more series sets a run from a checkpoint with ``device_memory`` at a quarter of what a run without it plans, whose
-weights must then be streamed, beside that run. All takes some nine minutes where two cores make 100 GFLOP/s;
-``--trial`` has the two smallest points of each series, once. ``growth_cpu.json`` is written after every run, and at the
+weights must then be streamed, beside that run; there the peak has the pages of the checkpoint's file that are mapped,
+which the system may take back. All takes some nine minutes where two cores make 100 GFLOP/s; ``--trial`` has the two smallest points of each series, once. ``growth_cpu.json`` is written after every run, and at the
 end a table and a picture beside it.
 """
 
@@ -66,7 +66,7 @@ def rows_of(runs: Sequence[tuple[Point, dict[str, Any]]]) -> list[dict[str, Any]
     for point in dict.fromkeys(point for point, _ in runs):
         found = [run for other, run in runs if other == point]
         row = {name: value for name, value in asdict(point).items() if name not in ("checkpoint", "disk")} | found[-1]
-        for name in MEASURES:
+        for name in (*MEASURES, "processor_seconds"):
             row[name] = [run[name] for run in found]
             row[f"median_{name}"] = statistics.median(row[name])
         rows.append({**row, "x": size_of(row)})
@@ -103,10 +103,11 @@ def budgeted(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def markdown(result: dict[str, Any]) -> str:
     rows, slopes = result["points"], result["exponents"]
     lines = markdown_table(
-        ["curve", "size", "seconds (least to most)", "GFLOP/s", "layer-forwards", "peak, MB", "planned, MB"],
+        ["curve", "size", "seconds (least to most)", "of the processor", "GFLOP/s", "layer-forwards", "peak, MB", "planned, MB"],
         [
             [row["series"] + (row["budget"] and ", " + row["budget"]), f"{row['x']:,.4g}",
              f"{row['median_seconds']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})",
+             f"{row['median_processor_seconds']:.2f}",
              f"{row['flops'] / row['median_seconds'] / 1e9:.0f}", f"{row['layer_forwards']:g}",
              f"{row['median_peak_bytes'] / 1e6:.0f}", f"{row['planned_bytes'] / 1e6:.0f}"]
             for row in rows

@@ -24,7 +24,7 @@ from tests.models import build, draw_tokens
 def run_of(seconds: float, nbytes: float = 1.0, flops: float = 1.0) -> dict[str, float]:
     return {
         "seconds": seconds, "peak_bytes": nbytes, "flops": flops, "weights": 1e6, "layer_forwards": 1,
-        "planned_bytes": 1,
+        "planned_bytes": 1, "processor_seconds": seconds,
     }  # fmt: skip
 
 
