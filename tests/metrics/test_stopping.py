@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import prunecomp
+from benchmarks.early_stop import needed
 from prunecomp.compensation import Removal, magnitude_scale, put_in_place
 from prunecomp.data.sources import read_source
 from prunecomp.data.windows import Windows, consecutive_windows
@@ -63,10 +64,7 @@ def most(draws: int, probability: float) -> int:
 
 def looks(sums: torch.Tensor, confidence: float) -> tuple[int, int]:
     """The choice, and how many sequences it took."""
-    for shard in range(1, LOOKS + 1):
-        n = len(sums) * shard // LOOKS
-        if separated(sums[:n], len(sums), confidence):
-            break
+    n = needed(sums, confidence)
     return int(sums[:n].sum(dim=0).argmin()), n
 
 
