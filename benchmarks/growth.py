@@ -9,8 +9,9 @@ leaves next to nothing to run again, layers go in an order that SmolLM2 gives, t
 
 One more series sets a run from a checkpoint with ``device_memory`` at a quarter of what a run without it plans, whose
 weights must then be streamed, beside that run; there the peak has the pages of the checkpoint's file that are mapped,
-which the system may take back. All takes some nine minutes where two cores make 100 GFLOP/s; ``--trial`` has the two smallest points of each series, once. ``growth_cpu.json`` is written after every run, and at the
-end a table and a picture beside it.
+which the system may take back. All takes some nine minutes where two cores make 100 GFLOP/s; ``--trial`` has the two
+smallest points of each series, once. ``growth_cpu.json`` is written after every run, and at the end a table and a
+picture beside it.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def budgeted(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def markdown(result: dict[str, Any]) -> str:
     rows, slopes = result["points"], result["exponents"]
     lines = markdown_table(
-        ["curve", "size", "seconds (least to most)", "of the processor", "GFLOP/s", "layer-forwards", "peak, MB", "planned, MB"],
+        ["curve", "size", "seconds (least to most)", "of the processor", "GFLOP/s", "layer-forwards", "peak, MB",
+         "planned, MB"],
         [
             [row["series"] + (row["budget"] and ", " + row["budget"]), f"{row['x']:,.4g}",
              f"{row['median_seconds']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})",
