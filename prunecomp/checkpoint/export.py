@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,9 @@ class Pruned(Protocol):
     exported: dict[str, Any]
     stages: dict[str, float]
     on_saved: Callable[[], None] | None
+
+    @property
+    def may_take_more(self) -> bool: ...
 
     def measure(self, folder: Path, progress: Progress) -> None:
         """Look at the export in ``folder``, which is whole but for its record and card."""
@@ -198,5 +202,6 @@ def _read_back(
 ) -> Verification:
     source, some = result.model_source, result.calibration.take(slice(0, WINDOWS))
     tokens = some.tokens[:, : int(some.each_length.min())]  # padding would be no part of a window
-    measured = Measured(source.load(), source.as_loaded(), result.stack, plan, proofs)
-    return verify_export(folder, digests, measured, tokens, source.load_export)
+    spare = source.device if result.may_take_more else None
+    measured = Measured(source.load(), source.as_loaded(spare), result.stack, plan, proofs)
+    return verify_export(folder, digests, measured, tokens, partial(source.load_export, device=spare))

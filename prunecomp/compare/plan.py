@@ -128,7 +128,7 @@ class Plan:
             metric = metrics[arm.metric]
             ways = [(count, [count]) for count in self.counts] if metric.one_block else [(1, self.counts)]
             for span, stops in ways:
-                shards = in_turn and metric.needs_gram(span, arm.parity)
+                shards = in_turn and bool(metric.needs_gram(span, arm.parity))
                 routes.append(Route(arm, metric, shards, self.candidates(arm), span, stops))
         return routes
 

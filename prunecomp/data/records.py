@@ -289,11 +289,13 @@ def _is_labels(ids: Any, labels: Any) -> bool:
     if ((first == second) | (second < 0)).all():
         return True
     following, wanted = first[..., 1:], second[..., :-1]
-    return wanted.shape[-1] >= LEAST_SHIFTED and bool(((following == wanted) | (wanted < 0)).all())
+    least = LEAST_SHIFTED if (second >= 0).all() else 1
+    return int((following == wanted).sum()) >= least and bool(((following == wanted) | (wanted < 0)).all())
 
 
 LEAST_SHIFTED = 3
-"""Tokens that must follow one another in two rows for one to be the other's labels, and not two samples alike."""
+"""Tokens that must follow one another in two rows for one to be the other's labels, and not two samples alike; one
+where some are negative, as labels have them."""
 
 
 def expected(field: str | None) -> str:

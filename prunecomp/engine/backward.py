@@ -58,13 +58,14 @@ def saliences(run: Run, layers: Collection[int], counted: Callable[[str], bool])
     found: dict[int, float] = {}
     steps = (top - lowest + 1) * sum(shard.windows.count for shard in shards)
     progress = run.progress("gradients", steps, WORK_UNIT)
-    with run.decoder.evaluating(), same_bits(run.decoder.device), progress as advance:
+    with run.decoder.evaluating(), progress as advance:
         for high, low in _stretches(run, shards, lowest):
             downwards = [(layer,) for layer in reversed(stack.alive[low : high + 1])]
             for p, (layer,) in zip(range(high, low - 1, -1), run.decoder.weights.walk(downwards), strict=True):
                 one = _Layer.of(run.decoder, stack, p, counted if layer in layers else lambda name: False)
                 for shard in shards:
-                    _descend(shard, one, p == top, p > lowest, boost, advance)
+                    with same_bits(run.decoder.device):  # states that are run again are those that a sweep has kept
+                        _descend(shard, one, p == top, p > lowest, boost, advance)
                 if layer in layers:
                     found[layer] = one.salience() / boost
                 del one  # before the next layer's weights and sums are made
@@ -78,12 +79,14 @@ def same_bits(device: torch.device) -> Iterator[None]:
     """Have a GPU's backward add in one order; what was asked before comes back. What cannot do so warns, and cuDNN's
     attention is left out. flash-attn's own kernels are asked by its users alone, with FLASH_ATTENTION_DETERMINISTIC=1.
     """
+    if device.type != "cuda":
+        yield
+        return
     asked, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     fills, with_cudnn = memory.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
-    if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    if device.type == "cuda" and not asked:
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if not asked:
         torch.use_deterministic_algorithms(True, warn_only=True)
         memory.fill_uninitialized_memory = False  # a write of all memory, for reads that nobody does
     try:
@@ -100,6 +103,8 @@ def strict_attention(y: torch.Tensor) -> None:
     PyTorch's flash and memory-efficient kernels do so where nothing else is allowed, and only warn where a warning is
     enough, as it must be for the rest of a layer: so what is asked is made stricter for as long as they run.
     """
+    if not (torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()):
+        return
     nodes, seen = [y.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -107,7 +112,7 @@ def strict_attention(y: torch.Tensor) -> None:
             continue
         seen.add(node)
         nodes += [following for following, _ in node.next_functions]
-        if "DotProduct" in type(node).__name__ and torch.is_deterministic_algorithms_warn_only_enabled():
+        if "DotProduct" in type(node).__name__:
             node.register_prehook(lambda *_: torch.use_deterministic_algorithms(True))
             node.register_hook(lambda *_: torch.use_deterministic_algorithms(True, warn_only=True))
 

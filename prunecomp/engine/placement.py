@@ -33,7 +33,7 @@ MARGIN = 0.1
 
 def micro_batch(count: int, seqlen: int, device: torch.device) -> int:
     """Windows run together. Part of the run's identity: another micro-batch may round differently."""
-    return max(1, min(count, TOKENS_A_MICRO_BATCH[device.type] // seqlen))
+    return max(1, min(count, TOKENS_A_MICRO_BATCH.get(device.type, TOKENS_A_MICRO_BATCH["cpu"]) // seqlen))
 
 
 def largest_share(count: int, seqlen: int, processes: int, device: torch.device) -> int:
@@ -195,7 +195,8 @@ def place(
 
     weights = 0 if resident else shape.outer_nbytes + shape.num_layers * shape.layer_nbytes
     group_size: int | None = None
-    least = micro_batch(count, seqlen, torch.device("cpu"))  # a smaller one would cost more than streaming does
+    # A smaller one would cost more than streaming does, which a model that the caller holds cannot do.
+    least = 1 if resident else micro_batch(count, seqlen, torch.device("cpu"))
     while batch > least and weights + working(batch) > memory.device:
         batch = max(batch // 2, least)
     if not resident and weights + working(batch) > memory.device:
@@ -260,7 +261,9 @@ def should_compile(option: str, total_flops: float, device: torch.device) -> boo
     needs = f"a C++ compiler, and there is no {compiler}; set CXX"
     runs = shutil.which(compiler) is not None
     if device.type == "cuda":
-        needs, runs = "Triton for a GPU; install prunecomp[triton]", find_spec("triton") is not None
+        compilers = (os.environ.get("CC"), "clang", "gcc")  # Triton's own, in its order
+        needs = "Triton and a C compiler for a GPU; install prunecomp[triton] and gcc"
+        runs = find_spec("triton") is not None and any(map(shutil.which, filter(None, compilers)))
     if option == "on" and not runs:
         raise OptionError(f"--compile on: torch.compile needs {needs}")
     return option == "on" or (

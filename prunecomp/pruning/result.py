@@ -235,6 +235,11 @@ class PruneResult:
             "verified": None if self.verified is None else asdict(self.verified),
         }
 
+    @property
+    def may_take_more(self) -> bool:
+        """Whether the device is this run's without a limit, and held its whole model."""
+        return self.options.device_memory is None and self.placement.group_size is None
+
     def _cost(self) -> dict[str, Any]:
         used, of = memory_used(self.model_source.device)
         planned = {tier.value: nbytes for tier, nbytes in self.placement.peak_nbytes.items()}

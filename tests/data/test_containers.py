@@ -143,6 +143,12 @@ def test_rows_without_padding_have_no_lengths(whole: Any) -> None:
     assert digest(whole) == Windows(torch.tensor(ROWS), "").digest
 
 
+def test_samples_that_share_a_few_tokens_are_no_labels() -> None:
+    first, second = np.array([5, 6, 7]), np.array([6, 7, 9])
+    tokens = read_source([(first, second)], None, 97)
+    assert consecutive_windows(tokens, 3).tokens.tolist() == [first.tolist(), second.tolist()]
+
+
 @pytest.mark.parametrize("left", [False, True])
 def test_a_mask_enters_no_statistic(left: bool) -> None:
     """Scores and losses are those of each row alone, weighted by its tokens."""

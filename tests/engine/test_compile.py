@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -40,10 +42,16 @@ def test_nothing_compiles_without_a_compiler(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OptionError, match="there is no /nonexistent/c"):
         should_compile("on", 0.0, torch.device("cpu"))
     gpu = torch.device("cuda")
+    monkeypatch.setattr("prunecomp.engine.placement.find_spec", lambda name: name)
+    monkeypatch.setenv("CC", sys.executable)
     assert should_compile("on", 0.0, gpu), "its kernels are made by Triton"
     assert should_compile("auto", 2 * COMPILE_PAYS_FROM["cuda"], gpu)
     assert not should_compile("auto", COMPILE_PAYS_FROM["cuda"] / 2, gpu)
-    monkeypatch.setattr("prunecomp.engine.placement.find_spec", lambda name: None)
-    assert not should_compile("auto", 1e30, gpu)
-    with pytest.raises(OptionError, match=r"needs Triton for a GPU; install prunecomp\[triton\]"):
-        should_compile("on", 0.0, gpu)
+    for lacks in ("prunecomp.engine.placement.find_spec", "prunecomp.engine.placement.shutil.which"):
+        with monkeypatch.context() as without:
+            without.setattr(lacks, lambda name: None)
+            assert not should_compile("auto", 1e30, gpu)
+            with pytest.raises(
+                OptionError, match=r"needs Triton and a C compiler for a GPU; install prunecomp\[triton\]"
+            ):
+                should_compile("on", 0.0, gpu)

@@ -162,7 +162,8 @@ def test_a_gpu_takes_smaller_micro_batches_before_it_streams() -> None:
     assert placed(3.5) == (1, 1)
     assert placed(2.5, resident=True) == (8, None)
     assert placed(1.5, resident=True) == (4, None)
-    assert place(shape, 128, 2048, Memory(80 * 10**9), CPU).micro_batch == 2
+    for other in (CPU, torch.device("mps"), torch.device("xpu")):
+        assert place(shape, 128, 2048, Memory(80 * 10**9), other).micro_batch == 2
 
 
 def test_tokens_and_lengths_go_to_a_device_once() -> None:

@@ -59,16 +59,17 @@ class ModelSource:
     def release(self) -> None:
         """Let go of the weights that :meth:`load` brought, where they can be had again: it brings them back."""
 
-    def as_loaded(self) -> Decoder:
-        """The model as its users load it, to judge by: by transformers, or as :meth:`load` does where that cannot."""
+    def as_loaded(self, device: torch.device | None = None) -> Decoder:
+        """The model as its users load it, to judge by: by transformers, or as :meth:`load` does where that cannot; on
+        the ``device`` where it has ample room."""
         return self.load()
 
-    def load_export(self, folder: Path) -> Any | None:
+    def load_export(self, folder: Path, device: torch.device | None = None) -> Any | None:
         """An export of this model as its users load it; None where transformers cannot, or memory does not hold it."""
         if self.part_of is not None or self.quantised is not None:
             return None
         attention = str(self.load().config._attn_implementation)
-        return whole_by_transformers(folder, SafetensorsCheckpoint(folder), attention, self.device)
+        return whole_by_transformers(folder, SafetensorsCheckpoint(folder), attention, device)
 
     def tensors(self) -> TensorSource:
         """The original weights, for export, as they are stored."""

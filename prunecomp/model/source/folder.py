@@ -80,11 +80,11 @@ class FolderSource(ModelSource):
     def release(self) -> None:
         self._decoder = None
 
-    def as_loaded(self) -> Decoder:
+    def as_loaded(self, device: torch.device | None = None) -> Decoder:
         if self.part_of is not None or self.quantised is not None:
             return self.load()
         attention = str(self.load().config._attn_implementation)
-        loaded = whole_by_transformers(self.folder, self._tensors, attention, self.device)
+        loaded = whole_by_transformers(self.folder, self._tensors, attention, device)
         return self.load() if loaded is None else Decoder(loaded)
 
     def tensors(self) -> TensorSource:

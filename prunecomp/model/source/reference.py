@@ -80,12 +80,15 @@ def check_read_alike(decoder: Decoder, folder: Path, config: Any) -> None:
             )
 
 
-SEVERAL = 2
-"""Times what a model takes: what there must be of a GPU's memory for it to lie there, its largest parts copied."""
+SEVERAL = 4
+"""Times what a model takes: what there must be of a GPU's memory for it to lie there, beside copies of its largest
+parts in float32 and float64."""
 
 
-def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str, device: torch.device) -> Any | None:
-    """A whole model in main memory, or on the ``device`` where there is room, in a dtype that rounds nothing; None
+def whole_by_transformers(
+    folder: Path, tensors: StoredTensors, attention: str, device: torch.device | None = None
+) -> Any | None:
+    """A whole model in main memory, or on the ``device`` where it has ample room, in a dtype that rounds nothing; None
     where memory does not hold it so."""
     names = tensors.names()
     dtype = max((tensors.dtype(name) for name in names), key=lambda d: (d.is_floating_point, d.itemsize))
@@ -96,6 +99,6 @@ def whole_by_transformers(folder: Path, tensors: StoredTensors, attention: str, 
         return None
     flash = attention.startswith("flash_attention")
     loaded = as_transformers_loads(folder, read_config(folder), dtype, "sdpa" if flash else attention)
-    if device.type == "cuda" and SEVERAL * needed < free_device_memory(device) * (1 - MARGIN):
+    if device is not None and device.type == "cuda" and SEVERAL * needed < free_device_memory(device) * (1 - MARGIN):
         loaded = loaded.to(device)  # it is gone through several times
     return loaded
