@@ -99,7 +99,21 @@ def test_memory_that_does_not_hold_two_layers_is_refused(
     ):
         prunecomp.prune(base, 1, tokens, device_memory=100_000, preset="paper")
     with pytest.raises(OptionError, match="give --disk DIR"):
-        prunecomp.prune(base, 1, tokens, device_memory=needed(model, tokens, -1), preset="paper")
+        prunecomp.prune(base, 1, tokens, device_memory=needed(model, tokens[:1], -1), preset="paper")
+
+
+def test_a_smaller_micro_batch_makes_room_for_what_is_carried(
+    generator: torch.Generator, saved: Callable[..., Path]
+) -> None:
+    model = build("llama")
+    tokens = draw_tokens(model, generator)
+    base = saved(model)
+    plain = prunecomp.prune(base, 1, tokens, preset="paper")
+    limited = prunecomp.prune(base, 1, tokens, device_memory=needed(model, tokens, -1), preset="paper")
+    assert limited.placement.micro_batch < plain.placement.micro_batch
+    assert limited.placement.carry is Tier.device
+    assert limited.removed == plain.removed
+    assert limited.scales == pytest.approx(plain.scales, rel=1e-5)
 
 
 def test_a_disk_that_is_not_there_or_too_small_is_refused(
@@ -108,7 +122,7 @@ def test_a_disk_that_is_not_there_or_too_small_is_refused(
     model = build("llama")
     tokens = draw_tokens(model, generator)
     base = saved(model)
-    limit = needed(model, tokens, -1)
+    limit = needed(model, tokens[:1], -1)
     with pytest.raises(OptionError, match="no such folder"):
         prunecomp.prune(base, 1, tokens, device_memory=limit, disk=tmp_path / "missing", preset="paper")
     usage = type("usage", (), {"free": 100})
