@@ -1,12 +1,12 @@
 """What a chat model can still do with 1, 2, 3, 5 and 8 layers gone: with nothing in their place, by the paper's method,
-and by what ``prune`` does if told nothing.
+and with the joint fit, which is what ``prune`` does if told nothing, less its judge.
 
     python -m benchmarks.real.profiles models/SmolLM2-135M-Instruct --out benchmarks/results/real/smollm2-profile
 
 One run an arm stops at every number of layers (:func:`prunecomp.curve`), calibrated on the bundled mixture. Perplexity
 is of verse and code that are not calibrated on, the rest is asked as ``prunecomp prune --profile`` does.
-``profile.json`` has the arms that are done, with what each run took beside its largest number of layers alone;
-``profile.md`` the tables.
+A file by the names of the ``--arms``, as JSON and as tables, has those that are done, with what each run took beside
+its largest number of layers alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STOPS = [1, 2, 3, 5, 8]
 ARMS: dict[str, dict[str, Any]] = {
     "nothing": {"compensation": "none", "repair": "none"},
     "paper": {"preset": "paper"},
-    "default": {},
+    "joint": {"repair": "joint"},
 }
 KINDS, EVALUATED = ("verse.txt", "code.txt"), 6
 
@@ -45,16 +45,18 @@ def evaluation(model: Path, seqlen: int) -> np.ndarray:
 
 
 def write(out: Path, record: dict[str, Any], profile: Profile) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "profile.json").write_text(json_text({**record, **profile.record()}) + "\n", encoding="utf-8")
+    """To ``out`` with either ending."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json_text({**record, **profile.record()}) + "\n", encoding="utf-8")
     costs = [f"- {arm}: {cost['told']}" for arm, cost in record["costs"].items()]
-    (out / "profile.md").write_text("\n".join([profile_markdown(profile), *costs]) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text("\n".join([profile_markdown(profile), *costs]) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seqlen", type=int, default=256)
@@ -69,8 +71,8 @@ def main() -> None:
         "versions": {"prunecomp": prunecomp.__version__, **{n: version(n) for n in ("torch", "transformers")}},
     }  # fmt: skip
     profile: Profile | None = None
-    for arm, options in ARMS.items():
-        found = prunecomp.curve(given.model, STOPS, **common, **options)
+    for arm in given.arms:
+        found = prunecomp.curve(given.model, STOPS, **common, **ARMS[arm])
         seen = [result.profile for result in found]
         models = [
             replace(one.models[1], name=f"{arm}, {len(one.models[1].removed)}") for one in seen if one is not None
@@ -78,7 +80,7 @@ def main() -> None:
         before = profile or replace(seen[0], models=seen[0].models[:1])
         profile = replace(before, models=[*before.models, *models])
         record["costs"][arm] = {**found.cost(), "told": found.told_cost()}
-        write(given.out, record, profile)
+        write(given.out / "-".join(given.arms), record, profile)
 
 
 if __name__ == "__main__":
