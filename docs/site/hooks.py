@@ -29,6 +29,7 @@ ELSEWHERE = {
     "benchmarks/results/real/smollm2-repairs/tables.md": "results/smollm2-repairs.md",
     "benchmarks/results/real/gemma-repairs/tables.md": "results/gemma-repairs.md",
     "benchmarks/results/real/smollm2-profile/nothing-paper.md": "results/smollm2-profile.md",
+    "benchmarks/results/real/smollm2-profile/joint.md": "results/smollm2-profile-joint.md",
     "examples/reference_model/README.md": "reference/reference-model.md",
 }
 """Pages by where they stand, and where the site has them."""

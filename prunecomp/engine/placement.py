@@ -203,9 +203,7 @@ def place(
         group_size, batch = 1, full
         weights = shape.outer_nbytes + 2 * shape.layer_nbytes
         behind = memory.host - 2 * shape.layer_nbytes if device.type == "cuda" else 0
-        carried = (
-            0 if boundary <= max(behind, memory.disk) else boundary
-        )  # it has a place elsewhere, or needs one here
+        carried = 0 if boundary <= max(behind, memory.disk) else boundary  # it has a place elsewhere, or needs one here
         while batch > 1 and weights + working(batch) + carried > memory.device:
             batch //= 2
     needed = weights + working(batch)

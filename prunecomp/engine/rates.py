@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional
+
+FEW = 16
+"""Rows of a matrix product that tell how many can be afforded."""
 
 SECONDS = 0.15
 """How long each rate is measured for, after one warm-up."""
@@ -49,8 +53,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
     # What fills a GPU, and what a single core multiplies within the second.
     width = max(width, 4096) if device.type == "cuda" else min(width, 2048)
     a = torch.randn(rows, width, device=device).to(dtype)
-    b = torch.randn(width, 4 * width, device=device).to(dtype)
-    return 2 * rows * width * 4 * width / _seconds(lambda: a @ b, device)
+    weight = torch.randn(4 * width, width, device=device).to(
+        dtype
+    )  # as a layer holds its own: some products are slower
+    if device.type == "cpu":  # in 16 bits many take minutes for what others do in a second
+        few = _seconds(lambda: functional.linear(a[:FEW], weight), device)
+        a = a[: max(FEW, int(FEW * SECONDS / few))]
+    return 2 * len(a) * width * 4 * width / _seconds(lambda: functional.linear(a, weight), device)
 
 
 def link_rate(device: torch.device) -> float:
