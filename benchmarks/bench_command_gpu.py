@@ -3,7 +3,7 @@
     python -m benchmarks.bench_command_gpu --base /dev/shm --out-folder /tmp --out results.json
 
 Weights are random, layers go in the order that a trained model of this shape gives. Beside the command's own account of
-its seconds stand what the folder of the export takes for as many bytes, written and synchronised by ``dd``, and what
+its seconds stand what the folder of the export takes for as many bytes, written and synchronised, and what
 the same command takes with the repair that it has by default. Needs 16 GB in ``--base`` and 27 in ``--out-folder``.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from transformers import AutoConfig
 
 from benchmarks.bench_engine_gpu import DEVICE, LLAMA_8B, ORDER, fill, write
 from benchmarks.gpu_timing import machine, require_gpu
+from prunecomp.engine.rates import write_rate
 from prunecomp.model.loader import build_skeleton
 
 PAPER = ["--preset", "paper"]
@@ -38,19 +38,6 @@ def make_base(folder: Path, config: dict[str, Any]) -> int:
     fill(model, DEVICE)
     model.save_pretrained(folder, max_shard_size="5GB")
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def disk_rate(folder: Path, nbytes: int) -> float:
-    """Bytes a second of a file written and synchronised."""
-    target, block = folder / "rate", os.urandom(2**26)
-    started = time.perf_counter()
-    with open(target, "wb", buffering=0) as file:
-        for _ in range(max(1, nbytes // len(block))):
-            file.write(block)
-        os.fsync(file.fileno())
-    seconds = time.perf_counter() - started
-    target.unlink()
-    return max(1, nbytes // len(block)) * len(block) / seconds
 
 
 def command(base: Path, tokens: Path, out: Path, order: list[int], samples: int, more: list[str]) -> dict[str, Any]:
@@ -89,7 +76,7 @@ def main() -> None:
         base, tokens = Path(place) / "base", Path(place) / "tokens.npy"
         result["base_bytes"] = make_base(base, LLAMA_8B)
         torch.cuda.empty_cache()
-        result["disk_bytes_per_second"] = disk_rate(Path(to), 2 * 10**9)
+        result["disk_bytes_per_second"] = write_rate(Path(to), 2048)
         drawn = np.random.default_rng(0).integers(0, LLAMA_8B["vocab_size"], (options.samples, options.seqlen))
         np.save(tokens, drawn)
         for way in options.ways:

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,11 @@ def prune_8b(samples: int, seqlen: int, layers: int, rate: float) -> dict[str, A
     # The scores of random weights fall with depth, so that the top layers go and rounds have next to nothing to run.
     # Both are timed: what they choose, and an order as models have it, through the same code.
     chosen, free = timed(lambda: prunecomp.prune(model, layers, tokens, preset="paper"))
-    seconds, result = timed(
-        lambda: prunecomp.prune(model, layers, tokens, metric="given", given=ORDER[:layers], preset="paper")
-    )
+    forced = partial(prunecomp.prune, model, layers, tokens, metric="given", given=ORDER[:layers], preset="paper")
+    seconds, result = timed(forced)
     peak = torch.cuda.max_memory_allocated() - weights
     # Twice, since the first one compiles; the caches of an earlier process are on disk, and left out of it.
-    compiled = [
-        timed(
-            lambda: prunecomp.prune(
-                model, layers, tokens, metric="given", given=ORDER[:layers], preset="paper", compile="on"
-            )
-        )[0]
-        for _ in range(2)
-    ]
+    compiled = [timed(partial(forced, compile="on"))[0] for _ in range(2)]
     flops = result.layer_forwards * shape.flops(samples * seqlen, seqlen)
 
     few = tokens[:BASELINE_SEQUENCES]
@@ -131,10 +124,11 @@ class HostTensors:
         return "memory"
 
 
-def one_pass(decoder: Decoder, windows: Windows, placement: Placement) -> float:
+def one_pass(decoder: Decoder, windows: Windows, placement: Placement, *, counted: bool = True) -> float:
+    """Seconds of a sweep from the embedding up, with statistics unless they are not ``counted``."""
     sweeper = Sweeper(decoder, windows, placement)
     states = StateStore(sweeper.state_shape, DEVICE, {}, carry=placement.carry)
-    sinks = [LayerSink(windows, Workers(windows.count))]
+    sinks = [LayerSink(windows, Workers(windows.count))] if counted else []
     stack = LayerStack.dense(decoder.num_layers)
     with decoder.evaluating():
         return timed(lambda: sweeper.sweep(stack, 0, states, sinks))[0]

@@ -18,17 +18,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 
-from benchmarks.bench_engine_gpu import DEVICE, LLAMA_8B, fill, timed, write
+from benchmarks.bench_engine_gpu import DEVICE, LLAMA_8B, fill, one_pass, write
 from benchmarks.gpu_timing import machine, matmul_rate, require_gpu
 from prunecomp.data.windows import Windows
-from prunecomp.engine.parallel import Workers
 from prunecomp.engine.placement import Placement, model_shape
-from prunecomp.engine.sinks import LayerSink
-from prunecomp.engine.states import StateStore, Tier
-from prunecomp.engine.sweep import Sweeper
+from prunecomp.engine.states import Tier
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import build_skeleton
-from prunecomp.model.stack import LayerStack
 
 LAYERS, WINDOWS, SEQLEN, REPEATS = 4, 32, 2048, 3
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -37,26 +33,14 @@ MICRO_BATCHES = (1, 2, 4, 8)
 def sweep(decoder: Decoder, windows: Windows, batch: int, counted: bool) -> float:
     """Median seconds of a sweep."""
     placement = Placement(batch, None, {}, Tier.device, {})
-    stack = LayerStack.dense(decoder.num_layers)
-
-    def once() -> None:
-        sweeper = Sweeper(decoder, windows, placement)
-        sinks = [LayerSink(windows, Workers(windows.count))] if counted else []
-        sweeper.sweep(stack, 0, StateStore(sweeper.state_shape, DEVICE, {}), sinks)
-
-    with decoder.evaluating():
-        once()
-        return statistics.median(timed(once)[0] for _ in range(REPEATS))
+    one_pass(decoder, windows, placement, counted=counted)
+    return statistics.median(one_pass(decoder, windows, placement, counted=counted) for _ in range(REPEATS))
 
 
 def kernels(decoder: Decoder, windows: Windows, batch: int) -> list[dict[str, Any]]:
     """Device milliseconds by kernel, of a sweep with statistics, the longest first."""
-    placement, stack = Placement(batch, None, {}, Tier.device, {}), LayerStack.dense(decoder.num_layers)
-    sweeper = Sweeper(decoder, windows, placement)
-    sinks = [LayerSink(windows, Workers(windows.count))]
-    with decoder.evaluating(), profile(activities=[ProfilerActivity.CUDA]) as seen:
-        sweeper.sweep(stack, 0, StateStore(sweeper.state_shape, DEVICE, {}), sinks)
-        torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        one_pass(decoder, windows, Placement(batch, None, {}, Tier.device, {}))
     rows = sorted(seen.key_averages(), key=lambda event: -event.self_device_time_total)
     return [
         {"kernel": event.key[:120], "ms": event.self_device_time_total / 1e3, "calls": event.count}

@@ -159,17 +159,10 @@ class Plan:
         )  # fmt: skip
 
     def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:
-        runs = len({route.in_turn for route in routes})
+        runs, source = len({route.in_turn for route in routes}), self.session.model_source
         texts = list(self.texts.values())
-        return share_out(
-            placement,
-            self.session.model_source.num_layers,
-            self.windows,
-            texts,
-            runs,
-            world_size(),
-            self.session.model_source.device,
-        ), routes
+        shared = share_out(placement, source.num_layers, self.windows, texts, runs, world_size(), source.device)
+        return shared, routes
 
     def _runs(self, decoder: Decoder, routes: Sequence[Route], placement: Placement, of_texts: Placement) -> Runs:
         """The dense model over all windows."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunecomp.engine.parallel import Workers
 from prunecomp.engine.states import STAGED, Tier
 from prunecomp.errors import OptionError
 from prunecomp.io.values import one_of
@@ -34,6 +35,11 @@ MARGIN = 0.1
 def micro_batch(count: int, seqlen: int, device: torch.device) -> int:
     """Windows run together. Part of the run's identity: another micro-batch may round differently."""
     return max(1, min(count, TOKENS_A_MICRO_BATCH.get(device.type, TOKENS_A_MICRO_BATCH["cpu"]) // seqlen))
+
+
+def workers_of(count: int, seqlen: int, device: torch.device) -> Workers:
+    """The processes that are running, windows dealt out to them by whole micro-batches."""
+    return Workers.current(count, micro_batch(count, seqlen, device))
 
 
 def largest_share(count: int, seqlen: int, processes: int, device: torch.device) -> int:
@@ -195,6 +201,7 @@ def place(
 
     weights = 0 if resident else shape.outer_nbytes + shape.num_layers * shape.layer_nbytes
     group_size: int | None = None
+    host, twins = memory.host if device.type == "cuda" else 0, 0
     # A smaller one would cost more than streaming does, which a model that the caller holds cannot do.
     least = 1 if resident else micro_batch(count, seqlen, torch.device("cpu"))
     while batch > least and weights + working(batch) > memory.device:
@@ -202,8 +209,9 @@ def place(
     if not resident and weights + working(batch) > memory.device:
         group_size, batch = 1, full
         weights = shape.outer_nbytes + 2 * shape.layer_nbytes
-        behind = memory.host - 2 * shape.layer_nbytes if device.type == "cuda" else 0
-        carried = 0 if boundary <= max(behind, memory.disk) else boundary  # it has a place elsewhere, or needs one here
+        twins = 2 * shape.layer_nbytes if device.type == "cuda" else 0  # of the slots, in pinned memory
+        host -= twins
+        carried = 0 if boundary <= max(host, memory.disk) else boundary  # it has a place elsewhere, or needs one here
         while batch > 1 and weights + working(batch) + carried > memory.device:
             batch //= 2
     needed = weights + working(batch)
@@ -212,13 +220,9 @@ def place(
             f"--device-memory {memory.device:,} bytes: two layers, the embedding and one window of {seqlen} tokens "
             f"need {needed:,}; give more, or shorter windows (--seqlen)"
         )
-    free = {Tier.device: memory.device - needed, Tier.host: memory.host, Tier.disk: memory.disk}
-    if device.type != "cuda":
-        free[Tier.host] = 0
-    elif group_size is not None:
-        free[Tier.host] -= 2 * shape.layer_nbytes  # the slots' pinned twins
+    free = {Tier.device: memory.device - needed, Tier.host: host, Tier.disk: memory.disk}
     carry = Tier.device
-    used = {Tier.device: needed, Tier.host: 0, Tier.disk: 0}
+    used = {Tier.device: needed, Tier.host: twins, Tier.disk: 0}
     if group_size is not None:
         carry = next((tier for tier in Tier if free[tier] >= boundary), Tier.disk)
         if free[carry] < boundary:
@@ -228,8 +232,6 @@ def place(
             )
         free[carry] -= boundary
         used[carry] += boundary
-        if device.type == "cuda":
-            used[Tier.host] += 2 * shape.layer_nbytes
     capacity: dict[Tier, int] = {}
     wanted = shape.num_layers - 1 + demand.boundaries  # the embedding is its own boundary
     for tier in Tier:

@@ -53,9 +53,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
     # What fills a GPU, and what a single core multiplies within the second.
     width = max(width, 4096) if device.type == "cuda" else min(width, 2048)
     a = torch.randn(rows, width, device=device).to(dtype)
-    weight = torch.randn(4 * width, width, device=device).to(
-        dtype
-    )  # as a layer holds its own: some products are slower
+    weight = torch.randn(4 * width, width, device=device).to(dtype)  # as a layer has it: another layout may be slower
     if device.type == "cpu":  # in 16 bits many take minutes for what others do in a second
         few = _seconds(lambda: functional.linear(a[:FEW], weight), device)
         a = a[: max(FEW, int(FEW * SECONDS / few))]
@@ -79,17 +77,17 @@ def read_rate(file: Path) -> float:
         return size / (time.perf_counter() - started)
 
 
-def write_rate(folder: Path) -> float | None:
-    """None where there is no room to try it."""
+def write_rate(folder: Path, blocks: int = 32) -> float | None:
+    """Of so many blocks of a MiB; None where there is no room to try it."""
     block = os.urandom(2**20)
     try:
         with tempfile.TemporaryFile(dir=folder) as handle:
             started = time.perf_counter()
-            for _ in range(32):
+            for _ in range(blocks):
                 handle.write(block)
             handle.flush()
             os.fsync(handle.fileno())
-            return 32 * len(block) / (time.perf_counter() - started)
+            return blocks * len(block) / (time.perf_counter() - started)
     except OSError:
         return None
 

@@ -13,8 +13,8 @@ from prunecomp.data.windows import Batch, Windows
 from prunecomp.engine.gram import gram_sums
 from prunecomp.engine.losses import batch_losses
 from prunecomp.engine.overflow import overflow
-from prunecomp.engine.parallel import Workers, world_size
-from prunecomp.engine.placement import Placement, largest_share, memory_advice, micro_batch
+from prunecomp.engine.parallel import world_size
+from prunecomp.engine.placement import Placement, largest_share, memory_advice, workers_of
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.engine.retention import choose_boundaries, removal_odds, reversal
 from prunecomp.engine.sinks import LayerSink
@@ -41,7 +41,7 @@ class CalibrationShard:
         self.all_windows = windows
         self.first = first
         """Where they stand among the windows of the run."""
-        self.workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen, decoder.device))
+        self.workers = workers_of(windows.count, windows.seqlen, decoder.device)
         self.windows = windows.take(self.workers.rows)
         self.sweeper = Sweeper(decoder, self.windows, placement)
         self.states = StateStore(

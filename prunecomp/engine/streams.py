@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from prunecomp.data.windows import Batch, Windows
-from prunecomp.engine.parallel import Workers
-from prunecomp.engine.placement import Placement, memory_advice, micro_batch
+from prunecomp.engine.placement import Placement, memory_advice, workers_of
 from prunecomp.engine.progress import Advance
 from prunecomp.engine.states import StateStore, Tier, set_apart
 from prunecomp.engine.sweep import Finish, Sweeper
@@ -77,7 +76,7 @@ class Streams:
 
     def __init__(self, decoder: Decoder, windows: Windows, placement: Placement, pruned: LayerStack) -> None:
         check_boundaries(placement, decoder.device)
-        workers = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen, decoder.device))
+        workers = workers_of(windows.count, windows.seqlen, decoder.device)
         self.sweeper = Sweeper(decoder, windows.take(workers.rows), placement)
         first, others = set_apart(placement.capacity, BOUNDARIES // 2)
         self.dense = Stream(self.sweeper, LayerStack.dense(decoder.num_layers), first)

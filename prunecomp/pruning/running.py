@@ -18,8 +18,8 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.sources import check_read_once
 from prunecomp.data.windows import Windows
 from prunecomp.engine.latency import Latency, measure_latency
-from prunecomp.engine.parallel import Workers, from_leader, rank, world_size
-from prunecomp.engine.placement import Placement, micro_batch
+from prunecomp.engine.parallel import from_leader, rank, world_size
+from prunecomp.engine.placement import Placement, workers_of
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import WORK_UNIT
 from prunecomp.errors import OptionError
@@ -67,7 +67,7 @@ class Meter:
     ) -> dict[str, Pass]:
         """Of its stages those that ran layers over ``windows``; passes of those that are told in other steps were
         ``counted``."""
-        share = Workers.current(windows.count, micro_batch(windows.count, windows.seqlen, device)).share
+        share = workers_of(windows.count, windows.seqlen, device).share
         forwards = {**{whose: steps / share for whose, steps in self.steps.items()}, **counted}
         seconds = {**self.passing, **{whose: self.seconds[whose] for whose in counted}}
         tokens = windows.num_tokens / num_layers

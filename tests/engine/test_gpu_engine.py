@@ -17,11 +17,11 @@ import prunecomp
 from prunecomp.data.windows import Windows
 from prunecomp.engine import placement
 from prunecomp.engine.latency import measure_latency
-from prunecomp.engine.placement import Memory, model_shape, place
 from prunecomp.engine.states import Tier
 from prunecomp.model.decoder import Decoder
-from prunecomp.model.families import families
 from prunecomp.pruning.pruner import Pruner
+from tests.engine.test_ragged import records
+from tests.engine.test_streaming import needed, shape_of
 from tests.models import build, draw_tokens
 
 pytestmark = [
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 GPU = torch.device("cuda")
-ROOMY, ALL = 10**10, range(6)
+ALL = range(6)
 
 # A float32 layer on a CPU and on a GPU adds in other orders: each of six layers errs by some 1e-6 of its stream, scores
 # and scales are means over hundreds of tokens. A TF32 product, which must not happen unasked, errs by 3e-4.
@@ -57,12 +57,9 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def limits(base: Path, tokens: torch.Tensor, dtype: torch.dtype, tier: Tier, folder: Path) -> dict[str, Any]:
     """Memory for two layers at a time, and one boundary beside the one that is carried, both in ``tier``."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    shape = model_shape(model, families.find("llama"), dtype)
+    shape = shape_of(model)
     boundary = tokens.numel() * shape.hidden_size * dtype.itemsize
-    placed = place(shape, *tokens.shape, Memory(ROOMY), GPU)
-    least = placed.peak_nbytes[Tier.device] - placed.kept_boundaries * boundary
-    least -= (shape.num_layers - 2) * shape.layer_nbytes
-    device = least + (2 * boundary if tier is Tier.device else 0)
+    device = needed(model, tokens, 1 if tier is Tier.device else -1, device=GPU)
     host = 2 * shape.layer_nbytes + (2 * boundary if tier is Tier.host else 0)
     return {"device_memory": device, "host_memory": host, "disk": folder if tier is Tier.disk else None}
 
@@ -144,14 +141,9 @@ def test_what_repairs_on_a_cpu_repairs_on_a_gpu(
 def test_ragged_windows_give_what_each_gives_alone(base: Path, generator: torch.Generator) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(GPU)
     windows = Windows(draw_tokens(model, generator, 7, 150), "test", torch.tensor([150, 140, 99, 64, 31, 5, 2]))
-
-    def records(pruner: Pruner) -> list[torch.Tensor]:
-        pruner.score()
-        return [part.cpu() for layer in range(6) for part in vars(pruner._run.statistics.of(layer)).values()]
-
     rows = zip(windows.tokens, windows.lengths.tolist(), strict=True)
-    alone = [records(Pruner(Decoder(model), Windows(row[:n].unsqueeze(0), "one"))) for row, n in rows]
-    for number, part in enumerate(records(Pruner(Decoder(model), windows))):
+    alone = [records(Pruner(Decoder(model), Windows(row[:n].unsqueeze(0), "one")), 6) for row, n in rows]
+    for number, part in enumerate(records(Pruner(Decoder(model), windows), 6)):
         expected = torch.cat([one[number] for one in alone])
         scale = float(expected.abs().double().sum()) / max(expected.numel(), 1)
         torch.testing.assert_close(part, expected, rtol=10 * ROUNDING, atol=ROUNDING * scale)

@@ -23,12 +23,14 @@ def shape_of(model: Any) -> ModelShape:
     return model_shape(model, families.find(model.config.model_type), model.dtype)
 
 
-def needed(model: Any, tokens: torch.Tensor, boundaries: int, demand: Demand | None = None) -> int:
+def needed(
+    model: Any, tokens: torch.Tensor, boundaries: int, demand: Demand | None = None, device: torch.device = CPU
+) -> int:
     """Bytes for two layers at a time and some boundaries beside the one that is carried, and for what a run demands
     beside a forward pass."""
     shape = shape_of(model)
     count, seqlen = tokens.shape
-    placed = place(shape, count, seqlen, Memory(10**12), CPU, demand=demand)
+    placed = place(shape, count, seqlen, Memory(10**12), device, demand=demand)
     boundary = count * seqlen * shape.hidden_size * shape.itemsize
     slots = placed.peak_nbytes[Tier.device] - placed.kept_boundaries * boundary
     slots -= (shape.num_layers - 2) * shape.layer_nbytes
