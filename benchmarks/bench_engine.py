@@ -1,9 +1,13 @@
-"""The engine against the flows it replaces and against a bare loop over the layers, on the bundled model and one CPU.
+"""The engine against the flows it replaces and against a bare loop over the layers, on one CPU.
 
     python -m benchmarks.bench_engine --layers 4 8 --out benchmarks/results
+    python -m benchmarks.bench_engine models/SmolLM2-135M-Instruct --calibration wikitext2-valid.txt --layers 5 \
+        --samples 128 --seqlen 128 --scaling 2 --confidence 0.999 --repetitions 2
 
 All times are of one run on one machine over the same windows, repetitions interleaved; ratios are of medians. Also the
-share of a run that statistics take, by leaving them out of an otherwise equal sweep.
+share of a run that statistics take, by leaving them out of an otherwise equal sweep. ``--scaling 2`` gives the official
+flow twice as many sequences to scale by as to score by, as its code has; ours takes both from one pass over those it
+scores by.
 """
 
 from __future__ import annotations
@@ -114,11 +118,13 @@ def statistics_share(decoder: Decoder, windows: Windows, layers: int) -> dict[st
     return {"removals": layers, "seconds": seconds, "in_statistics": spent, "share": spent / seconds}
 
 
-def against_baselines(decoder: Decoder, windows: Windows, layers: int, with_sleb: bool) -> dict[str, Any]:
+def against_baselines(
+    decoder: Decoder, windows: Windows, layers: int, scaling: int, confidence: float | None, with_sleb: bool
+) -> dict[str, Any]:
     tokens = windows.tokens
-    ours = prunecomp.prune(decoder.model, layers, tokens, preset="paper")
+    prunecomp.prune(decoder.model, layers, tokens[:2], preset="paper")  # what only a first run pays
     started = time.perf_counter()
-    theirs = official.prune(decoder.model, layers, tokens, tokens)
+    theirs = official.prune(decoder.model, layers, tokens, tokens.repeat(scaling, 1))
     theirs_seconds = time.perf_counter() - started
     started = time.perf_counter()
     ours = prunecomp.prune(decoder.model, layers, tokens, preset="paper")
@@ -135,6 +141,14 @@ def against_baselines(decoder: Decoder, windows: Windows, layers: int, with_sleb
         },
         "ratio": theirs_seconds / ours_seconds,
     }  # fmt: skip
+    if confidence is not None:
+        started = time.perf_counter()
+        early = prunecomp.prune(decoder.model, layers, tokens, preset="paper", confidence=confidence)
+        seconds = time.perf_counter() - started
+        row["ours, ended early"] = {
+            "confidence": confidence, "seconds": seconds, "layer_forwards": early.layer_forwards,
+            "removed": early.removed, "ratio": theirs_seconds / seconds,
+        }  # fmt: skip
     if with_sleb:
         few = tokens[: max(1, windows.count // 16)]
         started = time.perf_counter()
@@ -148,33 +162,50 @@ def against_baselines(decoder: Decoder, windows: Windows, layers: int, with_sleb
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", type=Path, default=MODEL, help="by default the bundled model")
+    parser.add_argument("--calibration", type=Path, default=MODEL / "calibration.txt")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seqlen", type=int, help="tokens of a window")
+    parser.add_argument("--scaling", type=int, default=1, help="times as many sequences for the official flow's scales")
+    parser.add_argument("--confidence", type=float, help="once more, with rounds that end early")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
 
     scored = prunecomp.prune(
-        MODEL, 1, MODEL / "calibration.txt", samples=options.samples, dtype=options.dtype, preset="paper"
-    )  # for its windows and its loaded model
+        options.model, 1, options.calibration, samples=options.samples, seqlen=options.seqlen, dtype=options.dtype,
+        preset="paper",
+    )  # for its windows and its loaded model  # fmt: skip
     decoder, windows = scored.model_source.load(), scored.calibration
     result: dict[str, Any] = {
         "machine": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": options.dtype,
+        "model": options.model.name,
         "backends": describe_backends()["active"],
         "loops": loops(decoder, windows, options.repetitions),
-        "statistics": [statistics_share(decoder, windows, min(options.layers)) for _ in range(3)],
+        "statistics": [
+            statistics_share(decoder, windows, min(options.layers)) for _ in range(min(3, options.repetitions))
+        ],
         "baselines": [
-            against_baselines(decoder, windows, layers, with_sleb=layers == min(options.layers))
+            against_baselines(
+                decoder,
+                windows,
+                layers,
+                options.scaling,
+                options.confidence,
+                with_sleb=options.model == MODEL and layers == min(options.layers),
+            )
             for layers in options.layers
         ],
     }
     options.out.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() else "_" for c in result["machine"]).strip("_").lower()
-    path = options.out / f"engine_cpu_{name}_{options.dtype}.json"
+    which = "" if options.model == MODEL else f"{options.model.name}_"
+    path = options.out / f"engine_cpu_{name}_{which}{options.dtype}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
     print(f"wrote {path}")
@@ -182,7 +213,7 @@ def main() -> None:
 
 def markdown(result: dict[str, Any]) -> str:
     passes = result["loops"]
-    lines = ["| one pass over the bundled model | ms a layer-forward | over the bare loop |", "| --- | ---: | ---: |"]
+    lines = ["| one pass over the model | ms a layer-forward | over the bare loop |", "| --- | ---: | ---: |"]
     base = passes["milliseconds_per_layer_forward"]["bare loop"]
     for name, value in passes["milliseconds_per_layer_forward"].items():
         lines.append(f"| {name} | {value:.1f} | {value / base:.3f} |")
@@ -194,8 +225,14 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['layers']} | {ours['seconds']:.1f} | {theirs['seconds']:.1f} | {row['ratio']:.1f} "
             f"| {ours['layer_forwards']} | {theirs['layer_forwards']:.0f} |"
         )
+        if early := row.get("ours, ended early"):
+            lines.append(
+                f"| {row['layers']}, ended early at {early['confidence']:g} | {early['seconds']:.1f} "
+                f"| {theirs['seconds']:.1f} | {early['ratio']:.1f} | {early['layer_forwards']} "
+                f"| {theirs['layer_forwards']:.0f} |"
+            )
     shares = ", ".join(f"{100 * row['share']:.1f} %" for row in result["statistics"])
-    lines += ["", f"share of a pruning run inside layer_stats, three runs: {shares}"]
+    lines += ["", f"share of a pruning run inside layer_stats, run by run: {shares}"]
     return "\n".join(lines)
 
 
