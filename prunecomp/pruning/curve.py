@@ -121,10 +121,8 @@ class Curve(Sequence[PruneResult]):
                       "with the dense model, of the models with their seams."]  # fmt: skip
         asked = [] if self[0].profile is None else self[0].profile.models[0].tasks
         if asked:
-            lines += [
-                "",
-                f"Tasks: what is retained of the dense score in {escaped(asked[0].task)} ({asked[0].metric}).",
-            ]
+            which = f"{escaped(asked[0].task)} ({escaped(asked[0].metric)})"
+            lines += ["", f"Tasks: what is retained of the dense score, {which}."]
         return "\n".join(lines) + "\n"
 
     def record(self) -> dict[str, Any]:

@@ -24,11 +24,7 @@ from prunecomp.report.reading import (
 )
 
 COST = "Passes of all windows through one layer. Exports are not in it."
-SPENT = {
-    "layer_forwards": "passes of the calibration",
-    "evaluation_forwards": "of the evaluation",
-    "seconds": "seconds",
-}
+SPENT = {"layer_forwards": "of the calibration", "evaluation_forwards": "of the evaluation", "seconds": "seconds"}
 CAPABILITIES = "Problems made from a seed, the same for all; the mean over probes is beside the dense model's."
 
 

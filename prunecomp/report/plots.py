@@ -18,7 +18,8 @@ COLUMNS = 2
 
 
 def save_plots(result: Comparison, folder: Path) -> list[Path]:
-    """Draw perplexities, scores, layer-forwards and seconds into PNG files. Raises :class:`OptionError` without matplotlib."""
+    """Draw perplexities, scores in tasks, layer-forwards and seconds into PNG files. Raises :class:`OptionError`
+    without matplotlib."""
     check_matplotlib()
     drawn = {
         "perplexity.png": perplexity_figure(result),

@@ -61,10 +61,8 @@ def _read(run: Path) -> tuple[str, list[Section]]:
     paths, cost = sorted(run.glob(f"*/{RECORD}")), None
     if (run / CURVE).is_file():  # others may be of a run before
         curve = read_object(run / CURVE, OptionError)
-        paths, cost = (
-            [run / str(stop["layers"]) / RECORD for stop in curve["stops"] if stop["layers"]],
-            curve.get("cost"),
-        )
+        paths = [run / str(stop["layers"]) / RECORD for stop in curve["stops"] if stop["layers"]]
+        cost = curve.get("cost")
     records = [read_object(path, OptionError) for path in paths]
     if not records:
         raise OptionError(
