@@ -82,8 +82,8 @@ def test_several_accuracies_have_a_mean_before_them() -> None:
 
 def test_evaluate_asks_them_beside_the_base(reference_model: Path, heard: list[int], tmp_path: Path) -> None:
     pruned = prunecomp.prune(reference_model, 3, torch.arange(64).view(2, 32), preset="paper").save(tmp_path / "out")
-    text = str(reference_model / "evaluation.txt")
-    options: dict[str, Any] = {"seqlen": 128, "dtype": "float32"}
+    text = torch.arange(128).view(2, 64)
+    options: dict[str, Any] = {"dtype": "float32"}
     value = prunecomp.evaluate(pruned, text, **options)
     found = prunecomp.evaluate(pruned, text, tasks="one,two", base=reference_model, **options)
     assert (found, value.tasks, heard) == (value, [], [16, 13])
