@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
 from typing import Any
@@ -14,7 +13,7 @@ from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import choose_seqlen
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
-from prunecomp.evaluation.tasks import TaskScore, beside_dense
+from prunecomp.evaluation.tasks import beside_dense
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
@@ -23,7 +22,7 @@ from prunecomp.pruning.curve import Curve
 from prunecomp.pruning.language import check_speaks, speaking
 from prunecomp.pruning.result import PruneResult
 from prunecomp.pruning.running import run
-from prunecomp.pruning.scores import ScoreResult
+from prunecomp.pruning.scores import Evaluated, ScoreResult
 from prunecomp.pruning.session import Session
 
 
@@ -109,18 +108,6 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
         similarity=pruner.statistics.similarity,
         intervals={} if sure is None else {i: [x.low, x.high] for i, x in sure.intervals(scores).items()},
     )  # fmt: skip
-
-
-class Evaluated(float):
-    """A perplexity, NaN where there was no text; and ``tasks``, the scores in the tasks of lm-eval that were asked for,
-    beside those of the ``base``, or of the model itself without one."""
-
-    def __new__(cls, perplexity: float, tasks: Sequence[TaskScore] = ()) -> Evaluated:
-        made = super().__new__(cls, perplexity)
-        made.tasks = list(tasks)
-        return made
-
-    tasks: list[TaskScore]
 
 
 def evaluate(model: Any, eval: Any = None, **options: Unpack[EvaluateKeywords]) -> Evaluated:
