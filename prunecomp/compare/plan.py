@@ -68,16 +68,16 @@ def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
 
 def replacing(session: Session, arm: Arm, layers: int) -> bool:
     """Whether an arm's repair may put new weights in place. Raises what :func:`prunecomp.prune` raises before any work
-    for a fit that was asked for, and where :class:`Tasks` are asked, for which seams are folded; else, where it has
+    for a fit that was asked for, and for any arm where tasks are, since seams are folded to ask; else, where it has
     none for ``auto``, no weights are replaced, since nothing is exported."""
     with naming(arm):
         options = options_of(session.options, arm, layers)
         try:
             return may_replace(session.model_source, options, candidates_of(options, session.model_source.num_layers))
         except (CheckpointError, FoldError):
-            if session.tasks is not None or arm.repair not in ("none", "auto"):
-                raise
-            return False
+            if arm.repair == "auto" and session.tasks is None:
+                return False
+            raise
 
 
 @dataclass(frozen=True)
