@@ -4,8 +4,8 @@
 
 It needs lm-eval (0.4.13), and no network: the questions are those of MMLU that lie in its wheel as solved examples
 (``tasks/mmlu/flan_cot_fewshot/_cot_prompts.json``, MIT; 273 of the 281 are read). Each stands after others of its
-subject, solved, and is asked by the texts of its four answers, or by their letters. Both take turns, and the quickest of
-each counts, in seconds of processor time; ``hf`` is given each of ``--batches``.
+subject, solved, and is asked by the texts of its four answers, or by their letters. Both take turns, and the quickest
+of each counts, in seconds of processor time; ``hf`` is given each of ``--batches``.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def main() -> None:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         for kind in ("texts", "letters"):
             task = ConfigurableTask(config={
-                "task": kind, "dataset_path": "json", "test_split": "train", "dataset_kwargs": {"data_files": str(data)},
-                "output_type": "multiple_choice", "doc_to_text": f"{kind}_start", "doc_to_choice": kind,
+                "task": kind, "dataset_path": "json", "test_split": "train",
+                "dataset_kwargs": {"data_files": str(data)}, "output_type": "multiple_choice", "doc_to_text": f"{kind}_start", "doc_to_choice": kind,
                 "doc_to_target": "answer", "num_fewshot": 0,
             })  # fmt: skip
             task.build_all_requests()
