@@ -72,8 +72,8 @@ def main() -> None:
         for kind in ("texts", "letters"):
             task = ConfigurableTask(config={
                 "task": kind, "dataset_path": "json", "test_split": "train",
-                "dataset_kwargs": {"data_files": str(data)}, "output_type": "multiple_choice", "doc_to_text": f"{kind}_start", "doc_to_choice": kind,
-                "doc_to_target": "answer", "num_fewshot": 0,
+                "dataset_kwargs": {"data_files": str(data)}, "output_type": "multiple_choice", "num_fewshot": 0,
+                "doc_to_text": f"{kind}_start", "doc_to_choice": kind, "doc_to_target": "answer",
             })  # fmt: skip
             task.build_all_requests()
             measure(kind, task.instances, ways, options.repeats)
