@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prunecomp.pruning.plan import RunPlan, plan
     from prunecomp.pruning.pruner import Pruner
     from prunecomp.pruning.result import PruneResult, RoundRecord
-    from prunecomp.pruning.scores import ScoreResult
+    from prunecomp.pruning.scores import Evaluated, ScoreResult
     from prunecomp.stepwise import pruner_for
 
     __version__: str
@@ -32,6 +32,7 @@ __all__ = [
     "Collected",
     "Comparison",
     "Curve",
+    "Evaluated",
     "Family",
     "PruneResult",
     "Pruner",
@@ -67,7 +68,7 @@ _HOMES = {
     "pruning.plan": ("RunPlan", "plan"),
     "pruning.pruner": ("Pruner",),
     "pruning.result": ("PruneResult", "RoundRecord"),
-    "pruning.scores": ("ScoreResult",),
+    "pruning.scores": ("Evaluated", "ScoreResult"),
     "stepwise": ("pruner_for",),
 }
 _HOME = {name: f"prunecomp.{home}" for home, names in _HOMES.items() for name in names}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 from typing_extensions import Unpack
 
 from prunecomp.compensation import COMPENSATIONS
+from prunecomp.data.windows import choose_seqlen
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
+from prunecomp.evaluation.tasks import beside_dense
 from prunecomp.metrics import METRICS, check_order
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.curve import Curve
+from prunecomp.pruning.language import check_speaks, speaking
 from prunecomp.pruning.result import PruneResult
 from prunecomp.pruning.running import run
-from prunecomp.pruning.scores import ScoreResult
+from prunecomp.pruning.scores import Evaluated, ScoreResult
 from prunecomp.pruning.session import Session
 
 
@@ -106,18 +110,39 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
     )  # fmt: skip
 
 
-def evaluate(model: Any, eval: Any, **options: Unpack[EvaluateKeywords]) -> float:
+def evaluate(model: Any, eval: Any = None, **options: Unpack[EvaluateKeywords]) -> Evaluated:
     """Perplexity over the non-overlapping windows of a text, each standing alone; a remainder is dropped.
 
-    The exponential of the mean loss in nats a predicted token. ``eval`` and options are those of :func:`prune`. Raises
-    a subclass of :class:`prunecomp.errors.PrunecompError`.
+    The exponential of the mean loss in nats a predicted token. With ``tasks``, those of lm-eval too, or alone. ``eval``
+    and options are those of :func:`prune` and :func:`prunecomp.profile`. Raises a subclass of
+    :class:`prunecomp.errors.PrunecompError`.
 
     >>> tokens = torch.arange(64).view(2, 32)  # [N, S]
     >>> prunecomp.evaluate("examples/reference_model", tokens, dtype="float32") > 1
     True
     """
-    session = Session(model, PruneOptions.of("evaluate", {"eval": eval, **options}))
-    windows = session.evaluation(eval, as_asked=("seqlen",))
-    placement = session.place(windows.count, windows.seqlen)
-    decoder = session.load(placement)
-    return perplexity(decoder, LayerStack.dense(decoder.num_layers), windows, placement, session.options.progress)
+    asked = PruneOptions.of("evaluate", {"eval": eval, **options})
+    if asked.eval is None and asked.tasks is None:
+        raise OptionError("--eval: give a text to measure perplexity on, or --tasks")
+    if asked.base is not None and asked.tasks is None:
+        raise OptionError("--base: is asked --tasks alone; name some, or leave it out")
+    session = Session(model, asked)
+    sessions = [session] if asked.base is None else [Session(asked.base, replace(asked, revision=None)), session]
+    tasks, config = session.tasks, session.model_source.config
+    windows = None if asked.eval is None else session.evaluation(asked.eval, as_asked=("seqlen",))
+    shape = (1, choose_seqlen(asked.seqlen, config)) if windows is None else (windows.count, windows.seqlen)
+    placed = [(one, one.place(*shape)) for one in sessions]
+    found, value = [], nan
+    if tasks is not None:
+        for one, placement in placed:
+            check_speaks(f"--tasks {asked.tasks}", one.model_source, placement)
+        for one, placement in placed:
+            one.load(placement)
+            found.append(tasks.ask(speaking(one.model_source, placement)))
+            if one is not session:
+                one.model_source.release()
+    if windows is not None:
+        placement = placed[-1][1]
+        decoder = session.load(placement)
+        value = perplexity(decoder, LayerStack.dense(decoder.num_layers), windows, placement, asked.progress)
+    return Evaluated(value, beside_dense(found[0], found[-1], asked.seed) if found else ())

@@ -158,6 +158,8 @@ def test_a_latency_is_a_share_of_layers_that_are_alike(generator: torch.Generato
     found = prunecomp.prune(model, target="latency=0.67x", calibration=tokens, preset="paper", journal=file)
     assert found.target is not None
     assert (len(found.removed), found.target.gates[-1].seen["latency"]) == (2, pytest.approx(4 / 6))
+    assert found.stages["measuring latency"] > 0
+    assert sum(found.stages.values()) <= found.seconds
     check(JOURNAL, kept := json.loads(file.read_text(encoding="utf-8")))
     check(RECORD, json.loads((found.save(tmp_path / "out") / "prunecomp.json").read_text(encoding="utf-8")))
     assert kept["run"]["latency"]["prefill"] == found.target.latency.prefill if found.target.latency else False

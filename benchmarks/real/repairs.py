@@ -30,7 +30,7 @@ from prunecomp.options import PruneOptions
 from prunecomp.pruning.rounds import run_rounds
 from prunecomp.pruning.session import Session
 from prunecomp.repair.judge import Setting, judge, put, settings
-from prunecomp.report.plots import texts_figure
+from prunecomp.report.plots import panels_figure
 
 RECORD = "repairs.json"
 DRAWN = {
@@ -175,7 +175,7 @@ def show(record: dict[str, Any], folder: Path) -> None:
     best = {kind: min(points, key=lambda name: points[name][-1][1]) for kind, points in lines.items()}
     first = cells[0]["arms"][arms[0]]
     num_layers = len(first["seams"]) + len(first["removed"])
-    texts_figure(lines, best, dense, num_layers).savefig(folder / "perplexity.png", dpi=110)
+    panels_figure(lines, best, dense, num_layers).savefig(folder / "perplexity.png", dpi=110)
 
 
 def tables(record: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import prunecomp
@@ -12,19 +13,24 @@ from prunecomp.model.source import describe
 from prunecomp.ops.backends import describe_backends
 from prunecomp.options import PruneOptions
 from prunecomp.report.console import Console
-from prunecomp.report.profile import print_profile
+from prunecomp.report.profile import print_profile, table_of, tasks_grid
 from prunecomp.report.tables import backends_table, info_table, plan_tables
 
 
 def evaluate(model: str, options: PruneOptions, given: dict[str, Any]) -> None:
     with process_group(options.device) as job:
-        value = prunecomp.evaluate(model, **{**PruneOptions.keywords("evaluate", given), **told(job)})
+        found = prunecomp.evaluate(model, **{**PruneOptions.keywords("evaluate", given), **told(job)})
     if not job.leads:
         return
     if options.json:
-        print_json({"model": model, "eval": options.eval, "perplexity": value})
-    else:
-        Console().print(f"perplexity {value:.3f}", highlight=False)
+        tasks = {"base": options.base, "tasks": [asdict(one) for one in found.tasks]} if found.tasks else {}
+        print_json({"model": model, "eval": options.eval, "perplexity": float(found), **tasks})
+        return
+    console = Console()
+    if options.eval is not None:
+        console.print(f"perplexity {found:.3f}", highlight=False)
+    if found.tasks:
+        console.print(table_of(tasks_grid([("score", found.tasks)], dense=0 if options.base is None else None)))
 
 
 def profile(model: str, options: PruneOptions, given: dict[str, Any]) -> None:

@@ -75,6 +75,7 @@ def compare(
     common = replace(asked, progress=where).common(next((arm.parity for arm in chosen if arm.parity is not None), None))
     check_arms(common, chosen)
     session = Session(model, common)
+    folds = session.tasks is not None  # which is told of before the work
     model_source = session.model_source
     counts = asked.layers or ([] if published is None else published.layers(model_source.config))
     if not counts:
@@ -82,7 +83,8 @@ def compare(
     check_read_once([asked.calibration, *sources.values()])
     for arm in chosen:
         candidates_of_arm(common, arm, counts[-1], model_source.num_layers)  # too few is told before any work
-    replaces = {arm: replacing(session, arm, counts[-1]) for arm in chosen if arm.repair != "none"}
+    new = {arm: replacing(session, arm, counts[-1]) for arm in chosen if folds or arm.repair != "none"}
+    replaces = {arm: some for arm, some in new.items() if arm.repair != "none"}
     windows = session.calibration(as_asked=["samples"] if "samples" in given else [])
     texts = {name: session.evaluation(text) for name, text in sources.items()}
     plan = Plan(session, windows, texts, chosen, counts, replaces)
@@ -118,6 +120,7 @@ def compare(
             before,
             dense=explorer.dense,
             dense_losses=explorer.dense_losses,
+            dense_tasks=explorer.dense_tasks,
             work=[work[arm] for arm in chosen if arm in work],
             measurements=[measured[arm, n] for arm in chosen for n in counts if (arm, n) in measured],
             window_forwards=before.window_forwards + explorer.cache.total.window_forwards,
@@ -149,6 +152,7 @@ def continued(now: Comparison, earlier: Comparison, arms: Sequence[Arm]) -> Comp
         now,
         dense=earlier.dense,
         dense_losses=earlier.dense_losses,
+        dense_tasks=earlier.dense_tasks,
         measurements=[one for one in earlier.measurements if one.arm in complete and one.layers in now.layers],
         work=[one for one in earlier.work if one.arm in complete],
         window_forwards=earlier.window_forwards,

@@ -21,10 +21,14 @@ from prunecomp.engine.run import Run
 from prunecomp.engine.states import set_apart
 from prunecomp.engine.streams import BOUNDARIES, check_boundaries
 from prunecomp.errors import CheckpointError, FoldError, OptionError
+from prunecomp.evaluation.agreement import Standing
+from prunecomp.evaluation.profile import Named, in_use
+from prunecomp.evaluation.tasks import Results, TaskScore, beside_dense
 from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
+from prunecomp.pruning.language import check_speaks, speaking
 from prunecomp.pruning.session import Session, candidates_of, may_replace
 from prunecomp.repair import RIDGE, Outcome, check_placed, demand_of, repair
 
@@ -64,13 +68,14 @@ def check_arms(common: PruneOptions, arms: Sequence[Arm]) -> None:
 
 def replacing(session: Session, arm: Arm, layers: int) -> bool:
     """Whether an arm's repair may put new weights in place. Raises what :func:`prunecomp.prune` raises before any work
-    for a fit that was asked for; where it has none for ``auto``, no weights are replaced, since nothing is exported."""
+    for a fit that was asked for, and for any arm where tasks are, since seams are folded to ask; else, where it has
+    none for ``auto``, no weights are replaced, since nothing is exported."""
     with naming(arm):
         options = options_of(session.options, arm, layers)
         try:
             return may_replace(session.model_source, options, candidates_of(options, session.model_source.num_layers))
         except (CheckpointError, FoldError):
-            if arm.repair == "auto":
+            if arm.repair == "auto" and session.tasks is None:
                 return False
             raise
 
@@ -107,6 +112,8 @@ class Plan:
             runs=len({route.in_turn for route in self.routes(self.arms)}) + 1, apart=self.apart,
         )  # fmt: skip
         placement = self.session.place(self.windows.count, self.windows.seqlen, demand)
+        if self.session.tasks is not None:
+            check_speaks(f"--tasks {self.common.tasks}", self.session.model_source, placement)
         if self.apart:
             check_boundaries(placement, self.session.model_source.device)
         for arm in self.replaces:
@@ -143,6 +150,19 @@ class Plan:
         of_fits, left = set_apart(placement.capacity, self.apart)
         fitting, placement = replace(placement, capacity=of_fits), replace(placement, capacity=left)
 
+        tasks, dense = self.session.tasks, list[Results]()
+        language = None if tasks is None else speaking(self.session.model_source, placement)
+
+        def asked(stack: LayerStack) -> list[TaskScore]:
+            """The first is the dense model."""
+            if tasks is None or language is None:
+                return []
+            with in_use(Named("pruned", Standing(decoder, stack, placement))):
+                results = tasks.ask(language)
+            dense.append(results)
+            del dense[1:]
+            return beside_dense(dense[0], results, self.common.seed)
+
         def repaired(arm: Arm, stack: LayerStack) -> tuple[LayerStack, Outcome]:
             return repair(
                 decoder, self.windows, fitting, stack, arm.repair, arm.ridge or RIDGE, replaces=self.replaces[arm],
@@ -155,7 +175,7 @@ class Plan:
         return Explorer(
             self._runs(decoder, routes, *rooms), routes, seed=self.common.seed, given=self.common.given,
             progress=cast(Within, self.common.progress), repair=repaired, fits=Fits(self.windows.count),
-            on_measured=on_measured,
+            ask=asked, on_measured=on_measured,
         )  # fmt: skip
 
     def _shared(self, placement: Placement, routes: list[Route]) -> tuple[tuple[Placement, Placement], list[Route]]:
@@ -189,4 +209,9 @@ class Plan:
         of_arms = ("layers", "metric", "compensation", "one_shot", "parity", "repair", "ridge")
         identity = self.session.identity(self.windows, placement, compiled, left_out=(*of_arms, "fold", "device"))
         identity["options"]["dtype"] = str(self.session.model_source.dtype).removeprefix("torch.")
-        return {**identity, "texts": {name: windows.digest for name, windows in self.texts.items()}}
+        tasks = self.session.tasks
+        return {
+            **identity,
+            "texts": {name: windows.digest for name, windows in self.texts.items()},
+            **({} if tasks is None else {"tasks": {**asdict(tasks), "names": list(tasks.names)}}),
+        }

@@ -8,6 +8,7 @@ from typing import Any
 
 from prunecomp.compare.arms import Arm
 from prunecomp.data.windows import Windows
+from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import html_table, one_line
 from prunecomp.io.values import listed
 from prunecomp.repair import GapRecord, Outcome
@@ -51,6 +52,8 @@ class Measurement:
     """With the dense model, by text: ``kl`` in nats a token, ``top1``, and the standard error of each."""
     repair: Outcome | None = None
     """What was fitted, where the arm repairs: its layer-forwards and seconds are beside those above."""
+    tasks: list[TaskScore] = field(default_factory=list)
+    """Scores in the tasks of lm-eval, where some were asked for, in the order of :attr:`Comparison.dense_tasks`."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Comparison:
     """Perplexity of the model as it is, by text."""
     dense_losses: dict[str, list[float]] = field(default_factory=dict)
     """Its nats a token of each window, by text."""
+    dense_tasks: list[TaskScore] = field(default_factory=list)
+    """Its scores in the tasks of lm-eval, where some were asked for."""
     measurements: list[Measurement] = field(default_factory=list)
     work: list[ArmWork] = field(default_factory=list)
     window_forwards: int = 0
@@ -158,6 +163,9 @@ class Comparison:
         def measured(perplexity: dict[str, Any]) -> dict[str, float]:
             return {text: math.inf if value is None else value for text, value in perplexity.items()}
 
+        def scores(entry: dict[str, Any], name: str) -> list[TaskScore]:
+            return [TaskScore.from_record(one) for one in entry.get(name, [])]
+
         def repaired(outcome: dict[str, Any] | None) -> Outcome | None:
             if outcome is None:
                 return None
@@ -170,6 +178,7 @@ class Comparison:
                 "calibration": Text(**content["calibration"]),
                 "texts": [Text(**text) for text in content["texts"]],
                 "dense": measured(content["dense"]),
+                "dense_tasks": scores(content, "dense_tasks"),
                 "measurements": [
                     Measurement(
                         **with_arm(
@@ -177,6 +186,7 @@ class Comparison:
                                 **entry,
                                 "perplexity": measured(entry["perplexity"]),
                                 "repair": repaired(entry.get("repair")),
+                                "tasks": scores(entry, "tasks"),
                             }
                         )
                     )

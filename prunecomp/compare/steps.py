@@ -26,7 +26,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """A piece of work on a model: ``kind`` is update, score, seam, repair or loss."""
+    """A piece of work on a model: ``kind`` is update, score, seam, repair, loss or tasks."""
 
     kind: str
     model: Model

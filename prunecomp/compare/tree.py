@@ -25,6 +25,7 @@ from prunecomp.engine.progress import Advance, Within
 from prunecomp.engine.run import Run
 from prunecomp.errors import NumericalError, OptionError
 from prunecomp.evaluation.agreement import LastStates, TextQuality, quality_of, seen
+from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.metrics import Candidates
 from prunecomp.model.stack import LayerStack
 from prunecomp.pruning.rounds import NO_BLOCK, choose_block
@@ -64,6 +65,7 @@ class Measured:
     losses: dict[str, list[float]]
     agreement: dict[str, dict[str, float | None]]
     repair: Outcome | None
+    tasks: list[TaskScore]
 
 
 class Explorer:
@@ -82,10 +84,11 @@ class Explorer:
         progress: Within,
         repair: Callable[[Arm, LayerStack], tuple[LayerStack, Outcome]],
         fits: Fits,
+        ask: Callable[[LayerStack], list[TaskScore]],
         on_measured: Callable[[Explorer], None],
     ) -> None:
         self._routes = list(routes)
-        self._repair, self._fits = repair, fits
+        self._repair, self._fits, self._ask = repair, fits, ask
         self._seed, self._given = seed, given
         self._progress, self._on_measured = progress, on_measured
         self._advance: Advance = lambda steps: None
@@ -97,6 +100,7 @@ class Explorer:
         self.measurements: list[Measurement] = []
         self.dense: dict[str, float] = {}
         self.dense_losses: dict[str, list[float]] = {}
+        self.dense_tasks: list[TaskScore] = []
         self._last: dict[str, LastStates] = {}
 
     def explore(self) -> None:
@@ -130,7 +134,7 @@ class Explorer:
         self._expect(node, moves)
         if node is self._root:
             dense = self._measure(node, routes, keep=bool(moves))
-            self.dense, self.dense_losses = dense.perplexity, dense.losses
+            self.dense, self.dense_losses, self.dense_tasks = dense.perplexity, dense.losses, dense.tasks
             self._on_measured(self)
         alike: dict[tuple[str, float | None], list[Route]] = {}
         for route in sorted(here, key=lambda route: route.arm.repair != "none"):  # states that are kept first
@@ -141,6 +145,7 @@ class Explorer:
                 Measurement(
                     route.arm, len(route.removed), list(route.removed), list(route.scales), found.perplexity,
                     costs[route].layer_forwards, costs[route].seconds, found.losses, found.agreement, found.repair,
+                    found.tasks,
                 )
                 for route in those
             )  # fmt: skip
@@ -276,6 +281,9 @@ class Explorer:
                 for route in routes:
                     values[name] = self._once(node, route, step, partial(self._judged, name, run, stacks, keep))
                 run.release_carry()
+            self._progress.place = f"{place}: tasks"
+            ask = partial(self._ask, stacks[0] if stacks else node.stack)
+            tasks = self.cache.once(asking(node.model, outcome), ask, node.runs)
         except NumericalError as error:
             where = f"{first.arm.name}, {len(first.removed)} layers removed" if first.removed else "the model as it is"
             raise NumericalError(f"{where}: {error}") from error
@@ -284,6 +292,7 @@ class Explorer:
             {name: by_window for name, (_, by_window) in values.items()},
             {name: one.agreement.figures() for name, (one, _) in values.items() if one.agreement is not None},
             outcome,
+            tasks,
         )
 
     def _fit(self, arm: Arm, stack: LayerStack, stacks: list[LayerStack]) -> Outcome:
@@ -339,9 +348,17 @@ class Explorer:
         return Model(stack.alive, stack.seams, number), stack
 
 
+def asking(model: Model, outcome: Outcome | None) -> Step:
+    """The same for models that are the same once they are repaired."""
+    taken = "loop" if outcome is None else outcome.taken
+    if taken != "loop":  # a repair does without what the loop left
+        model = Model(model.alive, (1.0,) * len(model.alive))
+    return Step("tasks", model, what=() if taken in ("loop", "none") else (taken,))
+
+
 def choosing(steps: Iterable[Step]) -> list[Step]:
     """What was done to prune, and not to repair or measure."""
-    return [step for step in steps if step.kind not in ("loss", "repair")]
+    return [step for step in steps if step.kind not in ("loss", "repair", "tasks")]
 
 
 def calibration(node: Node, route: Route) -> Run:

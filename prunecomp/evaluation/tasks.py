@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import fsum, inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ FEWSHOT_SEED = 1234
 """That solved examples are drawn from, lm-eval's own."""
 PROMPTS_AT_ONCE = 8
 """That are continued together, where a task has the model write."""
+MEAN, ACCURACY = "mean over tasks", "acc"
+"""The task that stands for all of several that have an accuracy, as the paper's tables have it; and its metric."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,22 @@ class TaskScore:
     """One standard error, as lm-eval gives it."""
     dense: float
     items: int
-    """Questions, or documents."""
+    """Questions, or documents; of :data:`MEAN` tasks."""
     difference: Interval | None
     """Of the score less the dense one, over the same questions; none for what is no mean over questions."""
+    retained: float | None = field(init=False)
+    """The share of the dense score that is left, as the paper reports it; None where that is 0."""
 
-    @property
-    def retained(self) -> float | None:
-        """The share of the dense score that is left, as the paper reports it."""
-        return self.score / self.dense if self.dense else None
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "retained", self.score / self.dense if self.dense else None)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> TaskScore:
+        """Back from JSON, where ``null`` is an infinite score."""
+        numbers = {name: inf if record[name] is None else record[name] for name in ("score", "dense")}
+        difference = record["difference"]
+        known = {name: value for name, value in {**record, **numbers}.items() if name != "retained"}
+        return cls(**{**known, "difference": None if difference is None else Interval(**difference)})
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,8 @@ class Results:
 
 
 def beside_dense(dense: Results, other: Results, seed: int) -> list[TaskScore]:
-    """Every score of every task that is a number."""
-    return [
+    """Every score of every task that is a number; before them, where several tasks have an accuracy, :data:`MEAN`."""
+    found = [
         TaskScore(
             task=task,
             metric=metric if kind == "none" else f"{metric} ({kind})",
@@ -134,6 +145,13 @@ def beside_dense(dense: Results, other: Results, seed: int) -> list[TaskScore]:
         for metric, _, kind in [name.partition(",")]
         if kind and not metric.endswith("_stderr") and _number(value) is not None
     ]
+    rated = [one for one in found if one.metric == ACCURACY]
+    if len(rated) < 2:
+        return found
+    score, dense_score = (
+        fsum(values) / len(rated) for values in zip(*((one.score, one.dense) for one in rated), strict=True)
+    )
+    return [TaskScore(MEAN, ACCURACY, score, None, dense_score, len(rated), None), *found]
 
 
 def _number(value: Any) -> float | None:
@@ -155,7 +173,13 @@ def _described(name: str) -> str | dict[str, Any]:
         return name
     if not Path(name).is_file():
         raise OptionError(f"--tasks {shown(name)}: there is no such file")
-    found: dict[str, Any] = _lm_eval("tasks._yaml_loader").load_yaml(name)
+    load = _lm_eval("tasks._yaml_loader").load_yaml
+    try:
+        found: dict[str, Any] = load(name)
+    except Exception as error:  # what a parser, and what a file names as a function, raise
+        raise OptionError(f"--tasks {shown(name)}: cannot be read as a task ({shown(str(error))})") from error
+    if not isinstance(found, dict) or "task" not in found:
+        raise OptionError(f"--tasks {shown(name)}: it is no task: it has no `task:` that names it")
     return found
 
 

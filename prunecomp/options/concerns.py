@@ -6,10 +6,11 @@ keywords anew.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunecomp.engine.progress import Progress, silent
 from prunecomp.errors import OptionError
@@ -57,6 +58,8 @@ ALL = f"{RUNS} evaluate profile"
 EVERY = f"{ALL} plan"
 LAYERS = "Iterable[int] | str"
 SIZE = "int | str"
+
+A = TypeVar("A", bound="Asking")
 
 
 def tokenizer_of(option: str, value: Any) -> Any:
@@ -276,26 +279,46 @@ class Output(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Options):
-    """What perplexity is measured on."""
+class Asking(Options):
+    """What lm-eval is to ask."""
+
+    panel = RUN
+
+    tasks: str | None = option(
+        None, "tasks of lm-eval by name or YAML file, with commas between; 'paper' for the paper's",
+        text, of="prune evaluate profile compare", metavar="TASKS",
+    )  # fmt: skip
+    fewshot: int | None = option(
+        None, "solved examples before each question of --tasks", partial(whole, least=0),
+        of="prune evaluate profile compare", shown_default="as a task has it",
+    )  # fmt: skip
+    limit: int | None = option(
+        None, "questions of each of --tasks", partial(whole, least=1), of="prune evaluate profile compare",
+        shown_default="all",
+    )  # fmt: skip
+
+    @classmethod
+    def of(cls: type[A], caller: str, given: Mapping[str, Any], on: str = "python") -> A:
+        asked = super().of(caller, given, on)
+        for name, number in (("--fewshot", asked.fewshot), ("--limit", asked.limit)):
+            if number is not None and asked.tasks is None:
+                raise OptionError(f"{name} {number}: there are no --tasks; name some, or leave it out")
+        return asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Asking):
+    """What perplexity is measured on, and what else is looked at."""
 
     panel = RUN
 
     eval: Any = option(
         None, "text to measure perplexity on, as for --calibration, or 'wikitext2-test'", anything,
-        of="prune evaluate profile", required="evaluate", metavar="TEXT",
+        of="prune evaluate profile", metavar="TEXT",
     )  # fmt: skip
     profile: bool = option(False, "also what both models can do: chat prompts answered, probes", of="prune")
-    tasks: str | None = option(
-        None, "with the profile, tasks of lm-eval by name or YAML file, with commas between; 'paper' for the paper's",
-        text, of="prune profile", metavar="TASKS",
+    base: Any = option(
+        None, "the dense model that it was made from; of eval, for --tasks", anything, of="profile evaluate",
+        metavar="MODEL",
     )  # fmt: skip
-    fewshot: int | None = option(
-        None, "solved examples before each question of --tasks", partial(whole, least=0), of="prune profile",
-        shown_default="as a task has it",
-    )  # fmt: skip
-    limit: int | None = option(
-        None, "questions of each of --tasks", partial(whole, least=1), of="prune profile", shown_default="all"
-    )
-    base: Any = option(None, "the dense model that it was made from", anything, of="profile", metavar="MODEL")
     items: int = option(50, "problems of each probe", partial(whole, least=10, most=10_000), of="prune profile")

@@ -47,26 +47,38 @@ class EvaluateKeywords(TypedDict, total=False):
     attn: Attention
     allow_pickle: bool
     progress: Progress | bool
+    tasks: str | None
+    fewshot: int | None
+    limit: int | None
+    base: Any
 
 
 class ProfileKeywords(EvaluateKeywords, total=False):
     """Of :func:`prunecomp.profile`."""
 
     seed: int
-    tasks: str | None
-    fewshot: int | None
-    limit: int | None
-    base: Any
     items: int
 
 
-class CollectKeywords(EvaluateKeywords, total=False):
+class CollectKeywords(TypedDict, total=False):
     """Of :func:`prunecomp.collect`."""
 
     samples: int
+    seqlen: int | None
     documents: bool
     seed: int
+    bos: Bos
+    tokenizer: Any
+    dtype: Dtype | torch.dtype
+    device: str | torch.device
+    device_memory: int | str | None
+    host_memory: int | str | None
+    disk: str | Path | None
+    revision: str | None
+    attn: Attention
     backend: Backend | None
+    allow_pickle: bool
+    progress: Progress | bool
 
 
 class PrunerForKeywords(CollectKeywords, total=False):
@@ -104,11 +116,11 @@ class PruneKeywords(ScoreKeywords, total=False):
     cache: bool
     keep: Iterable[int] | str
     candidates: Iterable[int] | str | None
-    eval: Any
-    profile: bool
     tasks: str | None
     fewshot: int | None
     limit: int | None
+    eval: Any
+    profile: bool
     items: int
     resume: bool
     journal: str | Path | None
@@ -141,6 +153,9 @@ class CompareKeywords(CollectKeywords, total=False):
     given: Iterable[int] | str
     parity: Parity | None
     compile: Compile
+    tasks: str | None
+    fewshot: int | None
+    limit: int | None
     eval: Any
     metrics: Sequence[str] | str | None
     compensations: Sequence[str] | str | None

@@ -10,7 +10,18 @@ from prunecomp.errors import OptionError
 from prunecomp.io.values import flag, function, layer_set, ridge, several
 from prunecomp.names import FORMS, PresetName
 from prunecomp.options.aims import Aim
-from prunecomp.options.concerns import LAYERS, RUN, Candidates, Choice, Data, Evaluation, Output, Place, anything
+from prunecomp.options.concerns import (
+    LAYERS,
+    RUN,
+    Asking,
+    Candidates,
+    Choice,
+    Data,
+    Evaluation,
+    Output,
+    Place,
+    anything,
+)
 from prunecomp.options.declare import option
 from prunecomp.options.targets import Share, check_one, several_stops, stops
 
@@ -37,11 +48,7 @@ class PruneOptions(Output, Evaluation, Place, Data, Candidates, Choice):
             given = {name: value for name, value in given.items() if name != "layers" or value is not None}
             known = {each.name for each in cls.options(caller, on)}
             given = {**{name: value for name, value in implied(given).items() if name in known}, **given}
-        asked = super().of(caller, given, on)
-        for name, number in (("--fewshot", asked.fewshot), ("--limit", asked.limit)):
-            if number is not None and asked.tasks is None:
-                raise OptionError(f"{name} {number}: there are no --tasks; name some, or leave it out")
-        return asked
+        return super().of(caller, given, on)
 
     @property
     def pending(self) -> bool:
@@ -202,7 +209,7 @@ def ridges(option: str, value: Any) -> list[float | None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(Output, Place, Data, Candidates):
+class CompareOptions(Output, Asking, Place, Data, Candidates):
     """The options of a comparison: a grid of ways to prune, and what each has in common."""
 
     panel = "Comparison"

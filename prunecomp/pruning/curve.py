@@ -21,7 +21,7 @@ from prunecomp.pruning.result import PruneResult
 FORMAT = 1
 """Of the record: it rises when a field goes or changes its meaning."""
 TABLE = "curve.md"
-HEADINGS = ("gone", "layers", "parameters", "perplexity", "ratio", "KL", "top-1", "repair", "s")
+HEADINGS = ("gone", "layers", "parameters", "perplexity", "ratio", "KL", "top-1", "tasks", "repair", "s")
 
 
 class Curve(Sequence[PruneResult]):
@@ -99,7 +99,8 @@ class Curve(Sequence[PruneResult]):
             rows.append([
                 str(stop["layers"]), listed(stop["removed"]) if stop["removed"] else "", _count(stop["parameters"]),
                 *(_shown(stop[name], form) for name, form in (
-                    ("perplexity", ",.3f"), ("ratio", ".3f"), ("kl", ".3f"), ("top1", ".1%"), ("repair", ""),
+                    ("perplexity", ",.3f"), ("ratio", ".3f"), ("kl", ".3f"), ("top1", ".1%"), ("retained", ".1%"),
+                    ("repair", ""),
                     ("seconds", ".1f"),
                 )),
             ])  # fmt: skip
@@ -118,6 +119,10 @@ class Curve(Sequence[PruneResult]):
         if text is not None:
             lines += ["", f"Perplexity: {text.count} x {text.seqlen} tokens of {escaped(str(text.source))}. Agreement: "
                       "with the dense model, of the models with their seams."]  # fmt: skip
+        asked = [] if self[0].profile is None else self[0].profile.models[0].tasks
+        if asked:
+            which = f"{escaped(asked[0].task)} ({escaped(asked[0].metric)})"
+            lines += ["", f"Tasks: what is retained of the dense score, {which}."]
         return "\n".join(lines) + "\n"
 
     def record(self) -> dict[str, Any]:
@@ -142,8 +147,8 @@ class Curve(Sequence[PruneResult]):
         return {
             "layers": 0, "removed": [],
             "parameters": measure(first.model_source, "params", range(first.stack.num_layers)),
-            "perplexity": dense, "ratio": None, "measured_on": None, "kl": None, "top1": None, "repair": None,
-            "profile": None,
+            "perplexity": dense, "ratio": None, "measured_on": None, "kl": None, "top1": None, "retained": None,
+            "repair": None, "profile": None,
             "layer_forwards": None, "seconds": None,
         }  # fmt: skip
 
@@ -151,6 +156,7 @@ class Curve(Sequence[PruneResult]):
     def _stop(result: PruneResult) -> dict[str, Any]:
         both = result.perplexity
         agreement = result.quality[1].agreement if result.quality else None
+        tasks = [] if result.profile is None else result.profile.models[-1].tasks
         return {
             "layers": len(result.removed), "removed": result.removed,
             "parameters": measure(result.model_source, "params", result.stack.alive),
@@ -159,6 +165,7 @@ class Curve(Sequence[PruneResult]):
             "measured_on": None if both is None else result.measured_on,
             "kl": None if agreement is None else agreement.kl.value,
             "top1": None if agreement is None else agreement.top1.value,
+            "retained": tasks[0].retained if tasks else None,
             "repair": None if result.repair is None else result.repair.taken,
             "profile": None if result.profile is None else result.profile.record(),
             "layer_forwards": result.layer_forwards, "seconds": result.seconds,

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from prunecomp.data.tokens import Tokenizer
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement
+from prunecomp.errors import OptionError
 from prunecomp.evaluation.language import Language
 from prunecomp.model.files import GENERATION
 from prunecomp.model.source.base import ModelSource
@@ -23,6 +24,21 @@ def why_silent(model_source: ModelSource, placement: Placement) -> str | None:
     if not isinstance(model_source.tokenize, Tokenizer):
         return "the model has no tokenizer: give one"
     return None
+
+
+def check_speaks(option: str, model_source: ModelSource, placement: Placement) -> None:
+    """Raise :class:`OptionError` for an ``option`` that needs a model that generates, where :func:`why_silent` says why
+    it cannot."""
+    reason = why_silent(model_source, placement)
+    if reason is not None:
+        raise OptionError(f"{option}: {reason}; or leave it out")
+
+
+def speaking(model_source: ModelSource, placement: Placement) -> Language:
+    """:func:`language_of` where :func:`check_speaks` has nothing against it."""
+    language = language_of(model_source, placement)
+    assert isinstance(language, Language)
+    return language
 
 
 def language_of(model_source: ModelSource, placement: Placement) -> Language | str:

@@ -33,7 +33,7 @@ from prunecomp.pruning.curve import Curve
 from prunecomp.pruning.gates import GATES, Gates, Look, Looks, shared
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged
-from prunecomp.pruning.language import why_silent
+from prunecomp.pruning.language import check_speaks
 from prunecomp.pruning.result import Pass, PruneResult, RoundRecord
 from prunecomp.pruning.rounds import Stops, run_rounds
 from prunecomp.pruning.session import Session, may_replace
@@ -97,11 +97,10 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     if asked.on_text:
         check_apart(asked.on_text[0], windows, eval_windows)
     placement = session.place(windows.count, windows.seqlen, session.demand())
-    silent = why_silent(model_source, placement)
-    if tasks is not None and silent is not None:
-        raise OptionError(f"--tasks {asked.tasks}: {silent}; or leave it out")
-    if asked.of_tasks and silent is not None:
-        raise OptionError(f"--target {asked.of_tasks[0]}: {silent}; or leave it out")
+    if tasks is not None:
+        check_speaks(f"--tasks {asked.tasks}", model_source, placement)
+    for aim in asked.of_tasks:
+        check_speaks(f"--target {aim}", model_source, placement)
     if session.latency is not None and placement.group_size is not None:
         raise OptionError("--target latency: the model is streamed, and layers are measured where all fit in memory: "
                           "give more --device-memory, or another goal")  # fmt: skip
@@ -112,11 +111,13 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         half, looking = shared(placement, eval_windows.num_tokens / windows.num_tokens)
     size = asked.block_size(METRICS)
     with open_journal(session, windows, placement, compiled, candidates) as journal, ExitStack() as held:
+        clock = Meter(asked.progress)
         if session.latency is not None:
-            session.take(from_leader(partial(timed, session, windows, placement, journal)))
+            session.take(from_leader(partial(timed, session, windows, placement, journal, clock)))
             asked, wanted = session.options, [session.options.layers]
         count = -(-asked.layers // size)
         whole = whole_of(asked, model_source.num_layers, windows, eval_windows, placement, count)
+        whole.seconds.update(clock.seconds)
         held.enter_context(whole.open())
         whole.begin("loading")
         meter = Meter(whole)
@@ -219,11 +220,14 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     )
 
 
-def timed(session: Session, windows: Windows, placement: Placement, journal: Journal | None) -> Latency:
-    """What the layers take, as the journal has it, or measured."""
+def timed(session: Session, windows: Windows, placement: Placement, journal: Journal | None, clock: Meter) -> Latency:
+    """What the layers take, as the journal has it, or measured; the ``clock`` sees what that takes."""
     latency = None if journal is None else journal.latency
     if latency is None:
-        latency = measure_latency(session.load(placement), windows.tokens[0], session.options.progress)
+        began = time.perf_counter()
+        decoder = session.load(placement)
+        clock.seconds["loading"] += time.perf_counter() - began
+        latency = measure_latency(decoder, windows.tokens[0], clock)
         if journal is not None:
             journal.time(latency)
     return latency

@@ -1,10 +1,12 @@
-"""What one round of scoring found."""
+"""What one round of scoring found, and what an evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import html_table
 from prunecomp.io.values import listed
 
@@ -39,3 +41,15 @@ class ScoreResult:
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Evaluated(float):
+    """A perplexity, NaN where there was no text; and ``tasks``, the scores in the tasks of lm-eval that were asked for,
+    beside those of the ``base``, or of the model itself without one."""
+
+    def __new__(cls, perplexity: float, tasks: Sequence[TaskScore] = ()) -> Evaluated:
+        made = super().__new__(cls, perplexity)
+        made.tasks = list(tasks)
+        return made
+
+    tasks: list[TaskScore]

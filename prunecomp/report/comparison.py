@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from rich.text import Text
 from prunecomp.compare import Comparison
 from prunecomp.compare.results import Measurement
 from prunecomp.errors import JournalError, OutputError
+from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.escape import csv_cell, markdown_table
 from prunecomp.io.escape import markdown as escaped
 from prunecomp.io.plain import brief, json_text, read_object
+from prunecomp.io.values import listed
 from prunecomp.pruning.journal import partial, write_whole
 from prunecomp.repair import RIDGE
 from prunecomp.report.console import Table
+from prunecomp.report.profile import scored
 
 RECORD, ROWS, TABLES = "comparison.json", "comparison.csv", "comparison.md"
 PARTIAL = partial(Path(RECORD)).name
@@ -69,30 +73,49 @@ def csv_text(result: Comparison) -> str:
     rows.writerow(
         ["metric", "compensation", "mode", "parity", "layers", "text", "perplexity", "removed", "scales",
          "layer_forwards", "seconds", "kl", "top1", "repair", "ridge", "taken", "repair_layer_forwards",
-         "repair_seconds"]
+         "repair_seconds", *TASK_CELLS]
     )  # fmt: skip
+    nothing = [""] * len(TASK_CELLS)
     for text, value in result.dense.items():
-        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, *[""] * 11])
+        rows.writerow(["dense", "", "", "", 0, csv_cell(text), value, *[""] * 11, *nothing])
+    for task in result.dense_tasks:
+        rows.writerow(["dense", "", "", "", 0, *[""] * 13, *task_cells(task)])
     for one in result.measurements:
         arm = one.arm
         mode = "one-shot" if arm.one_shot else "iterative"
         how = [csv_cell(word) for word in (arm.metric, arm.compensation, mode, arm.parity or "")]
         went = [" ".join(map(str, one.removed)), " ".join(map(str, one.scales))]
+        cost, repair = [one.layer_forwards, one.seconds], repair_cells(one)
         for text, value in one.perplexity.items():
-            rows.writerow(
-                [
-                    *how,
-                    one.layers,
-                    csv_cell(text),
-                    value,
-                    *went,
-                    one.layer_forwards,
-                    one.seconds,
-                    *beside_dense(one, text),
-                    *repair_cells(one),
-                ]
-            )
+            beside = [*cost, *beside_dense(one, text), *repair]
+            rows.writerow([*how, one.layers, csv_cell(text), value, *went, *beside, *nothing])
+        for task in one.tasks:
+            rows.writerow([*how, one.layers, "", "", *went, *cost, "", "", *repair, *task_cells(task)])
     return out.getvalue()
+
+
+TASK_CELLS = ["task", "task_metric", "score", "retained"]
+"""Columns that are filled in the rows of tasks, which have no text."""
+
+
+def task_cells(one: TaskScore) -> list[Any]:
+    return [csv_cell(one.task), csv_cell(one.metric), one.score, "" if one.retained is None else one.retained]
+
+
+def task_columns(result: Comparison) -> list[str]:
+    return ["arm", "N", *(f"{one.task} ({one.metric})" for one in result.dense_tasks)]
+
+
+def task_rows(result: Comparison) -> list[list[str]]:
+    """A row for the dense model, and for each arm and number of layers; none where no tasks were asked."""
+    if not result.dense_tasks:
+        return []
+    rows = [["dense", "0", *(f"{one.score:.3f}" for one in result.dense_tasks)]]
+    for arm, count in product(result.arms, result.layers):
+        one = result.measurement(arm, count)
+        cells = [UNMEASURED] * len(result.dense_tasks) if one is None else map(scored, one.tasks)
+        rows.append([arm.name, str(count), *cells])
+    return rows
 
 
 def repair_cells(one: Measurement) -> list[Any]:
@@ -122,6 +145,7 @@ def agreement_rows(result: Comparison, text: str) -> list[list[str]]:
     return rows
 
 
+TASKS = "Tasks of lm-eval: the score, and the share of the dense model's that is retained"
 UNMEASURED, NO_STATES = "not measured", "no room"
 """What stands in a cell without a number."""
 NO_ROOM = "Agreement with the dense model was not measured: memory has no room for its last states."
@@ -195,7 +219,16 @@ def conditions(result: Comparison) -> list[tuple[str, object]]:
         ("calibration", f"{windows.source}, {windows.windows} windows of {windows.seqlen} tokens"),
         *((text.name, f"{text.source}, {text.windows} windows of {text.seqlen} tokens") for text in result.texts),
         ("computed in", asked.get("dtype", "a dtype that was not recorded")),
+        *([("tasks", told_tasks(result))] if result.dense_tasks else []),
     ]
+
+
+def told_tasks(result: Comparison) -> str:
+    """Which were asked, and how."""
+    asked = result.identity["tasks"]
+    shots = "examples as each has them" if asked["shots"] is None else f"{asked['shots']} solved examples"
+    limit = "all questions" if asked["limit"] is None else f"the first {asked['limit']} questions of each"
+    return f"{listed(asked['names'])}, {shots}, {limit}"
 
 
 def markdown(result: Comparison) -> str:
@@ -214,6 +247,8 @@ def markdown(result: Comparison) -> str:
             lines += ["", f"{AGREEMENT}:", "", *markdown_table(headings, agreement_rows(result, text.name)), ""]
         else:
             lines += ["", NO_ROOM, ""]
+    if tasks := task_rows(result):
+        lines += [f"## {TASKS}", "", *markdown_table([*map(escaped, task_columns(result))], tasks), ""]
     if taken := taken_rows(result):
         lines += [f"## {TAKEN}", "", *markdown_table(headings, taken), ""]
     lines += ["## Work", "", *markdown_table(WORK_COLUMNS, work_rows(result)), "", saving(result)]
@@ -236,6 +271,9 @@ def comparison_tables(result: Comparison) -> list[Table]:
             title = "top-1 agreement with dense (KL, nats a token)"
             rows = agreement_rows(result, text.name)
             tables.append(Table.of(title, headings, rows, left=first, fold=first))
+    if tasks := task_rows(result):
+        headings = task_columns(result)
+        tables.append(Table.of(TASKS[0].lower() + TASKS[1:], headings, tasks, left=headings[:1], fold=headings))
     if taken := taken_rows(result):
         headings = columns("arm", result)
         tables.append(Table.of(TAKEN[0].lower() + TAKEN[1:], headings, taken, left=headings))

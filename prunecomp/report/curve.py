@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from prunecomp.report.drawing import svg
-from prunecomp.report.exported import generation, prompts_section
+from prunecomp.report.exported import asked, generation, prompts_section
 from prunecomp.report.figures import draw_lines
 from prunecomp.report.page import Block, Grid, Picture, Section
 from prunecomp.report.reading import (
+    ACROSS,
     WIDTH,
     Record,
     agreement_of,
@@ -22,18 +23,27 @@ from prunecomp.report.reading import (
     without_blanks,
 )
 
-ACROSS = "layers removed"
+COST = "Passes of all windows through one layer. Exports are not in it."
+SPENT = {"layer_forwards": "of the calibration", "evaluation_forwards": "of the evaluation", "seconds": "seconds"}
 CAPABILITIES = "Problems made from a seed, the same for all; the mean over probes is beside the dense model's."
 
 
-def curve_sections(records: Sequence[Record]) -> list[Section]:
-    """Records of exports of one model, each after another number of removals: what is left of it on the way."""
+def curve_sections(records: Sequence[Record], cost: Record | None = None) -> list[Section]:
+    """Records of exports of one model, each after another number of removals: what is left of it on the way; and the
+    ``cost`` of the run that made them, if it was one."""
     stops = sorted(records, key=lambda record: len(record["removed"]))
     models = _profiled(stops)
     return [
         _curve(stops), Section("Capabilities", list(_capabilities(models)), CAPABILITIES, wide=True),
-        prompts_section(models),
+        prompts_section(models), Section("What it took", [] if cost is None else [_cost(cost, stops[-1])], COST),
     ]  # fmt: skip
+
+
+def _cost(cost: Record, last: Record) -> Block:
+    alone = f"{len(last['removed'])} removed, in a run of its own"
+    rows = [[name, *(f"{one[key]:,.5g}" for key in SPENT)]
+            for name, one in (("all in one run", cost), (alone, cost["largest_alone"]))]  # fmt: skip
+    return Grid(["", *SPENT.values()], rows)
 
 
 def _profiled(stops: Sequence[Record]) -> list[Record]:
@@ -45,7 +55,7 @@ def _profiled(stops: Sequence[Record]) -> list[Record]:
             continue
         dense, pruned = profile["models"][0], profile["models"][-1]
         found = found or [dense]
-        if (dense["probes"], dense["written"]) == (found[0]["probes"], found[0]["written"]):
+        if all(dense.get(name) == found[0].get(name) for name in ("probes", "written", "tasks")):
             found.append({**pruned, "name": f"{len(record['removed'])} removed", "removed": record["removed"]})
     return found
 
@@ -69,6 +79,7 @@ def _capabilities(models: Sequence[Record]) -> Iterator[Block]:
             for each in zip(*(model["probes"] for model in models), strict=True)
         ]
         yield Grid(["probe", *(model["name"] for model in models)], rows, "Share of problems solved")
+    yield from asked(models)
     yield from generation(models)
 
 

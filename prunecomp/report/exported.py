@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from prunecomp.evaluation.tasks import TaskScore
 from prunecomp.io.values import runs
 from prunecomp.metrics.bootstrap import LEVEL
 from prunecomp.names import RECORD
 from prunecomp.report.drawing import svg
 from prunecomp.report.figures import draw_lines, draw_norms, draw_probes, draw_scores, draw_seam_errors, draw_seconds
 from prunecomp.report.page import Answers, Block, Command, Facts, Grid, Picture, Section, Strip, Tiles
-from prunecomp.report.profile import UNASKED
+from prunecomp.report.profile import UNASKED, tasks_grid
 from prunecomp.report.reading import (
     WIDTH,
     Record,
@@ -225,13 +226,7 @@ def _profile(record: Record) -> Iterator[Block]:
         picture = svg("probes", "Probes", WIDTH, height, partial(draw_probes, models=models))
         yield Picture(picture, f"{said} or won, paired.")
     yield from generation(models)
-    tasks = [model.get("tasks") or [] for model in models]
-    if tasks[0]:
-        rows = [
-            [f"{each[0]['task']} ({each[0]['metric']}, {each[0]['items']})", *(figure_of(one["score"]) for one in each)]
-            for each in zip(*tasks, strict=True)
-        ]
-        yield Grid(["task of lm-eval", *(model["name"] for model in models)], rows)
+    yield from asked(models)
     left = [UNASKED.format(found["left_out"])] if found["left_out"] else []
     if found["at_chance"]:
         left.append(f"The dense model is no better than a guess: {listed(found['at_chance'])}.")
@@ -250,6 +245,14 @@ def generation(models: Sequence[Record]) -> Iterator[Block]:
         rows.append([model["name"], f"{one['tokens']:.1f}", *same, f"{one['repetition']:.0%}", f"{one['ended']:.0%}"])
     headings = ["model", "tokens", "as dense for", "all as dense", "repeated 4-grams", "ends by itself"]
     yield without_blanks(headings, rows, f"Greedy answers to {len(models[0]['written'])} chat prompts")
+
+
+def asked(models: Sequence[Record]) -> Iterator[Block]:
+    """Scores of the models of a profile in tasks of lm-eval, if there were some."""
+    if models[0].get("tasks"):
+        each = [(model["name"], [TaskScore.from_record(one) for one in model["tasks"]]) for model in models]
+        title, headings, rows = tasks_grid(each, dense=0)
+        yield Grid(headings, rows, title[0].upper() + title[1:])
 
 
 def prompts_section(models: Sequence[Record]) -> Section:

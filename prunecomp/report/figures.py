@@ -128,10 +128,12 @@ def draw_seconds(figure: Any, parts: Mapping[str, float], said: str = "seconds")
     axes.set_xlabel(said)
 
 
-def draw_lines(figure: Any, lines: Lines, across: str, up: str, best: str | None = None, log: bool = True) -> None:
+def draw_lines(
+    figure: Any, lines: Lines, across: str, up: str, best: str | None = None, base: float = 1.0, log: bool = True
+) -> None:
     """:func:`lines_on` alone on a figure, with a legend where there are several."""
     axes = figure.add_subplot()
-    lines_on(axes, lines, across, up, best, log=log)
+    lines_on(axes, lines, across, up, best, base, log)
     if len(lines) > 1 and axes.get_lines():
         _legend(figure, axes)
 

@@ -18,12 +18,14 @@ COLUMNS = 2
 
 
 def save_plots(result: Comparison, folder: Path) -> list[Path]:
-    """Draw perplexities, layer-forwards and seconds into PNG files. Raises :class:`OptionError` without matplotlib."""
+    """Draw perplexities, scores in tasks, layer-forwards and seconds into PNG files. Raises :class:`OptionError`
+    without matplotlib."""
     check_matplotlib()
     drawn = {
         "perplexity.png": perplexity_figure(result),
         "layer_forwards.png": work_figure(result, "layer_forwards", "passes of the calibration set through a layer"),
         "seconds.png": work_figure(result, "seconds", SECONDS),
+        **({"tasks.png": tasks_figure(result)} if result.dense_tasks else {}),
     }
     try:
         with whatever_the_font():
@@ -56,24 +58,45 @@ def best_of(result: Comparison, text: str) -> Arm | None:
     return None
 
 
+def task_points(result: Comparison, number: int) -> dict[str, list[tuple[float, float]]]:
+    """The same of scores in a task, by its number among those of the dense model."""
+    return {arm.name: [(0.0, result.dense_tasks[number].score), *((float(n), one.tasks[number].score)
+                       for n in result.layers if (one := result.measurement(arm, n)) is not None)]
+            for arm in result.arms}  # fmt: skip
+
+
+def tasks_figure(result: Comparison) -> Any:
+    """:func:`panels_figure` of all arms."""
+    names = [f"{one.task} ({one.metric})" for one in result.dense_tasks]
+    lines = {name: task_points(result, number) for number, name in enumerate(names)}
+    dense = {name: one.score for name, one in zip(names, result.dense_tasks, strict=True)}
+    return panels_figure(lines, {}, dense, result.num_layers, up="score", log=False)
+
+
 def perplexity_figure(result: Comparison) -> Any:
-    """:func:`texts_figure` of all arms."""
+    """:func:`panels_figure` of all arms."""
     names = [text.name for text in result.texts]
     best = {name: arm.name for name in names if (arm := best_of(result, name)) is not None}
-    return texts_figure({name: points_of(result, name) for name in names}, best, result.dense, result.num_layers)
+    return panels_figure({name: points_of(result, name) for name in names}, best, result.dense, result.num_layers)
 
 
-def texts_figure(
-    lines: Mapping[str, Lines], best: Mapping[str, str], dense: Mapping[str, float], num_layers: int
+def panels_figure(
+    lines: Mapping[str, Lines],
+    best: Mapping[str, str],
+    dense: Mapping[str, float],
+    num_layers: int,
+    *,
+    up: str = "perplexity",
+    log: bool = True,
 ) -> Any:
-    """Perplexity against layers removed, one picture a text, two by two; the best arm of each stands out."""
+    """Something against layers removed, one picture a text or task, two by two; the best arm of each stands out."""
     columns = min(COLUMNS, len(lines))
     rows = -(-len(lines) // columns)
     arms = max(map(len, lines.values()))
     figure = new_figure(width=5.4 * columns + 2.6, height=max(4.4, 1.0 + 0.2 * arms) * rows)
     for number, (text, points) in enumerate(lines.items(), start=1):
         axes, winner = figure.add_subplot(rows, columns, number), best.get(text)
-        lines_on(axes, points, f"of {num_layers} layers removed", "perplexity", winner, dense[text])
+        lines_on(axes, points, f"of {num_layers} layers removed", up, winner, dense[text], log)
         axes.set_title(label(text) + (f"\nbest: {label(winner)}" if winner else ""), fontsize="medium")
     if axes.get_lines()[1:]:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prunecomp.evaluation.profile import ModelProfile, Profile
 from prunecomp.evaluation.tasks import TaskScore
@@ -34,23 +34,32 @@ def profile_grids(profile: Profile) -> Iterator[Grid]:
         title = f"probes of up to {profile.items} problems: score, and {LEVEL:.0%} interval of what is lost or won"
         rows = [[name, *(_probe(m, i, m is models[0]) for m in models)] for i, name in enumerate(names)]
         yield title, ["probe", *(m.name for m in models)], rows
-
     if models[0].tasks:
-        title = f"tasks of lm-eval: score, and {LEVEL:.0%} interval of what is lost or won, or what is retained"
-        rows = [
-            [f"{one.task} ({one.metric}, {one.items})", *(_task(m.tasks[i], m is models[0]) for m in models)]
-            for i, one in enumerate(models[0].tasks)
-        ]
-        yield title, ["task", *(m.name for m in models)], rows
+        yield tasks_grid([(m.name, m.tasks) for m in models], dense=0)
 
 
-def _task(found: TaskScore, dense: bool) -> str:
-    score = f"{found.score:.3f}" if found.error is None else f"{found.score:.3f} ± {found.error:.3f}"
-    if dense:
-        return score
-    if found.difference is not None:
-        return f"{score} ({found.difference.low:+.3f} to {found.difference.high:+.3f})"
-    return score if found.retained is None else f"{score} ({found.retained:.0%} of the dense)"
+def tasks_grid(models: Sequence[tuple[str, Sequence[TaskScore]]], dense: int | None = None) -> Grid:
+    """A row a task and metric, a column for each of the ``models`` by name; number ``dense`` of them stands alone."""
+    title = f"tasks of lm-eval: score, share of the dense one, and {LEVEL:.0%} interval of what is lost or won"
+    rows = [
+        [f"{each[0].task} ({each[0].metric}, {each[0].items})", *(_task(one, n == dense) for n, one in enumerate(each))]
+        for each in zip(*(tasks for _, tasks in models), strict=True)
+    ]
+    return title, ["task", *(name for name, _ in models)], rows
+
+
+def scored(found: TaskScore, *more: str, error: float | None = None) -> str:
+    """A score, what share of the dense one it is, and what ``more`` there is to say."""
+    score = f"{found.score:.3f}" if error is None else f"{found.score:.3f} ± {error:.3f}"
+    beside = [*([] if found.retained is None else [f"{found.retained:.0%}"]), *more]
+    return f"{score} ({'; '.join(beside)})" if beside else score
+
+
+def _task(found: TaskScore, alone: bool) -> str:
+    if alone:
+        return f"{found.score:.3f}" if found.error is None else f"{found.score:.3f} ± {found.error:.3f}"
+    between = [] if found.difference is None else [f"{found.difference.low:+.3f} to {found.difference.high:+.3f}"]
+    return scored(found, *between, error=found.error)
 
 
 def _head(model: ModelProfile) -> list[str]:
@@ -92,10 +101,16 @@ def notes(profile: Profile) -> list[str]:
     return found
 
 
+def table_of(grid: Grid) -> Table:
+    """For a terminal."""
+    title, headings, rows = grid
+    return Table.of(title, headings, rows, left=headings[:1], fold=headings)
+
+
 def print_profile(console: Console, profile: Profile) -> None:
     """To a terminal."""
-    for title, headings, rows in profile_grids(profile):
-        console.print(Table.of(title, headings, rows, left=headings[:1], fold=headings))
+    for grid in profile_grids(profile):
+        console.print(table_of(grid))
     for note in notes(profile):
         console.print(note, highlight=False)
 

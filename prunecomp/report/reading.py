@@ -12,6 +12,8 @@ from prunecomp.report.page import Grid
 Record = Mapping[str, Any]
 WIDTH = 5.0
 """Inches of a picture: it is legible on a telephone."""
+ACROSS = "layers removed"
+"""What lies along a picture of several models."""
 
 
 def without_blanks(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Grid:

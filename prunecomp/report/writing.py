@@ -58,10 +58,11 @@ def _read(run: Path) -> tuple[str, list[Section]]:
         except JournalError as error:  # which advises whoever resumes
             raise OptionError(f"{run}: its {COMPARISON} cannot be read") from error
         return comparison_title(compared), comparison_sections(compared)
-    paths = sorted(run.glob(f"*/{RECORD}"))
+    paths, cost = sorted(run.glob(f"*/{RECORD}")), None
     if (run / CURVE).is_file():  # others may be of a run before
-        stops = read_object(run / CURVE, OptionError)["stops"]
-        paths = [run / str(stop["layers"]) / RECORD for stop in stops if stop["layers"]]
+        curve = read_object(run / CURVE, OptionError)
+        paths = [run / str(stop["layers"]) / RECORD for stop in curve["stops"] if stop["layers"]]
+        cost = curve.get("cost")
     records = [read_object(path, OptionError) for path in paths]
     if not records:
         raise OptionError(
@@ -70,7 +71,7 @@ def _read(run: Path) -> tuple[str, list[Section]]:
         )
     if len({(record["model"], record["num_layers"]) for record in records}) > 1:
         raise OptionError(f"{run}: the exports in it are of different models; give one of them")
-    return f"{Path(records[0]['model']).name}: {len(records)} exports", curve_sections(records)
+    return f"{Path(records[0]['model']).name}: {len(records)} exports", curve_sections(records, cost)
 
 
 def _collected(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ def written(folder: Path) -> Any:
         {"repair": "auto"},
         {"metric": "span", "compensation": "none", "repair": "none"},
         {"repair": "none", "layers": None, "target": "layers=4"},
+        {"repair": "none", "layers": None, "target": "latency=0.67x"},
     ],
     ids=str,
 )
@@ -50,6 +51,7 @@ def test_a_record_is_as_its_schema_says(options: dict[str, Any], tmp_path: Path,
     record = written(made.save(tmp_path / "out"))
     check(RECORD, record)
     assert set(record["options"]) == set(made.options.record())
+    assert ("measuring latency" in record["cost"]["seconds"]) == (options.get("target") == "latency=0.67x")
     for field in ("format", "rounds", "removed", "fold_proofs"):
         with pytest.raises(ValidationError):
             check(RECORD, {name: value for name, value in record.items() if name != field})

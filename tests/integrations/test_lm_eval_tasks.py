@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunecomp
 from prunecomp.errors import OptionError
@@ -86,6 +86,26 @@ def test_scores_are_those_of_hf_on_the_export(files: list[str], checkpoint: Path
     assert pruned["own_choice"].difference is not None
 
 
+def test_what_is_not_exported_scores_as_hf_on_its_export(files: list[str], tmp_path: Path) -> None:
+    """In a comparison; and in eval, once it is. From float32 weights, which an export does not round."""
+    base, tasks = tmp_path / "base", ",".join(files)
+    AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).save_pretrained(base)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(base)
+    (measured,) = prunecomp.compare(
+        base, [LAYERS], str(CALIBRATION), eval={"own": torch.arange(128).view(2, 64)}, metrics="last",
+        repairs="joint", tasks=tasks, **OPTIONS,
+    ).measurements  # fmt: skip
+    made = prunecomp.prune(base, LAYERS, str(CALIBRATION), metric="last", repair="joint", **OPTIONS)
+    made.save(tmp_path / "out", verify=False)
+    asked = prunecomp.evaluate(tmp_path / "out", tasks=tasks, base=base).tasks
+    expected = theirs(tmp_path / "out", files, None)
+    assert len(asked) == 4
+    for one, again in zip(measured.tasks, asked, strict=True):
+        for score in (one.score, again.score):
+            assert score == pytest.approx(expected[one.task][f"{one.metric},none"], rel=1e-4), one.task
+        assert one.dense == pytest.approx(again.dense, rel=1e-4)
+
+
 def test_a_run_has_them_in_its_record(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunecomp.evaluation.profile.MAKERS", {})
     result = prunecomp.prune(str(MODEL), LAYERS, str(CALIBRATION), tasks=files[0], limit=2, repair="joint", **OPTIONS)
@@ -97,7 +117,6 @@ def test_a_run_has_them_in_its_record(files: list[str], monkeypatch: pytest.Monk
 def test_log_likelihoods_are_those_of_hf(files: list[str]) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM
 
     from prunecomp.evaluation.language import Language
     from prunecomp.evaluation.tasks import _asked
@@ -126,3 +145,25 @@ def test_what_cannot_be_asked_is_told_before_the_work(
     monkeypatch.setattr(prunecomp.pruning.session.Session, "place", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(OptionError, match=f"--tasks {tasks}: .*{message}"):
         prunecomp.prune(str(MODEL), 1, str(CALIBRATION), tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [", "cannot be read as a task"), ("- a list", "it is no task"), ("output_type: x", "it is no task"),
+        ("task: own\ndataset_path: json\ndataset_kwargs:\n  data_files: /gone.jsonl\n", "made ready"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_told_before_the_work(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prunecomp.pruning.session.Session, "place", lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "bad.yaml").write_text(text)
+    tokens, tasks = torch.arange(64).view(2, 32), str(tmp_path / "bad.yaml")
+    for call in (
+        lambda: prunecomp.evaluate(str(MODEL), tokens, tasks=tasks),
+        lambda: prunecomp.compare(str(MODEL), [1], tokens, eval={"own": tokens}, tasks=tasks),
+        lambda: prunecomp.curve(str(MODEL), "1-2", tokens, tasks=tasks),
+    ):
+        with pytest.raises(OptionError, match=f"--tasks .*{message}"):
+            call()

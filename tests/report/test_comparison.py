@@ -116,7 +116,7 @@ def test_csv_has_a_row_for_each_arm_number_of_layers_and_text(result: Comparison
         "metric": "span", "compensation": "scale", "mode": "one-shot", "parity": "official", "layers": "4",
         "text": "own [bold]text", "perplexity": "inf", "removed": "3 1", "scales": "1.0 1.25", "layer_forwards": "20",
         "seconds": "1.5", "kl": "", "top1": "", "repair": "none", "ridge": "", "taken": "", "repair_layer_forwards": "",
-        "repair_seconds": "",
+        "repair_seconds": "", "task": "", "task_metric": "", "score": "", "retained": "",
     }  # fmt: skip
 
 

@@ -240,7 +240,7 @@ def test_a_curve_shows_what_each_model_can_do_beside_the_dense_one(
         probe["score"] = number / 10
     profiles[2]["models"][0]["written"][0]["text"] = "another dense model"
     records = [{**record, "removed": list(range(n)), "profile": one} for n, one in enumerate(profiles, start=1)]
-    _, capabilities, prompts = curve_sections(records)
+    _, capabilities, prompts, _ = curve_sections(records)
     lines = dict(drawn)["curve-probes"].keywords["lines"]
     # Of 0.9 + 0.6 + 0.4 problems: 0.5 + 0.6 + 0.45, and 0.1 + 0.2 + 0.3.
     assert lines == {"production": [(0.0, 1.0), (1.0, pytest.approx(1.55 / 1.9)), (2.0, pytest.approx(0.6 / 1.9))]}
@@ -271,6 +271,36 @@ def test_of_a_curve_only_its_own_exports_are_shown(record: dict[str, Any], tmp_p
         run_of(tmp_path, {**record, "collected": None}, number)
     (tmp_path / "curve.json").write_text(json.dumps({"stops": [{"layers": 1}, {"layers": 2}]}))
     assert "2 exports" in report_of(tmp_path)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_curve_has_its_cost_beside_that_of_the_largest_alone(record: dict[str, Any]) -> None:
+    cost = {"layer_forwards": 30.5, "evaluation_forwards": 12, "seconds": 1234.56}
+    alone = {"layer_forwards": 20.25, "evaluation_forwards": 8, "seconds": 234.5}
+    *_, took = curve_sections([record], {**cost, "largest_alone": alone})
+    (grid,) = took.blocks
+    assert isinstance(grid, Grid)
+    assert [row[1:] for row in grid.rows] == [["30.5", "12", "1,234.6"], ["20.25", "8", "234.5"]]
+    assert grid.rows[1][0] == f"{len(record['removed'])} removed, in a run of its own"
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_tasks_are_shown_beside_the_dense_score(record: dict[str, Any]) -> None:
+    profiles = [profile_of("dense", "pruned") for _ in range(2)]
+    for number, one in enumerate(profiles, start=1):
+        for model, score in zip(one["models"], (0.8, 0.8 - 0.2 * number), strict=True):
+            between = {"low": -0.3, "high": -0.1} if score < 0.8 else {"low": 0.0, "high": 0.0}
+            task = {"task": "<b>", "metric": "acc", "score": score, "error": 0.05, "dense": 0.8, "items": 12,
+                    "difference": between, "retained": score / 0.8}  # fmt: skip
+            model["tasks"] = [task]
+    records = [{**record, "removed": list(range(n)), "profile": one} for n, one in enumerate(profiles, start=1)]
+    expected = ["<b> (acc, 12)", "0.800 ± 0.050", "0.600 ± 0.050 (75%; -0.300 to -0.100)"]
+    for sections, rows in (
+        (exported.sections_of(records[0]), [expected]),
+        (curve_sections(records), [[*expected, "0.400 ± 0.050 (50%; -0.300 to -0.100)"]]),
+    ):
+        (section,) = (each for each in sections if each.title == "Capabilities")
+        assert rows in [block.rows for block in section.blocks if isinstance(block, Grid)]
 
 
 def strip_of(record: dict[str, Any]) -> list[tuple[str, str, str]]:
