@@ -129,14 +129,16 @@ def _read(kind: Any, tokens: Sequence[Token]) -> Any:
 
 
 def configured(path: Path, name: str) -> dict[str, Any]:
-    """Options from a TOML file: by name, in a table for the command or in none."""
+    """Options from a TOML file: by name, in a table for the command, or in none, which is for all commands."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"--config {shown(str(path))}: cannot be read as TOML ({error})") from error
-    options = content.get(name, {key: value for key, value in content.items() if not isinstance(value, dict)})
-    if not isinstance(options, dict):
-        raise OptionError(f"--config {shown(str(path))}: {name} is no table of options")
+    # A table that is no command's is an option's value, or a name that is told to be none.
+    tables = {key for key, value in content.items() if key in app and isinstance(value, dict)}
+    options = {key: value for key, value in content.items() if key not in tables}
+    if name in tables:
+        options |= content[name]
     return {key.replace("-", "_"): value for key, value in options.items()}
 
 

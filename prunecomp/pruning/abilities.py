@@ -44,9 +44,7 @@ class Abilities:
     @classmethod
     def of(cls, options: PruneOptions, source: ModelSource, dense: Standing, progress: Progress) -> Abilities:
         """For the model of a source that :func:`why_silent` has nothing against."""
-        language = language_of(source, dense.placement)
-        assert isinstance(language, Language)
-        return cls(options, language, dense, progress)
+        return cls(options, language_of(source), dense, progress)
 
     def __call__(self, stack: LayerStack) -> dict[str, float]:
         """How much more of them a model solves, by the same names: -0.05 is 5 % less than the dense one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from prunecomp.engine.parallel import from_leader, rank, world_size
 from prunecomp.engine.placement import Placement, workers_of
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import WORK_UNIT
-from prunecomp.errors import OptionError
+from prunecomp.errors import OptionError, PrunecompWarning
 from prunecomp.evaluation.agreement import Standing, called
 from prunecomp.metrics import METRICS
 from prunecomp.model.stack import LayerStack, Overlay
@@ -97,7 +98,10 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     if asked.on_text:
         check_apart(asked.on_text[0], windows, eval_windows)
     placement = session.place(windows.count, windows.seqlen, session.demand())
-    silent = why_silent(model_source, placement)
+    asks = asked.profile or tasks is not None or bool(asked.of_tasks)
+    silent = why_silent(model_source, placement, asked.items, asked.seed) if asks else None
+    if asked.profile and silent is not None:
+        warnings.warn(f"--profile: no generation and no probes: {silent}", PrunecompWarning, stacklevel=3)
     if tasks is not None and silent is not None:
         raise OptionError(f"--tasks {asked.tasks}: {silent}; or leave it out")
     if asked.of_tasks and silent is not None:
@@ -172,7 +176,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         stacks, outcomes = [stack for stack, _ in repaired], [outcome for _, outcome in repaired]
         whole.begin("evaluating")
         judging = Meter(whole)
-        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, judging)
+        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, silent, judging)
     ended = time.perf_counter()
     others = len(stacks)
     mine = [

@@ -106,6 +106,8 @@ def test_a_folder_of_texts_is_its_texts_in_order(tmp_path: Path) -> None:
         (tmp_path / f"{'part/' if number else ''}{number}.txt").write_text(text)
     (tmp_path / "README.md").write_text("no part of it")
     (tmp_path / ".hidden.txt").write_text("nor this")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "message.txt").write_text("nor what lies in a hidden folder")
     assert read(tmp_path).content == TEXTS[:3]
     (tmp_path / "part" / "2.txt").rename(tmp_path / "part" / "2.jsonl.txt")
     (tmp_path / "part" / "3.txt").write_bytes(lines(BODIES[:1]).replace(b"body", b"text"))

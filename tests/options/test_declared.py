@@ -131,17 +131,23 @@ def test_everyday_panels_come_first_in_help() -> None:
 def test_options_come_from_a_file(small: Small, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
-        f'calibration = "{small.windows}"\nlayers = 1\n[prune]\nlayers = 2\nkeep = "0-1"\ncandidates = [2, 3, 4]\n'
-        f'calibration = "{small.windows}"\none-shot = true\n'
+        f'calibration = "{small.windows}"\nlayers = 1\nseed = 7\n[prune]\nlayers = 2\nkeep = "0-1"\n'
+        f'candidates = [2, 3, 4]\ncalibration = "{small.windows}"\none-shot = true\n[compare]\nlayers = "1-2"\n'
     )
     answer = invoke("prune", small.folder, "--config", config, "--out", tmp_path / "out", "--metric", "last", "--json")
     assert answer.exit_code == 0, answer.output
     options = json.loads(answer.stdout)["options"]
-    expected = {"layers": 2, "keep": [0, 1], "candidates": [2, 3, 4], "one_shot": True, "metric": "last"}
+    expected = {"layers": 2, "keep": [0, 1], "candidates": [2, 3, 4], "one_shot": True, "metric": "last", "seed": 7}
     assert {name: options[name] for name in expected} == expected
     scored = invoke("score", small.folder, "--config", config)
     assert scored.exit_code == 2  # its table is none, and the rest has layers, which score has not
     assert "score() takes no option layers" in said(scored)
+    for table in ("prun", "Prune"):
+        config.write_text(f"layers = 2\n[{table}]\nseed = 7\n")
+        assert f"prune() takes no option {table}" in said(invoke("prune", small.folder, "--config", config))
+    # A table of another name is an option's value.
+    config.write_text(f'samples = 4\ncalibration = {{ "{small.stream}" = 0, "{small.windows}" = 1 }}\nseqlen = 16\n')
+    assert f"{small.stream}:0: a weight" in said(invoke("score", small.folder, "--config", config))
     config.write_text("layers = ")
     assert "cannot be read as TOML" in said(invoke("prune", small.folder, "--config", config))
 

@@ -123,6 +123,11 @@ class ModelSource:
         """The folder or hub id the weights can be had from again, if there is one."""
         raise NotImplementedError
 
+    def generation(self) -> Any | None:
+        """What is stated, beside the config, of how the model generates. Raises :class:`CheckpointError` for what
+        cannot be used."""
+        return None
+
     def licence(self) -> Licence:
         """What the base model says of its licence."""
         return Licence()
