@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from prunecomp.compensation import COMPENSATIONS
+from prunecomp.engine.usual import usual
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.metrics import METRICS, check_order
@@ -22,6 +23,7 @@ from prunecomp.pruning.scores import ScoreResult
 from prunecomp.pruning.session import Session
 
 
+@usual()
 def prune(
     model: Any, layers: int | None = None, calibration: Any = None, **options: Unpack[PruneKeywords]
 ) -> PruneResult:
@@ -54,6 +56,7 @@ def prune(
     return run(model, PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options}))[0]
 
 
+@usual()
 def curve(model: Any, layers: Any, calibration: Any = None, **options: Unpack[PruneKeywords]) -> Curve:
     """:func:`prune` to several numbers of layers, ``"1-10"`` or ``[2, 4, 6]``, in one run.
 
@@ -72,6 +75,7 @@ def curve(model: Any, layers: Any, calibration: Any = None, **options: Unpack[Pr
     return run(model, PruneOptions.of("curve", {"layers": layers, "calibration": calibration, **options}))
 
 
+@usual()
 def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords]) -> ScoreResult:
     """One round and no change: each layer's score, and the scale that its removal would leave behind.
 
@@ -106,6 +110,7 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
     )  # fmt: skip
 
 
+@usual()
 def evaluate(model: Any, eval: Any, **options: Unpack[EvaluateKeywords]) -> float:
     """Perplexity over the non-overlapping windows of a text, each standing alone; a remainder is dropped.
 

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 from prunecomp.data.windows import Windows, choose_seqlen
+from prunecomp.engine.usual import usual
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import Standing
 from prunecomp.evaluation.profile import Named, Profile, capabilities
@@ -20,6 +21,7 @@ from prunecomp.pruning.language import language_of, why_silent
 from prunecomp.pruning.session import Session
 
 
+@usual()
 def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack[ProfileKeywords]) -> Profile:
     """What a model can do: perplexity on texts, chat prompts answered greedily, and probes made from ``seed``; beside
     ``base``, the dense model that it was made from, with agreement and paired intervals.

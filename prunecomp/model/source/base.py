@@ -56,6 +56,9 @@ class ModelSource:
         """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
         raise NotImplementedError
 
+    def check_unchanged(self) -> None:
+        """Raise :class:`OptionError` where weights are no longer those that were measured."""
+
     def release(self) -> None:
         """Let go of the weights that :meth:`load` brought, where they can be had again: it brings them back."""
 
