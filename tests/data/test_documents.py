@@ -241,6 +241,9 @@ def test_weights_that_are_none_are_refused(chatting: Any) -> None:
     for weight in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="a weight is a number above 0"):
             parts_of({"a.txt": weight})
+    for weights in (("", ""), (":-1", ":0.5"), (":nan", ":0.5"), (":1e-9", ":0.5"), (":0.5", "")):
+        with pytest.raises(OptionError, match="each have a weight behind them, a number above 0"):
+            parts_of(" ".join(f"{__file__}{weight}" for weight in weights))
     with pytest.raises(OptionError, match="there are 3 sources, and each gives at least one window"):
         allotted(2, [1.0, 1.0, 1.0])
     assert allotted(10, [1.0, 1.0, 1.0]) == [4, 3, 3]

@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 import prunecomp
 from prunecomp.cli import app
@@ -186,6 +187,29 @@ def test_a_record_of_before_is_run_again_by_its_source(small: Small, tmp_path: P
     again = invoke("prune", "--like", record, "--out", tmp_path / "two")
     assert again.exit_code == 0, again.output
     assert json.loads((tmp_path / "two" / "prunecomp.json").read_text())["scales"] == old["scales"]
+
+
+def test_data_that_a_record_does_not_hold_is_to_be_given(small: Small, tmp_path: Path) -> None:
+    tokens = torch.from_numpy(np.load(small.windows))
+    result = prunecomp.prune(small.folder, 1, tokens, eval=[tokens[:2]], preset="paper")
+    record = result.save(tmp_path / "one", verify=False) / "prunecomp.json"
+    refused = said(invoke("prune", "--like", record, "--out", tmp_path / "two"))
+    assert "its --calibration was the array of token ids, data in memory" in refused
+    given = ["--like", record, "--out", tmp_path / "two", "--calibration", small.windows]
+    assert "its --eval was the list, data in memory that the record does not hold: give --eval" in said(
+        invoke("prune", *given)
+    )
+    mixed = prunecomp.prune(
+        small.folder, 1, [(small.windows, 0.5), (tokens, 0.5)], samples=4, seqlen=16, preset="paper"
+    )
+    mixed.save(tmp_path / "mixed", verify=False)
+    refused = said(invoke("prune", "--like", tmp_path / "mixed" / "prunecomp.json", "--out", tmp_path / "two"))
+    assert "data in memory" in refused
+    held = json.loads(record.read_text())
+    record.write_text(json.dumps({**held, "options": {**held["options"], "polish": 3}}))
+    again = invoke("prune", *given, "--eval", small.windows, "--no-verify", "--no-report")
+    assert again.exit_code == 0, again.output
+    assert "polish of the recorded run is no option here, and is left out" in said(again)
 
 
 def test_every_field_is_an_option() -> None:

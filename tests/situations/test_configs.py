@@ -195,7 +195,5 @@ def test_a_model_that_transformers_does_not_run_is_a_sentence(tmp_path: Path) ->
     folder = folder_of("qwen2", tmp_path / "model")
     edit_json(folder / "config.json", sliding_window=None)
     for name in ("score", "eval"):
-        with pytest.raises(
-            CheckpointError, match=r"does not run this qwen2 model .*sliding_window.*look at its config"
-        ):
+        with pytest.raises(CheckpointError, match=r"does not run this qwen2 model .*sliding_window.*look at its"):
             COMMANDS[name](folder)
