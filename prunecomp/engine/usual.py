@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -18,7 +19,8 @@ def usual() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         # A device that is named costs every call a little.
-        device = nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
+        here = torch.empty(0).device.type == "cpu"
+        device: AbstractContextManager[Any] = nullcontext() if here else torch.device("cpu")
         with device, torch.inference_mode(False):
             yield
     finally:
