@@ -19,6 +19,8 @@ from prunecomp.evaluation.generation import Written, summed_up
 from prunecomp.evaluation.items import MAKERS
 from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.probes import PRODUCTION, RECOGNITION, Answers, at_chance, beside_dense
+from prunecomp.model.source.folder import FolderSource
+from prunecomp.pruning.language import language_of
 from prunecomp.report.profile import notes, profile_markdown
 from tests.command_line import invoke
 from tests.situations.data import model as small_model
@@ -201,3 +203,10 @@ def test_an_end_that_the_tokenizer_puts_behind_a_text_is_not_read(reference_mode
     model = small_model()
     one, other = (Language(model, tokenizer, [1]) for tokenizer in (plain, ending))
     assert one.encode_pair("1 + 2 =", " 3") == other.encode_pair("1 + 2 =", " 3")
+
+
+def test_ends_that_a_model_of_the_hub_states_beside_its_config_count(tmp_path: Path) -> None:
+    folder = save(small_model(), tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 9, 99999]}')  # the last is never written
+    source = FolderSource(folder, "an/id", "float32", "cpu", False)
+    assert sorted(language_of(source).ends) == [0, 1, 5, 9]
