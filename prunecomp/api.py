@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.data.windows import choose_seqlen
+from prunecomp.engine.usual import usual
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.perplexity import perplexity
 from prunecomp.evaluation.tasks import beside_dense
@@ -19,13 +20,14 @@ from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import EvaluateKeywords, PruneKeywords, ScoreKeywords
 from prunecomp.pruning.curve import Curve
-from prunecomp.pruning.language import check_speaks, speaking
+from prunecomp.pruning.language import check_speaks, language_of
 from prunecomp.pruning.result import PruneResult
 from prunecomp.pruning.running import run
 from prunecomp.pruning.scores import Evaluated, ScoreResult
 from prunecomp.pruning.session import Session
 
 
+@usual()
 def prune(
     model: Any, layers: int | None = None, calibration: Any = None, **options: Unpack[PruneKeywords]
 ) -> PruneResult:
@@ -58,6 +60,7 @@ def prune(
     return run(model, PruneOptions.of("prune", {"layers": layers, "calibration": calibration, **options}))[0]
 
 
+@usual()
 def curve(model: Any, layers: Any, calibration: Any = None, **options: Unpack[PruneKeywords]) -> Curve:
     """:func:`prune` to several numbers of layers, ``"1-10"`` or ``[2, 4, 6]``, in one run.
 
@@ -76,6 +79,7 @@ def curve(model: Any, layers: Any, calibration: Any = None, **options: Unpack[Pr
     return run(model, PruneOptions.of("curve", {"layers": layers, "calibration": calibration, **options}))
 
 
+@usual()
 def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords]) -> ScoreResult:
     """One round and no change: each layer's score, and the scale that its removal would leave behind.
 
@@ -110,6 +114,7 @@ def score(model: Any, calibration: Any = None, **options: Unpack[ScoreKeywords])
     )  # fmt: skip
 
 
+@usual()
 def evaluate(model: Any, eval: Any = None, **options: Unpack[EvaluateKeywords]) -> Evaluated:
     """Perplexity over the non-overlapping windows of a text, each standing alone; a remainder is dropped.
 
@@ -138,7 +143,7 @@ def evaluate(model: Any, eval: Any = None, **options: Unpack[EvaluateKeywords]) 
             check_speaks(f"--tasks {asked.tasks}", one.model_source, placement)
         for one, placement in placed:
             one.load(placement)
-            found.append(tasks.ask(speaking(one.model_source, placement)))
+            found.append(tasks.ask(language_of(one.model_source)))
             if one is not session:
                 one.model_source.release()
     if windows is not None:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from prunecomp.engine.gram import gram_demand
 from prunecomp.engine.run import Run
 from prunecomp.engine.statistics import Statistics
+from prunecomp.engine.usual import usual
 from prunecomp.io.escape import one_line
 from prunecomp.io.plain import finite
 from prunecomp.options import PruneOptions
@@ -61,6 +62,7 @@ class Collected:
         return {name: finite(value) for name, value in held.items()}
 
 
+@usual()
 def collect(model: Any, calibration: Any = None, **options: Unpack[CollectKeywords]) -> Collected:
     """Cosines, angles, norms and scales of every span of layers, from one streaming pass; nothing is removed.
 

@@ -10,17 +10,18 @@ import torch
 from typing_extensions import Unpack
 
 from prunecomp.data.windows import Windows, choose_seqlen
+from prunecomp.engine.usual import usual
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import Standing
-from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.profile import Named, Profile, capabilities
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.keywords import ProfileKeywords
-from prunecomp.pruning.language import language_of
+from prunecomp.pruning.language import language_of, why_silent
 from prunecomp.pruning.session import Session
 
 
+@usual()
 def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack[ProfileKeywords]) -> Profile:
     """What a model can do: perplexity on texts, chat prompts answered greedily, and probes made from ``seed``; beside
     ``base``, the dense model that it was made from, with agreement and paired intervals.
@@ -59,16 +60,14 @@ def profile(model: Any, eval: Mapping[str, Any] | None = None, **options: Unpack
     )
     some = max([none, *texts.values()], key=lambda windows: windows.num_tokens)
     standings, languages = [], {}
-    reason = ""
+    reason: str | None = None
     for session in sessions:
         placement = session.place(some.count, some.seqlen)
         decoder = session.load(placement)
         standings.append(Standing(decoder, LayerStack.dense(decoder.num_layers), placement))
-        language = language_of(session.model_source, placement)
-        if isinstance(language, Language):
-            languages[decoder] = language
-        else:
-            reason = reason or language
+        reason = reason or why_silent(session.model_source, placement, (asked.items, asked.seed))
+        if reason is None:
+            languages[decoder] = language_of(session.model_source)
     others = [Named("model", one) for one in standings[1:]]
     return capabilities(
         standings[0],

@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from prunecomp.compensation import COMPENSATIONS
+from prunecomp.engine.usual import usual
 from prunecomp.errors import OptionError
 from prunecomp.metrics import METRICS
 from prunecomp.options import PruneOptions
@@ -17,6 +18,7 @@ from prunecomp.pruning.result import Origin
 from prunecomp.pruning.session import Session, candidates_of
 
 
+@usual()
 def pruner_for(model: Any, calibration: Any = None, **options: Unpack[PrunerForKeywords]) -> Pruner:
     """A :class:`Pruner` to drive step by step: ``score()``, ``remove(layer)``, ``undo()``, ``loss()``, ``result()``.
 

@@ -315,3 +315,23 @@ def test_a_revision_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: py
     assert set(asked) == {("org/name", "v1.0"), ("org/name", None)}
     assert "base_model: org/name\n" in (out / "README.md").read_text()
     assert json.loads((out / "prunecomp.json").read_text())["model"] == "org/name@v1.0"
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_model_that_was_trained_meanwhile_is_not_saved_as_what_it_was(tmp_path: Path, applied: bool) -> None:
+    model = build("llama")
+    result = prunecomp.prune(model, 2, TOKENS, preset="paper")
+    copied = copy.deepcopy(result)
+    if applied:
+        result.apply(model)
+    result.save(tmp_path / "before", verify=False)  # what we do to it ourselves is no training
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    optimiser.step()
+    healed = logits(model)
+    with pytest.raises(OptionError, match=r"have been changed since it was pruned.*save the model itself"):
+        result.save(tmp_path / "after")
+    assert torch.equal(logits(model), healed)
+    copied.save(tmp_path / "copied", verify=False)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("before", "copied"))
+    assert first == second

@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from cyclopts import Group, Parameter
 from cyclopts.token import Token
 
 from prunecomp.cli.shell import EXIT_CODES, app, reporting
-from prunecomp.errors import OptionError
+from prunecomp.errors import OptionError, PrunecompWarning
 from prunecomp.io.plain import read_object
 from prunecomp.io.starting import stoppable
 from prunecomp.io.values import at_revision, shown
@@ -31,6 +32,8 @@ else:
     import tomli as tomllib
 
 GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(PANELS)}
+IN_MEMORY = re.compile(r"(^|\s)the (array of token ids|[A-Za-z]\w*)($|:[\d.]+(\s|$))")
+"""What a record calls data that has no name, alone or in a mixture."""
 MODEL = "local checkpoint folder or hub id"
 
 
@@ -53,7 +56,10 @@ def command(
     @reporting
     def run(model_name: str | None = None, **given: Any) -> None:
         config, like = given.pop("config", None), given.pop("like", None)
-        asked = {**({} if like is None else recorded(like)), **({} if config is None else configured(config, name))}
+        asked = {
+            **({} if like is None else recorded(like, given)),
+            **({} if config is None else configured(config, name)),
+        }
         model_name = model_name or asked.pop("model", None)
         asked = {key: value for key, value in asked.items() if key != "model"}
         if model_name is None and model:
@@ -129,19 +135,21 @@ def _read(kind: Any, tokens: Sequence[Token]) -> Any:
 
 
 def configured(path: Path, name: str) -> dict[str, Any]:
-    """Options from a TOML file: by name, in a table for the command or in none."""
+    """Options from a TOML file: by name, in a table for the command, or in none, which is for all commands."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"--config {shown(str(path))}: cannot be read as TOML ({error})") from error
-    options = content.get(name, {key: value for key, value in content.items() if not isinstance(value, dict)})
-    if not isinstance(options, dict):
-        raise OptionError(f"--config {shown(str(path))}: {name} is no table of options")
+    # A table that is no command's is an option's value, or a name that is told to be none.
+    tables = {key for key, value in content.items() if key in app and isinstance(value, dict)}
+    options = {key: value for key, value in content.items() if key not in tables}
+    if name in tables:
+        options |= content[name]
     return {key.replace("-", "_"): value for key, value in options.items()}
 
 
-def recorded(path: Path) -> dict[str, Any]:
-    """Model, data and options of a run, as its record has them."""
+def recorded(path: Path, given: Collection[str] = ()) -> dict[str, Any]:
+    """Model, data and options of a run, as its record has them, beside those that are ``given`` anew."""
     record = read_object(path, OptionError)
     parts = {name: record.get(name) for name in ("options", "calibration", "perplexity", "run")}
     options, calibration, perplexity, run = (part if isinstance(part, dict) else {} for part in parts.values())
@@ -150,6 +158,19 @@ def recorded(path: Path) -> dict[str, Any]:
     sources = {"calibration": calibration.get("source"), "eval": perplexity.get("source")}
     known = {each.name for each in PruneOptions.options("prune", "command line") if each.told.decides is not None}
     held = {**{name: source for name, source in sources.items() if source}, **options, **run}
+    for name in sources:
+        if name not in given and IN_MEMORY.search(str(held.get(name, ""))) and not Path(held[name]).exists():
+            raise OptionError(
+                f"--like {shown(str(path))}: its --{name} was {shown(held[name])}, data in memory that the record does "
+                f"not hold: give --{name}"
+            )
+    strange = sorted(held.keys() - {each.name for each in PruneOptions.options()})
+    if strange:
+        warnings.warn(
+            f"--like {shown(str(path))}: {', '.join(strange)} of the recorded run is no option here, and is left out",
+            PrunecompWarning,
+            stacklevel=2,
+        )
     if not held.get("profile"):  # a target's, which a run to what it led to has no use for
         held.pop("items", None)
     return {"model": record["model"], **{name: value for name, value in held.items() if name in known}}

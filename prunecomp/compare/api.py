@@ -15,6 +15,7 @@ from prunecomp.compare.results import Comparison, Text
 from prunecomp.compare.tree import Explorer
 from prunecomp.data.sources import check_read_once
 from prunecomp.engine.progress import Within
+from prunecomp.engine.usual import usual
 from prunecomp.errors import JournalError, OptionError
 from prunecomp.names import VERSION
 from prunecomp.options import CompareOptions
@@ -24,6 +25,7 @@ from prunecomp.pruning.result import versions
 from prunecomp.pruning.session import Session
 
 
+@usual()
 def compare(
     model: Any, layers: Iterable[int] | str | None = None, calibration: Any = None, **options: Unpack[CompareKeywords]
 ) -> Comparison:

@@ -28,7 +28,7 @@ from prunecomp.metrics import METRICS
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
-from prunecomp.pruning.language import check_speaks, speaking
+from prunecomp.pruning.language import check_speaks, language_of
 from prunecomp.pruning.session import Session, candidates_of, may_replace
 from prunecomp.repair import RIDGE, Outcome, check_placed, demand_of, repair
 
@@ -151,7 +151,7 @@ class Plan:
         fitting, placement = replace(placement, capacity=of_fits), replace(placement, capacity=left)
 
         tasks, dense = self.session.tasks, list[Results]()
-        language = None if tasks is None else speaking(self.session.model_source, placement)
+        language = None if tasks is None else language_of(self.session.model_source)
 
         def asked(stack: LayerStack) -> list[TaskScore]:
             """The first is the dense model."""

@@ -27,7 +27,13 @@ def parts_of(source: Any) -> Parts | None:
     same. None where it is one. Raises :class:`OptionError` for a weight that is none."""
     parts: Parts | None = None
     if isinstance(source, str) and not exists(source):
-        parts = _weighted(source.split())
+        names = source.split()
+        parts = _weighted(names)
+        if parts is None and len(names) > 1 and all(_begins_with_a_file(name) for name in names):
+            raise OptionError(
+                f"{source}: several sources each have a weight behind them, a number above 0, as in "
+                "a.txt:0.5 chats.jsonl:0.5"
+            )
     elif isinstance(source, Mapping) and source and all(_is_number(weight) for weight in source.values()):
         parts = [(each, float(weight)) for each, weight in source.items()]
     elif isinstance(source, list | tuple) and source:
@@ -49,6 +55,10 @@ def _weighted(names: Sequence[str]) -> Parts | None:
     if not all(matches):
         return None
     return [(match[1], float(match[2])) for match in matches if match is not None] or None
+
+
+def _begins_with_a_file(name: str) -> bool:
+    return any(exists(split_field(each)[0]) for each in (name, name.rpartition(":")[0]) if each)
 
 
 def _names_a_source(name: str) -> bool:

@@ -144,7 +144,8 @@ def _texts_in(folder: Path) -> Iterator[Path]:
     kinds: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         plain = file.with_suffix("") if file.suffix.lower() in PACKED else file
-        if file.is_file() and not file.name.startswith("."):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.is_file() and not hidden:
             kinds.setdefault(plain.suffix.lower(), []).append(file)
     if not any(kind in SUFFIXES and kind not in TEXTS for kind in kinds):
         yield from next((kinds[kind] for kind in TEXTS if kind in kinds), [])

@@ -52,8 +52,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
     rows = 8192 if device.type == "cuda" else 1024
     # What fills a GPU, and what a single core multiplies within the second.
     width = max(width, 4096) if device.type == "cuda" else min(width, 2048)
-    a = torch.randn(rows, width, device=device).to(dtype)
-    weight = torch.randn(4 * width, width, device=device).to(dtype)  # as a layer has it: another layout may be slower
+    drawn = torch.Generator(device).manual_seed(0)  # the default one is the caller's
+    a = torch.randn(rows, width, device=device, generator=drawn).to(dtype)
+    # As a layer has it: another layout may be slower.
+    weight = torch.randn(4 * width, width, device=device, generator=drawn).to(dtype)
     if device.type == "cpu":  # in 16 bits many take minutes for what others do in a second
         few = _seconds(lambda: functional.linear(a[:FEW], weight), device)
         a = a[: max(FEW, int(FEW * SECONDS / few))]

@@ -205,7 +205,7 @@ def _rows_beside(
 ) -> torch.Tensor:
     """[R, 3] float32 for R rows [R, d]."""
     logits = decoder.logits(rows).float()
-    found = torch.zeros(len(rows), 3, device=rows.device)
+    found = torch.zeros(len(rows), 3, dtype=torch.float32, device=rows.device)
     found[:, 0] = functional.cross_entropy(logits, wanted, reduction="none")
     if dense is None or others is None:
         return found

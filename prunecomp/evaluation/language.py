@@ -41,7 +41,11 @@ class Language:
         self._last_alone = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
 
     def encode(self, text: str) -> list[int]:
+        """A text to be continued: without the end that some tokenizers put behind every one."""
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        while len(ids) > 1 and ids[-1] == end:
+            ids = ids[:-1]
         return ids
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -16,6 +16,8 @@ from prunecomp.evaluation.language import Language
 from prunecomp.metrics.bootstrap import Interval, paired_difference
 
 SIGNIFICANT = 0.05
+BEYOND = 4
+"""Tokens that a model may write more than the longest answer has."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _recognised(language: Language, probe: Probe) -> Answers:
 def _produced(language: Language, probe: Probe) -> Answers:
     prompts = [language.encode(probe.examples + item.question) for item in probe.items]
     longest = max(len(language.encode(item.answer)) for item in probe.items)
-    written = language.generate(prompts, longest + 4, until="\n")
+    written = language.generate(prompts, longest + BEYOND, until="\n")
     lines = [language.decode(answer).partition("\n")[0].strip() for answer in written]
     hits = tuple(probe.solves(item, line) for item, line in zip(probe.items, lines, strict=True))
     commonest = Counter(item.answer for item in probe.items).most_common(1)[0][1]

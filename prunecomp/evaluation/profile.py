@@ -15,7 +15,7 @@ from prunecomp.evaluation.agreement import Standing, TextQuality, called, on_tex
 from prunecomp.evaluation.generation import Generation, Written, summed_up, write
 from prunecomp.evaluation.items import MAKERS, make_probe
 from prunecomp.evaluation.language import Language
-from prunecomp.evaluation.probes import Answers, ProbeScore, answer, at_chance, beside_dense
+from prunecomp.evaluation.probes import BEYOND, Answers, ProbeScore, answer, at_chance, beside_dense
 from prunecomp.evaluation.prompts import PROMPTS
 from prunecomp.evaluation.tasks import Results, Tasks, TaskScore
 from prunecomp.evaluation.tasks import beside_dense as tasks_beside_dense
@@ -114,6 +114,30 @@ def capabilities(
         for number, one in enumerate(models)
     ]
     return Profile(made, at_chance(answers[0]), languages if isinstance(languages, str) else None, items, seed)
+
+
+def why_unasked(language: Language, vocab_size: int, rows: int | None, items: int, seed: int) -> str | None:
+    """Why a model of so many tokens cannot be asked what :func:`capabilities` asks, where there is a reason; ``rows``
+    are the positions that it has a table for, if it has one. The ``language`` needs no weights."""
+    try:
+        texts = [language.chat(prompt) for prompt in PROMPTS]
+        longest = max(map(len, texts)) + MOST_TOKENS
+        for name in MAKERS:
+            probe = make_probe(name, items, seed)
+            asked = [language.encode(probe.examples + item.question) for item in probe.items]
+            answers = [language.encode(item.answer) for item in probe.items]
+            longest = max(longest, max(map(len, asked)) + max(map(len, answers)) + BEYOND)
+            texts += [*asked, *answers]
+    except Exception as error:  # what a tokenizer raises is up to its class
+        return f"the tokenizer does not take what is asked ({error})"
+    if not all(texts):
+        return "the tokenizer, or its chat template, makes no tokens of what is asked"
+    highest = max(map(max, texts))
+    if highest >= vocab_size:
+        return f"the tokenizer gives the id {highest}, and the model has rows for {vocab_size}: they are no pair"
+    if rows is not None and longest > rows:
+        return f"the model has positions for {rows} tokens, and what is asked takes {longest}"
+    return None
 
 
 @contextmanager

@@ -190,7 +190,13 @@ class Decoder:
         options = {} if positions is None else {"position_ids": positions.to(self.device)}
         self.rotary.release()
         with self.layers_as(noting(number, layer) for number, layer in enumerate(self.layers)):
-            self.backbone(input_ids=there, use_cache=False, **options)
+            try:
+                self.backbone(input_ids=there, use_cache=False, **options)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise CheckpointError(
+                    f"transformers does not run this {self.config.model_type} model ({type(error).__name__}: {error}): "
+                    "look at its config"
+                ) from error
         if positions is None:
             arguments = self._arguments.setdefault((tokens.shape[0], tokens.shape[1]), arguments)
         return entered[0], arguments

@@ -75,12 +75,15 @@ class SafetensorsCheckpoint(_Files):
         self.folder = folder
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
-        file = file or weights_file(folder)
+        self._file = file = file or weights_file(folder)
         self._place = dict.fromkeys([] if is_index(file) else self._open(file).keys(), file)
         self.unnamed: dict[str, str] = {}
         """Tensors that lie in a shard and are not in the index, with the name of the shard."""
         if is_index(file):
             self._follow(file, read_index(folder / file))
+
+    def __reduce__(self) -> tuple[type[SafetensorsCheckpoint], tuple[Path, str]]:
+        return SafetensorsCheckpoint, (self.folder, self._file)  # open files cannot be copied, nor sent to a process
 
     def _follow(self, index: str, entries: dict[str, str]) -> None:
         for name, file in entries.items():

@@ -17,7 +17,7 @@ from prunecomp.model.source import ModelSource
 from prunecomp.model.stack import LayerStack
 from prunecomp.options import PruneOptions
 from prunecomp.options.aims import Aim, aims
-from prunecomp.pruning.language import speaking
+from prunecomp.pruning.language import language_of
 
 
 class Abilities:
@@ -44,7 +44,7 @@ class Abilities:
     @classmethod
     def of(cls, options: PruneOptions, source: ModelSource, dense: Standing, progress: Progress) -> Abilities:
         """For the model of a source that :func:`check_speaks` has nothing against."""
-        return cls(options, speaking(source, dense.placement), dense, progress)
+        return cls(options, language_of(source), dense, progress)
 
     def __call__(self, stack: LayerStack) -> dict[str, float]:
         """How much more of them a model solves, by the same names: -0.05 is 5 % less than the dense one."""

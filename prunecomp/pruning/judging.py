@@ -24,20 +24,21 @@ def judged(
     options: PruneOptions,
     windows: Windows | None,
     tasks: Tasks | None,
+    silent: str | None,
     progress: Progress,
 ) -> list[tuple[list[TextQuality], Profile | None]]:
     """For each pruned model the dense one's and its own quality on the evaluation ``windows``, none where there are
-    none; and, if the options ask for it, the profile of both. The dense model is looked at once."""
+    none; and, if the options ask for it, the profile of both, or why they are ``silent``. The dense model is looked at
+    once."""
     decoder = model_source.load(placement.group_size)
     dense = Standing(decoder, LayerStack.dense(decoder.num_layers), placement)
     pruned = [replace(dense, stack=stack) for stack in stacks]
     if not options.profile and tasks is None:
         first, *others = [None] * (1 + len(pruned)) if windows is None else on_text(windows, dense, pruned, progress)
         return [([] if first is None or one is None else [first, one], None) for one in others]
-    language = language_of(model_source, placement)
     found = capabilities(
         dense, [Named("pruned", one, options.fold) for one in pruned], {} if windows is None else {"eval": windows},
-        language if isinstance(language, str) else {decoder: language}, items=options.items,
+        silent or {decoder: language_of(model_source)}, items=options.items,
         tasks=tasks, seed=options.seed, progress=progress,
     )  # fmt: skip
     profiles = [replace(found, models=[found.models[0], model]) for model in found.models[1:]]

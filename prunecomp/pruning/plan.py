@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.engine.placement import ModelShape, Placement, should_compile
 from prunecomp.engine.rates import Rates, measure_rates
+from prunecomp.engine.usual import usual
 from prunecomp.engine.work import Work, rounds, seconds, stretch
 from prunecomp.io.escape import one_line
 from prunecomp.io.values import at_revision
@@ -105,6 +106,7 @@ class Outline(ModelSource):
         return self._dtype
 
 
+@usual()
 def plan(model: str | Path, layers: int | None = None, **options: Unpack[PlanKeywords]) -> RunPlan:
     """Plan a run from a model's config alone; rates are measured on the machine, which takes about a second.
 

@@ -23,6 +23,7 @@ from prunecomp.engine.latency import Latency
 from prunecomp.engine.parallel import world_size
 from prunecomp.engine.placement import Placement, available_memory, memory_used, place
 from prunecomp.engine.progress import Progress, silent
+from prunecomp.engine.usual import usual
 from prunecomp.errors import OptionError
 from prunecomp.evaluation.agreement import TextQuality
 from prunecomp.evaluation.perplexity import perplexity
@@ -266,11 +267,13 @@ class PruneResult:
             }),
         }  # fmt: skip
 
+    @usual()
     def prove(self) -> tuple[FoldPlan, list[LayerProof]]:
         """Plan the fold and prove it on every layer it changes; raises :class:`prunecomp.errors.FoldError`."""
         with self._dense():
             return proved_fold(self.model_source, self.stack, self.options.fold, self.calibration.tokens[0])
 
+    @usual()
     def save(
         self,
         path: str | Path,
@@ -341,6 +344,7 @@ class PruneResult:
         parts = [repr(self.model_source.name), str(self.options.layers), repr(self.calibration.source), *arguments]
         return f"prunecomp.prune({', '.join(parts)})"
 
+    @usual()
     def apply(self, model: nn.Module) -> None:
         """Fold, cut and renumber ``model`` in place; it must be the model that was pruned, or a copy of it.
 
@@ -377,6 +381,7 @@ class PruneResult:
     @contextmanager
     def _dense(self) -> Iterator[None]:
         """The model that was pruned as it was, for as long as it is looked at."""
+        self.model_source.check_unchanged()
         put_back, self._put_back = self._put_back, None
         if put_back is None:
             yield

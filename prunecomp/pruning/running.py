@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from prunecomp.engine.parallel import from_leader, rank, world_size
 from prunecomp.engine.placement import Placement, workers_of
 from prunecomp.engine.progress import Advance, Progress
 from prunecomp.engine.run import WORK_UNIT
-from prunecomp.errors import OptionError
+from prunecomp.errors import OptionError, PrunecompWarning
 from prunecomp.evaluation.agreement import Standing, called
 from prunecomp.metrics import METRICS
 from prunecomp.model.stack import LayerStack, Overlay
@@ -33,7 +34,7 @@ from prunecomp.pruning.curve import Curve
 from prunecomp.pruning.gates import GATES, Gates, Look, Looks, shared
 from prunecomp.pruning.journal import Journal
 from prunecomp.pruning.judging import judged
-from prunecomp.pruning.language import check_speaks
+from prunecomp.pruning.language import check_speaks, why_silent
 from prunecomp.pruning.result import Pass, PruneResult, RoundRecord
 from prunecomp.pruning.rounds import Stops, run_rounds
 from prunecomp.pruning.session import Session, may_replace
@@ -97,10 +98,13 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     if asked.on_text:
         check_apart(asked.on_text[0], windows, eval_windows)
     placement = session.place(windows.count, windows.seqlen, session.demand())
+    probes = asked.items, asked.seed
+    if asked.profile and (silent := why_silent(model_source, placement, probes)) is not None:
+        warnings.warn(f"--profile: no generation and no probes: {silent}", PrunecompWarning, stacklevel=3)
     if tasks is not None:
         check_speaks(f"--tasks {asked.tasks}", model_source, placement)
     for aim in asked.of_tasks:
-        check_speaks(f"--target {aim}", model_source, placement)
+        check_speaks(f"--target {aim}", model_source, placement, probes)
     if session.latency is not None and placement.group_size is not None:
         raise OptionError("--target latency: the model is streamed, and layers are measured where all fit in memory: "
                           "give more --device-memory, or another goal")  # fmt: skip
@@ -173,7 +177,7 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         stacks, outcomes = [stack for stack, _ in repaired], [outcome for _, outcome in repaired]
         whole.begin("evaluating")
         judging = Meter(whole)
-        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, judging)
+        found = judged(model_source, stacks, placement, asked, eval_windows, tasks, silent, judging)
     ended = time.perf_counter()
     others = len(stacks)
     mine = [

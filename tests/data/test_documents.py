@@ -106,6 +106,8 @@ def test_a_folder_of_texts_is_its_texts_in_order(tmp_path: Path) -> None:
         (tmp_path / f"{'part/' if number else ''}{number}.txt").write_text(text)
     (tmp_path / "README.md").write_text("no part of it")
     (tmp_path / ".hidden.txt").write_text("nor this")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "message.txt").write_text("nor what lies in a hidden folder")
     assert read(tmp_path).content == TEXTS[:3]
     (tmp_path / "part" / "2.txt").rename(tmp_path / "part" / "2.jsonl.txt")
     (tmp_path / "part" / "3.txt").write_bytes(lines(BODIES[:1]).replace(b"body", b"text"))
@@ -239,6 +241,9 @@ def test_weights_that_are_none_are_refused(chatting: Any) -> None:
     for weight in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="a weight is a number above 0"):
             parts_of({"a.txt": weight})
+    for weights in (("", ""), (":-1", ":0.5"), (":nan", ":0.5"), (":1e-9", ":0.5"), (":0.5", "")):
+        with pytest.raises(OptionError, match="each have a weight behind them, a number above 0"):
+            parts_of(" ".join(f"{__file__}{weight}" for weight in weights))
     with pytest.raises(OptionError, match="there are 3 sources, and each gives at least one window"):
         allotted(2, [1.0, 1.0, 1.0])
     assert allotted(10, [1.0, 1.0, 1.0]) == [4, 3, 3]

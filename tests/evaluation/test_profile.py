@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunecomp
-from prunecomp.errors import OptionError
+from prunecomp.errors import OptionError, PrunecompWarning
 from prunecomp.evaluation import profile as module
 from prunecomp.evaluation.generation import Written, summed_up
 from prunecomp.evaluation.items import MAKERS
+from prunecomp.evaluation.language import Language
 from prunecomp.evaluation.probes import PRODUCTION, RECOGNITION, Answers, at_chance, beside_dense
+from prunecomp.model.source.folder import FolderSource
+from prunecomp.pruning.language import language_of
 from prunecomp.report.profile import notes, profile_markdown
 from tests.command_line import invoke
+from tests.situations.data import model as small_model
+from tests.situations.data import save
 
 
 @pytest.fixture
@@ -146,3 +154,59 @@ def test_notes_say_what_is_left_out() -> None:
         "No generation, no probes and no tasks: it is late.",
         "Left out, for the dense model is no better than a guess: add.",
     ]
+
+
+def spoilt_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('not for you') }}")
+
+
+def spoilt_generation(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+
+
+SPOILT: dict[str, tuple[dict[str, Any], Callable[[Path], None] | None, str]] = {
+    "a template that refuses": ({}, spoilt_template, "not for you"),
+    "an end that is no token": ({}, spoilt_generation, "eos_token_id is '</s>'"),
+    "fewer rows than the tokenizer has tokens": ({"vocab_size": 500}, None, "the model has rows for 500"),
+    "a short table of positions": (
+        {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 32},
+        None,
+        "the model has positions for 32 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_cannot_be_asked_is_told_before_the_work(what: str, short: None, tmp_path: Path) -> None:
+    fields, spoil, reason = SPOILT[what]
+    folder = save(small_model(**fields), tmp_path / "model")
+    if spoil is not None:
+        spoil(folder)
+    tokens = torch.randint(2, 500, (2, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(OptionError, match=f"--target task:copy=-5%: .*{reason}"):
+        prunecomp.prune(folder, None, tokens, target="task:copy=-5%", repair="none", items=10)
+    with pytest.warns(PrunecompWarning, match=f"--profile: no generation and no probes: .*{reason}"):
+        result = prunecomp.prune(folder, 1, tokens, profile=True, items=10, preset="paper")
+    assert result.profile is not None
+    assert reason in str(result.profile.left_out)
+    assert result.profile.models[1].generation is None
+
+
+def test_an_end_that_the_tokenizer_puts_behind_a_text_is_not_read(reference_model: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(reference_model)
+    ending = AutoTokenizer.from_pretrained(reference_model)
+    end = ending.eos_token
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, ending.eos_token_id)]
+    )
+    assert ending("1 + 2 =")["input_ids"][-1] == ending.eos_token_id
+    model = small_model()
+    one, other = (Language(model, tokenizer, [1]) for tokenizer in (plain, ending))
+    assert one.encode_pair("1 + 2 =", " 3") == other.encode_pair("1 + 2 =", " 3")
+
+
+def test_ends_that_a_model_of_the_hub_states_beside_its_config_count(tmp_path: Path) -> None:
+    folder = save(small_model(), tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 9, 99999]}')  # the last is never written
+    source = FolderSource(folder, "an/id", "float32", "cpu", False)
+    assert sorted(language_of(source).ends) == [0, 1, 5, 9]

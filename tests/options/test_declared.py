@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 import prunecomp
 from prunecomp.cli import app
@@ -131,17 +132,23 @@ def test_everyday_panels_come_first_in_help() -> None:
 def test_options_come_from_a_file(small: Small, tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
-        f'calibration = "{small.windows}"\nlayers = 1\n[prune]\nlayers = 2\nkeep = "0-1"\ncandidates = [2, 3, 4]\n'
-        f'calibration = "{small.windows}"\none-shot = true\n'
+        f'calibration = "{small.windows}"\nlayers = 1\nseed = 7\n[prune]\nlayers = 2\nkeep = "0-1"\n'
+        f'candidates = [2, 3, 4]\ncalibration = "{small.windows}"\none-shot = true\n[compare]\nlayers = "1-2"\n'
     )
     answer = invoke("prune", small.folder, "--config", config, "--out", tmp_path / "out", "--metric", "last", "--json")
     assert answer.exit_code == 0, answer.output
     options = json.loads(answer.stdout)["options"]
-    expected = {"layers": 2, "keep": [0, 1], "candidates": [2, 3, 4], "one_shot": True, "metric": "last"}
+    expected = {"layers": 2, "keep": [0, 1], "candidates": [2, 3, 4], "one_shot": True, "metric": "last", "seed": 7}
     assert {name: options[name] for name in expected} == expected
     scored = invoke("score", small.folder, "--config", config)
     assert scored.exit_code == 2  # its table is none, and the rest has layers, which score has not
     assert "score() takes no option layers" in said(scored)
+    for table in ("prun", "Prune"):
+        config.write_text(f"layers = 2\n[{table}]\nseed = 7\n")
+        assert f"prune() takes no option {table}" in said(invoke("prune", small.folder, "--config", config))
+    # A table of another name is an option's value.
+    config.write_text(f'samples = 4\ncalibration = {{ "{small.stream}" = 0, "{small.windows}" = 1 }}\nseqlen = 16\n')
+    assert f"{small.stream}:0: a weight" in said(invoke("score", small.folder, "--config", config))
     config.write_text("layers = ")
     assert "cannot be read as TOML" in said(invoke("prune", small.folder, "--config", config))
 
@@ -180,6 +187,29 @@ def test_a_record_of_before_is_run_again_by_its_source(small: Small, tmp_path: P
     again = invoke("prune", "--like", record, "--out", tmp_path / "two")
     assert again.exit_code == 0, again.output
     assert json.loads((tmp_path / "two" / "prunecomp.json").read_text())["scales"] == old["scales"]
+
+
+def test_data_that_a_record_does_not_hold_is_to_be_given(small: Small, tmp_path: Path) -> None:
+    tokens = torch.from_numpy(np.load(small.windows))
+    result = prunecomp.prune(small.folder, 1, tokens, eval=[tokens[:2]], preset="paper")
+    record = result.save(tmp_path / "one", verify=False) / "prunecomp.json"
+    refused = said(invoke("prune", "--like", record, "--out", tmp_path / "two"))
+    assert "its --calibration was the array of token ids, data in memory" in refused
+    given = ["--like", record, "--out", tmp_path / "two", "--calibration", small.windows]
+    assert "its --eval was the list, data in memory that the record does not hold: give --eval" in said(
+        invoke("prune", *given)
+    )
+    mixed = prunecomp.prune(
+        small.folder, 1, [(small.windows, 0.5), (tokens, 0.5)], samples=4, seqlen=16, preset="paper"
+    )
+    mixed.save(tmp_path / "mixed", verify=False)
+    refused = said(invoke("prune", "--like", tmp_path / "mixed" / "prunecomp.json", "--out", tmp_path / "two"))
+    assert "data in memory" in refused
+    held = json.loads(record.read_text())
+    record.write_text(json.dumps({**held, "options": {**held["options"], "polish": 3}}))
+    again = invoke("prune", *given, "--eval", small.windows, "--no-verify", "--no-report")
+    assert again.exit_code == 0, again.output
+    assert "polish of the recorded run is no option here, and is left out" in said(again)
 
 
 def test_every_field_is_an_option() -> None:

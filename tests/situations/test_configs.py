@@ -188,3 +188,12 @@ def test_every_field_of_a_known_family_that_speaks_of_layers_is_known() -> None:
         fields = AutoConfig.for_model(kind).to_dict()
         strange = [f for f in fields if "layer" in f and f not in known and not any(word in f for word in about_norms)]
         assert not strange, (kind, strange)
+
+
+def test_a_model_that_transformers_does_not_run_is_a_sentence(tmp_path: Path) -> None:
+    """Its layers have a window, and the config has none."""
+    folder = folder_of("qwen2", tmp_path / "model")
+    edit_json(folder / "config.json", sliding_window=None)
+    for name in ("score", "eval"):
+        with pytest.raises(CheckpointError, match=r"does not run this qwen2 model .*sliding_window.*look at its"):
+            COMMANDS[name](folder)

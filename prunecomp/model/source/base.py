@@ -56,6 +56,9 @@ class ModelSource:
         """The decoder to run; loaded on the first call, to be streamed by ``group_size`` layers if given."""
         raise NotImplementedError
 
+    def check_unchanged(self) -> None:
+        """Raise :class:`OptionError` where weights are no longer those that were measured."""
+
     def release(self) -> None:
         """Let go of the weights that :meth:`load` brought, where they can be had again: it brings them back."""
 
@@ -122,6 +125,11 @@ class ModelSource:
     def base(self) -> str | None:
         """The folder or hub id the weights can be had from again, if there is one."""
         raise NotImplementedError
+
+    def generation(self) -> Any | None:
+        """What is stated, beside the config, of how the model generates. Raises :class:`CheckpointError` for what
+        cannot be used."""
+        return None
 
     def licence(self) -> Licence:
         """What the base model says of its licence."""

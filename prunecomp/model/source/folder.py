@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from prunecomp.data.tokens import Tokenize, Tokenizer
 from prunecomp.errors import CheckpointError
 from prunecomp.io.plain import read_object
 from prunecomp.model.checks import check_named, warn_of_surprises
 from prunecomp.model.decoder import Decoder
+from prunecomp.model.files import GENERATION
 from prunecomp.model.loader import (
     build_skeleton,
     choose_attention,
@@ -116,6 +117,15 @@ class FolderSource(ModelSource):
     @property
     def base(self) -> str | None:
         return str(self.folder.resolve()) if Path(self.name).exists() else self.name
+
+    def generation(self) -> Any | None:
+        path = self.folder / GENERATION
+        if not path.is_file():
+            return None
+        try:
+            return GenerationConfig.from_pretrained(self.folder)
+        except Exception as error:  # what a value of the wrong kind raises is up to transformers
+            raise CheckpointError(f"{path} cannot be used: {reason_of(error)}") from error
 
     def licence(self) -> Licence:
         return read_licence(self.folder)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,28 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from prunecomp.data.tokens import Tokenize, Tokenizer
-from prunecomp.errors import PrunecompWarning
+from prunecomp.errors import OptionError, PrunecompWarning
 from prunecomp.model.decoder import Decoder
 from prunecomp.model.loader import check_as_built, decoder_of
 from prunecomp.model.source.base import ModelSource
 from prunecomp.model.source.companions import copy_tokenizer
 from prunecomp.model.source.licence import Licence, read_licence
 from prunecomp.model.weights import ModuleTensors, TensorSource, tensor_digest
+
+
+class Versions:
+    """How often each parameter had been written to, as PyTorch counts it. What is done to its ``data``, as we prune in
+    place, is not counted."""
+
+    def __init__(self, parameters: Iterable[torch.Tensor] = ()) -> None:
+        self._each = [(one, one._version) for one in parameters if not one.is_inference()]
+
+    @property
+    def changed(self) -> bool:
+        return any(one._version != version for one, version in self._each)
+
+    def __reduce__(self) -> tuple[type[Versions], tuple[()]]:
+        return Versions, ()  # a copy counts anew
 
 
 class InMemorySource(ModelSource):
@@ -35,6 +51,7 @@ class InMemorySource(ModelSource):
         self.config = model.config
         self._came_from = str(getattr(model.config, "_name_or_path", "")) or None
         self.name = self._came_from or type(model).__name__
+        self._versions = Versions(model.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -46,6 +63,13 @@ class InMemorySource(ModelSource):
 
     def load(self, group_size: int | None = None) -> Decoder:
         return self._decoder
+
+    def check_unchanged(self) -> None:
+        if self._versions.changed:
+            raise OptionError(
+                "the weights of the model in memory have been changed since it was pruned, trained, say, and the "
+                "result is of what they were: save the model itself, by its save_pretrained, or prune it anew"
+            )
 
     def tensors(self) -> TensorSource:
         self._decoder.check_plain("a checkpoint of it")
