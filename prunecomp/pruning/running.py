@@ -99,7 +99,8 @@ def run(model: Any, asked: PruneOptions) -> Curve:
         check_apart(asked.on_text[0], windows, eval_windows)
     placement = session.place(windows.count, windows.seqlen, session.demand())
     probes = asked.items, asked.seed
-    if asked.profile and (silent := why_silent(model_source, placement, probes)) is not None:
+    silent = why_silent(model_source, placement, probes) if asked.profile else None
+    if silent is not None:
         warnings.warn(f"--profile: no generation and no probes: {silent}", PrunecompWarning, stacklevel=3)
     if tasks is not None:
         check_speaks(f"--tasks {asked.tasks}", model_source, placement)
