@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.interop import __main__ as interop
-from benchmarks.interop.report import Finding, markdown
+from benchmarks.interop import run
+from benchmarks.interop.exports import Exports
+from benchmarks.interop.report import Finding, markdown, not_run
 from benchmarks.interop.suite import CHECKS, Check
 
 
@@ -20,7 +26,7 @@ def test_the_page_says_what_the_record_says() -> None:
 def test_the_record_has_every_check_and_no_failure() -> None:
     findings = json.loads(interop.RECORD.read_text())["findings"]
     assert {finding["software"] for finding in findings} == set(CHECKS)
-    assert {finding["verdict"] for finding in findings} == {"pass"}
+    assert {finding["verdict"] for finding in findings} <= {"pass", "not run"}
 
 
 @pytest.mark.parametrize(
@@ -43,17 +49,56 @@ def test_a_finding_passes_within_its_tolerance_if_the_control_does_not(
     json.dumps(record, allow_nan=False)
 
 
-def test_a_missing_package_is_named_and_ends_in_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_not_installed_is_said_and_ends_in_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(CHECKS, "peft", Check("benchmarks.interop.run_peft", {"not_there_at_all": "not-there"}, ""))
-    assert interop.main(["--only", "peft"]) == 1
-    assert "not-there is missing" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / ".venv-interop-vllm.log").write_text("Looking\nERROR: no wheel of | it\nmake: *** [.venv] Error 1\n")
+    monkeypatch.setattr(interop, "ROOT", tmp_path)
+    monkeypatch.setattr(interop, "make_exports", lambda work: Exports([], None, work))  # type: ignore[arg-type]
+    assert interop.main(["--peers", "vllm,axolotl"]) == 1
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "not installed here: ERROR: no wheel of / it" in said
+    assert "not installed here: make interop installs it" in said
+    record = not_run("vLLM", "why")
+    assert record["verdict"] == "not run"
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_peer_that_dies_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its Python is one that ends with 1."""
+    installed = tmp_path / ".venv-interop-vllm"
+    (installed / "bin").mkdir(parents=True)
+    (installed / ".installed").touch()
+    (installed / "bin" / "python").symlink_to(shutil.which("false") or "")
+    monkeypatch.setattr(interop, "ROOT", tmp_path)
+    exports: Any = Exports([], None, tmp_path)  # type: ignore[arg-type]
+    (finding,) = interop.run_peer("vllm", exports)["findings"]
+    assert (finding["software"], finding["verdict"]) == ("vLLM", "fail")
 
 
 def test_an_error_of_other_software_is_a_failed_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     exports: Any = None
-    monkeypatch.setitem(CHECKS, "peft", Check("benchmarks.interop.not_a_module", {}, ""))
-    (finding,) = interop.findings_of("peft", exports)
+    monkeypatch.setitem(CHECKS, "peft", Check("exports", (), "", "not_a_module"))
+    (finding,) = run.findings_of("peft", exports)
     assert finding["verdict"] == "fail"
     assert finding["error"] is None
+
+
+def test_what_tests_put_on_record_are_findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a process of its own: here pytest runs already."""
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\nfrom benchmarks.interop.report import Finding\n"
+        "def test_one(record_property):\n    record_property('finding', Finding('', 'x', 'y', 2.0, 1.0))\n    assert 0\n"
+        "def test_two():\n    pass\n@pytest.mark.skip(reason='of that')\ndef test_three():\n    pass\n"
+    )
+    program = (
+        "import sys, json\nfrom pathlib import Path\nfrom benchmarks.interop import run_tests\n"
+        f"run_tests.TESTS = Path({str(tmp_path)!r})\n"
+        "found = [one.record() for one in run_tests.run('tool', ('test_it.py',))]\n"
+        "Path(sys.argv[1]).write_text(json.dumps(found))"
+    )
+    out = tmp_path / "found.json"
+    subprocess.run([sys.executable, "-c", program, str(out)], check=True, capture_output=True, cwd=interop.ROOT)
+    one, count = json.loads(out.read_text())
+    assert (one["software"], one["export"], one["error"], one["verdict"]) == ("tool", "x", 2.0, "fail")
+    assert (count["error"], count["values"]) == (1, "3 tests, one not run: of that")
