@@ -88,7 +88,8 @@ def test_what_tests_put_on_record_are_findings(monkeypatch: pytest.MonkeyPatch, 
     """In a process of its own: here pytest runs already."""
     (tmp_path / "test_it.py").write_text(
         "import pytest\nfrom benchmarks.interop.report import Finding\n"
-        "def test_one(record_property):\n    record_property('finding', Finding('', 'x', 'y', 2.0, 1.0))\n    assert 0\n"
+        "def test_one(record_property):\n    record_property('finding', Finding('', 'x', 'y', 2.0, 1.0))\n"
+        "    assert 0\n"
         "def test_two():\n    pass\n@pytest.mark.skip(reason='of that')\ndef test_three():\n    pass\n"
     )
     program = (

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 CALIBRATION = MODEL / "calibration.txt"
 OPTIONS: dict[str, Any] = {"samples": 16, "seqlen": 256}
 """As the page has them."""
+UNREPAIRED: dict[str, Any] = {"repair": "none", "compensation": "none"}
 LAYERS = 5
+Tensors = dict[str, torch.Tensor]
 
 
 def cli_export(out: Path, calibration: Path = CALIBRATION, **options: Any) -> Path:
@@ -29,7 +31,7 @@ def cli_export(out: Path, calibration: Path = CALIBRATION, **options: Any) -> Pa
     return out
 
 
-def differing(found: dict[str, torch.Tensor], meant: dict[str, torch.Tensor]) -> int:
+def differing(found: Tensors, meant: Tensors) -> int:
     """Tensors that are not the same bit for bit; a head that is the embedding may be listed again."""
     tied = found.keys() - meant.keys() == {"lm_head.weight"} and torch.equal(
         found["lm_head.weight"], found["model.embed_tokens.weight"]

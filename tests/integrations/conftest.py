@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.interop.exports import read
 from benchmarks.interop.report import Finding
-from tests.integrations.common import ROOT, cli_export, differing
+from tests.integrations.common import ROOT, UNREPAIRED, Tensors, cli_export, differing
 
-Tensors = dict[str, torch.Tensor]
 NOT_OURS = "tensors that are not those of prunecomp prune"
 
 
@@ -25,15 +23,15 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Tensors:
-    """The tensors of our command line's export by their names."""
-    return read(cli_export(tmp_path_factory.mktemp("cli") / "out"))
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What our command line writes."""
+    return cli_export(tmp_path_factory.mktemp("cli") / "out")
 
 
 @pytest.fixture(scope="session")
-def unrepaired(tmp_path_factory: pytest.TempPathFactory) -> Tensors:
-    """The control: the same layers, and nothing in their place."""
-    return read(cli_export(tmp_path_factory.mktemp("cli") / "out", repair="none", compensation="none"))
+def unrepaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The control: the same layers are gone, and nothing is in their place."""
+    return cli_export(tmp_path_factory.mktemp("cli") / "out", **UNREPAIRED)
 
 
 @pytest.fixture
@@ -52,7 +50,15 @@ def row(record_property: Callable[[str, object], None]) -> Callable[..., None]:
 def check_equal(row: Callable[..., None]) -> Callable[..., None]:
     """A row of tensors that are to be those of another export, bit for bit, and are not those of a control."""
 
-    def check(what: str, found: Tensors, meant: Tensors, control: Tensors, compared: str = NOT_OURS) -> None:
-        row(what, compared, differing(found, meant), 0, differing(found, control), values=f"{len(meant)} tensors")
+    def check(what: str, found: Tensors, meant: Path, control: Path, compared: str = NOT_OURS) -> None:
+        tensors = read(meant)
+        row(
+            what,
+            compared,
+            differing(found, tensors),
+            0,
+            differing(found, read(control)),
+            values=f"{len(tensors)} tensors",
+        )
 
     return check

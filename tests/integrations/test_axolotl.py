@@ -11,9 +11,9 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from benchmarks.interop.exports import read
 from prunecomp.errors import OptionError
 from tests.integrations.common import LAYERS, example
-from tests.integrations.conftest import Tensors
 
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 pytest.importorskip("axolotl")
@@ -40,13 +40,14 @@ def configured(folder: Path, **changed: Any) -> Path:
 
 
 def test_the_model_that_it_trains_is_what_the_command_line_exports(
-    exported: Tensors, unrepaired: Tensors, check_equal: Callable[..., None], checkout: Path
+    exported: Path, unrepaired: Path, check_equal: Callable[..., None], checkout: Path
 ) -> None:
     cfg = load_cfg(str(configured(checkout)))
     assert cfg.base_model == cfg.base_model_config == "pruned"
     model, _ = ModelLoader(cfg, AutoTokenizer.from_pretrained(cfg.base_model)).load()
     assert model.config.num_hidden_layers == 16 - LAYERS
-    held = {name: tensor.to(exported[name].dtype) for name, tensor in model.state_dict().items() if name in exported}
+    meant = read(exported)
+    held = {name: tensor.to(meant[name].dtype) for name, tensor in model.state_dict().items() if name in meant}
     check_equal("the page's configuration, loaded to be trained", held, exported, unrepaired)
     written = (checkout / "pruned" / "model.safetensors").stat().st_mtime_ns
     assert load_cfg(str(configured(checkout))).base_model == cfg.base_model

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, cli_export, example
-from tests.integrations.conftest import Tensors
+from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, example
 
 lm_eval = pytest.importorskip("lm_eval")
 
 
 def test_the_model_is_what_the_command_line_exports(
-    exported: Tensors, unrepaired: Tensors, check_equal: Callable[..., None]
+    exported: Path, unrepaired: Path, check_equal: Callable[..., None]
 ) -> None:
     from prunecomp.integrations.lm_eval import PrunedLM
 
@@ -35,7 +34,9 @@ def test_a_misspelt_argument_is_named() -> None:
         PrunedLM(str(MODEL), layers=LAYERS, calibratoin="x")
 
 
-def test_its_command_line_measures_what_it_measures_of_the_export(row: Callable[..., None], checkout: Path) -> None:
+def test_its_command_line_measures_what_it_measures_of_the_export(
+    exported: Path, row: Callable[..., None], checkout: Path
+) -> None:
     task = checkout / "tasks"
     task.mkdir()
     lines = [line for line in (MODEL / "evaluation.txt").read_text().split("\n\n") if len(line) > 200][:3]
@@ -50,7 +51,7 @@ def test_its_command_line_measures_what_it_measures_of_the_export(row: Callable[
     found = []
     for model, arguments in (
         ("prunecomp", words[given]),
-        ("hf", f"pretrained={cli_export(checkout / 'out')}"),
+        ("hf", f"pretrained={exported}"),
         ("hf", f"pretrained={MODEL}"),
     ):
         words[name], words[given], out = model, arguments, checkout / str(len(found))
