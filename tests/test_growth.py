@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import growth_run
+from benchmarks import busy, growth_run
 from benchmarks.early_stop import Course, Models, checked, course, needed, outcomes, stack_of, summary
 from benchmarks.growth import budgeted, draw, exponents, markdown, points, rows_of
 from benchmarks.growth_run import ORDER, Point, measure, order_of
@@ -157,3 +157,14 @@ def test_outcomes_are_counted_against_the_full_run() -> None:
     assert [one for _, one in looked] == [full, courses[0], courses[3]]
     assert looked[2][0] == "0.9, 1 of 4"
     assert stack_of(5, full).alive == (0, 2, 4)
+
+
+def test_a_fair_share_is_that_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "CORES", 2)
+    monkeypatch.setitem(busy.LOADS, "all cores busy", 2)
+    two = {"nothing": 1.0, "one core busy": 1.5, "all cores busy": 2.0, "a second run": 2.0}
+    one = {"nothing": 1.0, "one core busy": 1.0, "all cores busy": 1.5, "a second run": 1.0}
+    for threads, expected in ((2, two), (1, one)):
+        assert {load: busy.fair(load, threads) for load in expected} == expected
+    seconds = {"one thread": {"nothing": [4.0, 2.0, 3.0], "one core busy": [6.0]}}
+    assert busy.rows_of(seconds) == [["one thread", "3.0", "2.00 (1.00)"]]

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.real.seeds import tables
 from benchmarks.real.tables import change, perplexity, write_report
 from benchmarks.real.texts import novels_of, spread
 from prunecomp.compare import Arm, ArmWork, Comparison, Measurement, Text
@@ -81,18 +80,3 @@ def test_a_report_has_a_row_an_arm_and_says_what_was_used(tmp_path: Path) -> Non
     assert "| bi, iterative | 2 | 8.17 ± 0.82 | 3 1 |" in text
     assert "| bi + scale, iterative | 2 | -9.5 ± 0.0 |" in text
     assert (tmp_path / "bi" / "perplexity.png").stat().st_size > 0
-
-
-def test_draws_of_the_calibration_windows_stand_as_lowest_median_and_highest() -> None:
-    arm = Arm("bi", "none", repair="joint")
-    draws = [
-        Comparison(
-            model="m", num_layers=6, layers=[2], calibration=Text("calibration", "c.txt", 4, 32, "d"),
-            texts=[Text("code", "array", 2, 32, "d")], dense={"code": 6.0}, work=[ArmWork(arm, 1.0, 0.1, 4)],
-            measurements=[Measurement(arm, 2, [3, 1], [1.0, 1.0], {"code": value}, 1.0, 0.1)],
-        )
-        for value in (9.0, 7.0, 7.5)
-    ]  # fmt: skip
-    lines = tables(draws, "code")
-    assert "of `code`, drawn 3 times" in lines[0]
-    assert lines[-1] == "| bi + joint, iterative | 7.0 / 7.5 / 9.0 |"
