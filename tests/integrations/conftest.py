@@ -51,14 +51,7 @@ def check_equal(row: Callable[..., None]) -> Callable[..., None]:
     """A row of tensors that are to be those of another export, bit for bit, and are not those of a control."""
 
     def check(what: str, found: Tensors, meant: Path, control: Path, compared: str = NOT_OURS) -> None:
-        tensors = read(meant)
-        row(
-            what,
-            compared,
-            differing(found, tensors),
-            0,
-            differing(found, read(control)),
-            values=f"{len(tensors)} tensors",
-        )
+        right, wrong = read(meant), read(control)
+        row(what, compared, differing(found, right), 0, differing(found, wrong), values=f"{len(right)} tensors")
 
     return check

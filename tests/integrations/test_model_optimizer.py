@@ -35,11 +35,9 @@ def test_the_example_prunes_as_the_command_line_saves_and_restores(
     exec(example("NVIDIA Model-Optimizer", "python"), space)
     model, found, again, windows = (space[name] for name in ("model", "found", "restored", "windows"))
     np.save("windows.npy", windows.numpy())
-    given = {"calibration": checkout / "windows.npy"}
-    meant = cli_export(checkout / "out", **given)
-    check_equal(
-        "the page's example", model.state_dict(), meant, cli_export(checkout / "control", **given, **UNREPAIRED)
-    )
+    meant = cli_export(checkout / "out", checkout / "windows.npy")
+    control = cli_export(checkout / "control", checkout / "windows.npy", **UNREPAIRED)
+    check_equal("the page's example", model.state_dict(), meant, control)
     assert len(found["removed"]) == LAYERS
     assert found["record"]["layer_map"] == [layer for layer in range(16) if layer not in found["removed"]]
     assert again.config.num_hidden_layers == 16 - LAYERS
