@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.interop import __main__ as interop
 from benchmarks.interop import run
-from benchmarks.interop.exports import Exports
-from benchmarks.interop.report import Finding, markdown, not_run
+from benchmarks.interop.report import Finding, findings_of, markdown, not_run
 from benchmarks.interop.suite import CHECKS, Check
 
 
@@ -24,7 +22,7 @@ def test_the_page_says_what_the_record_says() -> None:
 
 
 def test_the_record_has_every_check_and_no_failure() -> None:
-    findings = json.loads(interop.RECORD.read_text())["findings"]
+    findings = findings_of(json.loads(interop.RECORD.read_text()))
     assert {finding["software"] for finding in findings} == set(CHECKS)
     assert {finding["verdict"] for finding in findings} <= {"pass", "not run"}
 
@@ -54,14 +52,17 @@ def test_what_is_not_installed_is_said_and_ends_in_failure(
 ) -> None:
     (tmp_path / ".venv-interop-vllm.log").write_text("Looking\nERROR: no wheel of | it\nmake: *** [.venv] Error 1\n")
     monkeypatch.setattr(interop, "ROOT", tmp_path)
-    monkeypatch.setattr(interop, "make_exports", lambda work: Exports([], None, work))  # type: ignore[arg-type]
+    for name in ("RECORD", "PAGE"):
+        monkeypatch.setattr(interop, name, tmp_path / name)
+    interop.RECORD.write_text(json.dumps({"llama_cpp": {"findings": [not_run("llama.cpp", "as it was")]}}))
     assert interop.main(["--peers", "vllm,axolotl"]) == 1
     said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert "not installed here: ERROR: no wheel of / it" in said
     assert "not installed here: make interop installs it" in said
-    record = not_run("vLLM", "why")
-    assert record["verdict"] == "not run"
-    json.dumps(record, allow_nan=False)
+    record = json.loads(interop.RECORD.read_text())
+    assert list(record) == ["llama_cpp", "axolotl", "vllm"]
+    assert {finding["verdict"] for finding in findings_of(record)} == {"not run"}
+    assert record["llama_cpp"]["findings"][0]["compared"] == "as it was"
 
 
 def test_a_peer_that_dies_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,15 +72,13 @@ def test_a_peer_that_dies_leaves_the_others_their_turn(monkeypatch: pytest.Monke
     (installed / ".installed").touch()
     (installed / "bin" / "python").symlink_to(shutil.which("false") or "")
     monkeypatch.setattr(interop, "ROOT", tmp_path)
-    exports: Any = Exports([], None, tmp_path)  # type: ignore[arg-type]
-    (finding,) = interop.run_peer("vllm", exports)["findings"]
+    (finding,) = interop.run_peer("vllm", tmp_path)["findings"]
     assert (finding["software"], finding["verdict"]) == ("vLLM", "fail")
 
 
 def test_an_error_of_other_software_is_a_failed_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    exports: Any = None
     monkeypatch.setitem(CHECKS, "peft", Check("exports", (), "", "not_a_module"))
-    (finding,) = run.findings_of("peft", exports)
+    (finding,) = run.findings_of("peft", lambda: pytest.fail("nothing asked for it"))
     assert finding["verdict"] == "fail"
     assert finding["error"] is None
 

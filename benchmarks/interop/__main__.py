@@ -4,8 +4,9 @@
     python -m benchmarks.interop --peers llm_compressor,vllm
 
 Each peer is an environment that ``make interop`` has installed, .venv-interop-PEER, and its checks run in it. What
-could not be installed has its reason in the table. A run of all writes benchmarks/results/interop.json and
-docs/reference/interop.md; one of some only prints. Exits with 1 if a comparison fails or was not made.
+could not be installed has its reason in the table. Writes benchmarks/results/interop.json and
+docs/reference/interop.md, in which peers that are not named keep their rows and the day they were measured. Exits with
+1 if a comparison fails or was not made.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
-import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,8 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.interop.exports import Exports, make_exports
-from benchmarks.interop.report import Finding, markdown, not_run, table
+from benchmarks.interop.report import Finding, findings_of, markdown, not_run, table
 from benchmarks.interop.suite import CHECKS
 
 ROOT = Path(__file__).parents[2]
@@ -40,14 +39,13 @@ def environment(peer: str) -> Path:
     return ROOT / f".venv-interop-{peer}"
 
 
-def run_peer(peer: str, exports: Exports) -> dict[str, Any]:
+def run_peer(peer: str, work: Path) -> dict[str, Any]:
     """What :mod:`benchmarks.interop.run` writes, or findings that say why it did not."""
     names = [name for name, check in CHECKS.items() if check.peer == peer]
     if not (environment(peer) / ".installed").exists():
         return {"findings": [not_run(name, f"not installed here: {why_not(peer)}") for name in names]}
-    given, made = exports.work / "exports.pickle", exports.work / f"{peer}.json"
-    given.write_bytes(pickle.dumps(exports))
-    command = [environment(peer) / "bin" / "python", "-m", "benchmarks.interop.run", given, made, *names]
+    made = work / f"{peer}.json"
+    command = [environment(peer) / "bin" / "python", "-m", "benchmarks.interop.run", made, *names]
     alone = {**os.environ, "HF_HUB_OFFLINE": "1"}  # nothing is to come from the hub
     try:
         subprocess.run(list(map(str, command)), cwd=ROOT, env=alone, check=True, timeout=SECONDS)
@@ -59,11 +57,11 @@ def run_peer(peer: str, exports: Exports) -> dict[str, Any]:
 
 
 def why_not(peer: str) -> str:
-    """The last that was said when its environment was set up, but for make's own last line."""
+    """The last error that was told when its environment was set up, but for make's own."""
     log = Path(f"{environment(peer)}.log")
     said = log.read_text(errors="replace").splitlines() if log.exists() else []
-    lines = [line.strip() for line in said if line.strip() and "***" not in line and "directory '" not in line]
-    return lines[-1].replace("|", "/") if lines else "make interop installs it"
+    errors = [line.strip() for line in said if "***" not in line and re.search("error|not found|no such", line, re.I)]
+    return errors[-1].replace("|", "/") if errors else "make interop installs it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,21 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = 160  # a log has no edge, and the table would be folded into shreds
     with tempfile.TemporaryDirectory() as work:
-        exports = make_exports(Path(work))
-        found = {peer: run_peer(peer, exports) for peer in peers}
-    findings = [finding for part in found.values() for finding in part.pop("findings")]
+        found = {peer: run_peer(peer, Path(work)) for peer in peers}
+    findings = findings_of(found)
     console.print(table(findings))
-    if set(peers) == set(PEERS):
-        record = {
-            "machine": platform.machine(),
-            "peers": found,
-            "removed": exports.control.removed,
-            "scales": {export.name: export.scales for export in exports.repaired},
-            "findings": findings,
-        }
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        PAGE.write_text(markdown(record))
-        console.print(f"written: {RECORD.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+    held = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record = {peer: {**held, **found}[peer] for peer in PEERS if peer in {**held, **found}}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(markdown(record))
+    console.print(f"written: {RECORD.name}, {PAGE.name}")
     return int(any(finding["verdict"] != "pass" for finding in findings))
 
 

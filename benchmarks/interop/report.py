@@ -76,11 +76,15 @@ def table(findings: list[dict[str, Any]]) -> Table:
     return result
 
 
+def findings_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of all peers."""
+    return [finding for part in record.values() for finding in part["findings"]]
+
+
 def markdown(record: dict[str, Any]) -> str:
     """docs/reference/interop.md of a recorded run."""
-    counts = Counter(finding["verdict"] for finding in record["findings"])
-    asked = sum(counts.values()) - counts["not run"]
-    removed = ", ".join(map(str, record["removed"]))
+    findings = findings_of(record)
+    counts = Counter(finding["verdict"] for finding in findings)
     lines = [
         "# Other software loads what we export, and calls us",
         "",
@@ -88,15 +92,15 @@ def markdown(record: dict[str, Any]) -> str:
         "bundled model, gives the exports to other software, and lets [tools that call us](../how-to/integrations.md) "
         "make theirs. Nothing is fetched but from the package index. `make test` does not run it.",
         "",
-        f"**{counts['pass']} of {asked} comparisons pass**, on {record['machine']}; {counts['not run']} checks could "
-        "not be made there. Each environment:",
+        f"**{counts['pass']} of {len(findings) - counts['not run']} comparisons pass**, and {counts['not run']} checks "
+        "could not be made. Each environment, and the day it was measured:",
         "",
-        "| environment | Python | versions |",
-        "| --- | --- | --- |",
-        *(_environment(peer, part) for peer, part in record["peers"].items()),
+        "| environment | measured | machine | Python | versions | layers that its exports lack |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(_environment(peer, part) for peer, part in record.items()),
         "",
-        f"The exports have layers {removed} of the bundled model removed by block influence, and differ in what took "
-        "their place: the paper's scale folded up, the same folded down, or the repair `refit`. They are stored in "
+        "The exports have six layers of the bundled model removed by block influence, and differ in what took their "
+        "place: the paper's scale folded up, the same folded down, or the repair `refit`. They are stored in "
         "bfloat16, as the model is, and all sides compute in float32. Tools that call us remove five layers, with the "
         "repair that `prune` does by default.",
         "",
@@ -106,7 +110,7 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
-        *("| " + " | ".join(cells(finding)) + " |" for finding in record["findings"]),
+        *("| " + " | ".join(cells(finding)) + " |" for finding in findings),
         "",
         "## What each check does",
         "",
@@ -120,7 +124,8 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _environment(peer: str, part: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in part.get("versions", {}).items())
-    return f"| {peer} | {part.get('python', 'not installed')} | {versions} |"
+    words = [peer, *(part.get(name, "") for name in ("measured", "machine", "python")), versions or "not run"]
+    return "| " + " | ".join([*words, ", ".join(map(str, part.get("removed", ())))]) + " |"
 
 
 def _wrapped(line: str) -> str:
