@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-SEARCH = Path(__file__).parent.parent / "examples" / "search.py"
+import prunecomp
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SEARCH, OWN_TEXT = EXAMPLES / "search.py", EXAMPLES / "own_text.py"
 
 
 def run_search(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -36,3 +40,24 @@ def test_the_search_explains_itself(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit, match="0"):
         run_search(monkeypatch, "--help")
     assert "--generations" in capsys.readouterr().out
+
+
+def test_a_model_writes_what_it_is_calibrated_on(
+    monkeypatch: pytest.MonkeyPatch, reference_model: Path, tmp_path: Path
+) -> None:
+    def write(out: Path, *more: object) -> None:
+        given = [OWN_TEXT, reference_model, "--samples", 3, "--tokens", 24, "--out", out, *more]
+        monkeypatch.setattr(sys, "argv", list(map(str, given)))
+        runpy.run_path(str(OWN_TEXT), run_name="__main__")
+
+    one, again, other = (tmp_path / f"{name}.jsonl" for name in ("one", "again", "other"))
+    write(one)
+    write(again)
+    write(other, "--seed", 1)
+    assert one.read_bytes() == again.read_bytes() != other.read_bytes()
+    texts = [json.loads(line)["text"] for line in one.read_text().splitlines()]
+    assert len(set(texts)) == 3
+    result = prunecomp.prune(reference_model, 1, one, samples=2, seqlen=16, repair="none")
+    assert result.calibration.tokens.shape == (2, 16)
+    with pytest.raises(SystemExit, match="2"):
+        write(tmp_path / "own.txt")

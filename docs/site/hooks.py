@@ -23,6 +23,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/real/README.md": "evidence.md",
+    "benchmarks/results/growth_cpu.md": "results/growth.md",
     "benchmarks/results/methods/comparison.md": "results/methods.md",
     "benchmarks/results/real/smollm2-wikitext/tables.md": "results/smollm2-wikitext.md",
     "benchmarks/results/real/smollm2-mixture/tables.md": "results/smollm2-mixture.md",

@@ -121,7 +121,11 @@ def scores_table(result: ScoreResult) -> Table:
 def info_table(info: dict[str, Any]) -> Table:
     table = Table(title=info["model"], show_header=False)
     for key, value in info.items():
-        table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+        if value is None or value == []:
+            continue
+        number = isinstance(value, int) and not isinstance(value, bool)
+        shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if number else str(value)
+        table.add_row(key.replace("_", " "), shown)
     return table
 
 
