@@ -21,10 +21,15 @@ def test_the_page_says_what_the_record_says() -> None:
     assert interop.PAGE.read_text() == markdown(json.loads(interop.RECORD.read_text()))
 
 
-def test_the_record_has_every_check_and_no_failure() -> None:
+OPEN = {("vLLM", "llm-compressor's, W8A8"), ("vLLM", "")}
+"""Failures that the page shows and says something of: vLLM's tokens of a quantised checkpoint."""
+
+
+def test_the_record_has_every_check_and_no_failure_that_is_not_known() -> None:
     findings = findings_of(json.loads(interop.RECORD.read_text()))
     assert {finding["software"] for finding in findings} == set(CHECKS)
-    assert {finding["verdict"] for finding in findings} <= {"pass", "not run"}
+    failed = {(finding["software"], finding["export"]) for finding in findings if finding["verdict"] == "fail"}
+    assert failed <= OPEN
 
 
 @pytest.mark.parametrize(
