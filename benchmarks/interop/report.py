@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,27 +48,26 @@ class Finding:
         }
 
 
+def not_run(software: str, reason: str) -> dict[str, Any]:
+    """The record of a check that could not be made."""
+    record = Finding(software, "", reason, math.nan, math.nan).record()
+    return {**record, "tolerance": None, "verdict": "not run"}
+
+
 def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
 def cells(finding: dict[str, Any]) -> list[str]:
-    control = "" if finding["control"] is None else f"{finding['control']:.3g}"
-    error = "not finite" if finding["error"] is None else f"{finding['error']:.3g}"
-    return [
-        finding["software"],
-        finding["export"],
-        finding["compared"],
-        finding["values"],
-        error,
-        f"{finding['tolerance']:.3g}",
-        control,
-        finding["verdict"],
-    ]
+    numbers = ["" if finding[name] is None else f"{finding[name]:.3g}" for name in ("error", "tolerance", "control")]
+    if finding["error"] is None and finding["verdict"] == "fail":
+        numbers[0] = "not finite"
+    words = [finding[name] for name in ("software", "export", "compared", "values")]
+    return [*words, *numbers, finding["verdict"]]
 
 
 def table(findings: list[dict[str, Any]]) -> Table:
-    result = Table(title="exports of the bundled model in other software")
+    result = Table(title="the bundled model in other software")
     for heading in HEADINGS:
         number = heading in ("error", "tolerance", "control")
         result.add_column(heading, justify="right" if number else "left", no_wrap=heading != "compared")
@@ -76,24 +76,33 @@ def table(findings: list[dict[str, Any]]) -> Table:
     return result
 
 
+def findings_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of all peers."""
+    return [finding for part in record.values() for finding in part["findings"]]
+
+
 def markdown(record: dict[str, Any]) -> str:
     """docs/reference/interop.md of a recorded run."""
-    passed = sum(finding["verdict"] == "pass" for finding in record["findings"])
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    removed = ", ".join(map(str, record["removed"]))
+    findings = findings_of(record)
+    counts = Counter(finding["verdict"] for finding in findings)
     lines = [
-        "# Other software loads what we export",
+        "# Other software loads what we export, and calls us",
         "",
-        "Made by `make interop`, which sets up an environment of its own (compiling llama.cpp takes some minutes), "
-        "exports the bundled model and gives the exports to other software. Nothing is fetched but from the package "
-        "index. `make test` does not run it.",
+        "Made by `make interop`, which sets up environments (compiling llama.cpp takes some minutes), exports the "
+        "bundled model, gives the exports to other software, and lets [tools that call us](../how-to/integrations.md) "
+        "make theirs. Nothing is fetched but from the package index. `make test` does not run it.",
         "",
-        f"**{passed} of {len(record['findings'])} comparisons pass**, on {record['machine']} with Python "
-        f"{record['python']}: {versions}.",
+        f"**{counts['pass']} of {len(findings) - counts['not run']} comparisons pass**, and {counts['not run']} checks "
+        "were not made. Each environment, and the day it was measured:",
         "",
-        f"The exports have layers {removed} of the bundled model removed by block influence, and differ in what took "
-        "their place: the paper's scale folded up, the same folded down, or the linear repair. They are stored in "
-        "bfloat16, as the model is, and all sides compute in float32.",
+        "| environment | measured | machine | Python | versions | layers that its exports lack |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(_environment(peer, part) for peer, part in record.items()),
+        "",
+        "The exports have six layers of the bundled model removed by block influence, and differ in what took their "
+        "place: the paper's scale folded up, the same folded down, or the repair `refit`. They are stored in "
+        "bfloat16, as the model is, and all sides compute in float32. Tools that call us remove five layers, with the "
+        "repair that `prune` does by default.",
         "",
         "*Control* is the error of the same comparison with a model that it must not be taken for: an export with the "
         "same layers removed and nothing put in their place, unless told otherwise below. A comparison passes if its "
@@ -101,7 +110,7 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
-        *("| " + " | ".join(cells(finding)) + " |" for finding in record["findings"]),
+        *("| " + " | ".join(cells(finding)) + " |" for finding in findings),
         "",
         "## What each check does",
         "",
@@ -111,6 +120,12 @@ def markdown(record: dict[str, Any]) -> str:
         "[`benchmarks/interop`](../../benchmarks/interop) is the code.",
     ]
     return "\n".join(line if line.startswith("|") else _wrapped(line) for line in lines) + "\n"
+
+
+def _environment(peer: str, part: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in part.get("versions", {}).items())
+    words = [peer, *(part.get(name, "") for name in ("measured", "machine", "python")), versions or "not run"]
+    return "| " + " | ".join([*words, ", ".join(map(str, part.get("removed", ())))]) + " |"
 
 
 def _wrapped(line: str) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from benchmarks.interop.exports import UP, Exports, logits
+from benchmarks.interop.exports import UP, Exports, logits, read, unequal
 from benchmarks.interop.report import Finding
 
 
@@ -32,17 +30,6 @@ def run(exports: Exports) -> list[Finding]:
             largest(logits(merged), logits(export.folder)), 0, largest(logits(merged), logits(exports.control.folder)),
         ),
     ]  # fmt: skip
-
-
-def read(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
-def unequal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> list[str]:
-    """Names that only one has, or whose tensors differ in dtype, shape or a bit."""
-    both = some.keys() & others.keys()
-    differ = {n for n in both if some[n].dtype != others[n].dtype or not torch.equal(some[n], others[n])}
-    return sorted((some.keys() ^ others.keys()) | differ)
 
 
 def largest(some: torch.Tensor, others: torch.Tensor) -> float:

@@ -50,7 +50,7 @@ else:
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "reference_model"
 CALLERS = ROOT / "docs" / "how-to" / "integrations.md"
-"""Its calls need the tools that make them: ``make integrations`` has them, in ``tests/integrations``."""
+"""Its calls need the tools that make them: ``make interop`` has them, and ``tests/integrations`` runs them."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"sh", "python", "toml"}
 SHOWN = {"", "text", "mermaid", "json", "yaml"}

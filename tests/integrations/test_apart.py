@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import prunecomp
 import prunecomp.integrations
+from tests.integrations.common import ROOT
 
 FILES = [path for path in Path(prunecomp.integrations.__file__).parent.glob("*.py") if path.stem != "__init__"]
 
@@ -26,6 +28,12 @@ def test_they_use_the_public_names_alone(path: Path) -> None:
     }  # fmt: skip
     assert named
     assert named <= set(prunecomp.__all__)
+
+
+def test_the_page_says_how_long_they_are() -> None:
+    page = (ROOT / "docs" / "how-to" / "integrations.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| .* \| `prunecomp\.integrations\.(\w+)` \| (\d+) \|$", page, re.MULTILINE)
+    assert {name: int(lines) for name, lines in said} == {p.stem: len(p.read_text().splitlines()) for p in FILES}
 
 
 def test_the_package_does_not_import_them() -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, GemmaForCausalLM
 
+from benchmarks.interop.exports import read
 from prunecomp.errors import OptionError
-from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, check_equal, cli_export, exported
+from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, example
 
 pytest.importorskip("llmcompressor")
 from llmcompressor import oneshot
@@ -20,43 +21,52 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 
 from prunecomp.integrations.llm_compressor import LayerPruningModifier
 
-__all__ = ["exported"]
+CheckEqual = Callable[..., None]
+QUANTISED = "tensors that are not those of our export, quantised"
 
 
 def modifier(**given: Any) -> LayerPruningModifier:
     return LayerPruningModifier(**{"layers": LAYERS, "calibration": str(CALIBRATION), "options": OPTIONS, **given})
 
 
-def test_a_recipe_prunes_as_the_command_line(exported: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_recipe_prunes_as_the_command_line(
+    exported: Path, unrepaired: Path, check_equal: CheckEqual, tmp_path: Path
+) -> None:
     oneshot(model=str(MODEL), recipe=modifier(), output_dir=str(tmp_path / "out"))
-    check_equal(load_file(tmp_path / "out" / "model.safetensors"), exported)
+    check_equal("a recipe that prunes", read(tmp_path / "out"), exported, unrepaired)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 16 - LAYERS
 
 
-def test_a_yaml_recipe_prunes_and_quantises_what_quantising_the_export_gives(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
+@pytest.fixture(scope="module")
+def quantised(exported: Path, unrepaired: Path) -> list[Path]:
+    """Both, quantised as in the page's example."""
+    for folder in (exported, unrepaired):
+        recipe = QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=["lm_head"])
+        oneshot(model=str(folder), recipe=recipe, output_dir=str(folder / "w8a8"))
+    return [folder / "w8a8" for folder in (exported, unrepaired)]
+
+
+def test_the_example_prunes_and_quantises(quantised: list[Path], check_equal: CheckEqual, checkout: Path) -> None:
+    exec(example("llm-compressor", "python"), {})
+    found = read(checkout / "pruned-w8a8")
+    assert any(tensor.dtype == torch.int8 for tensor in found.values())
+    check_equal("the page's recipe, W8A8", found, *quantised, QUANTISED)
+
+
+def test_a_yaml_recipe_prunes_and_quantises(quantised: list[Path], check_equal: CheckEqual, tmp_path: Path) -> None:
     quantise = "    QuantizationModifier:\n      targets: [Linear]\n      scheme: W8A8\n      ignore: [lm_head]\n"
     prune = (
         f"    LayerPruningModifier:\n      layers_left: {16 - LAYERS}\n      calibration: {CALIBRATION}\n"
         f"      options: {{samples: {OPTIONS['samples']}, seqlen: {OPTIONS['seqlen']}}}\n"
     )
+    recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"both_stage:\n  both_modifiers:\n{prune}{quantise}")
-    left = tmp_path / "one"
-    oneshot(model=str(MODEL), recipe=str(recipe), output_dir=str(left))
-    out = cli_export(tmp_path / "out")
-    oneshot(
-        model=str(out), recipe=QuantizationModifier(targets=["Linear"], scheme="W8A8", ignore=["lm_head"]),
-        output_dir=str(tmp_path / "two"),
-    )  # fmt: skip
-    one, two = (load_file(folder / "model.safetensors") for folder in (left, tmp_path / "two"))
-    assert any(tensor.dtype == torch.int8 for tensor in one.values())
-    assert set(one) == set(two)
-    for name, tensor in two.items():
-        assert torch.equal(one[name], tensor), name
+    oneshot(model=str(MODEL), recipe=str(recipe), output_dir=str(tmp_path / "out"))
+    check_equal("a YAML recipe, W8A8", read(tmp_path / "out"), *quantised, QUANTISED)
 
 
-def test_the_data_of_oneshot_are_calibrated_on(tmp_path: Path) -> None:
+def test_the_data_of_oneshot_are_calibrated_on(exported: Path, check_equal: CheckEqual, tmp_path: Path) -> None:
     """The same windows by its loader as by ours, in the order in which it hands them over."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     ids = torch.tensor(tokenizer(CALIBRATION.read_text())["input_ids"][: 4 * 64]).reshape(4, 64)
@@ -68,7 +78,7 @@ def test_the_data_of_oneshot_are_calibrated_on(tmp_path: Path) -> None:
     import prunecomp
 
     prunecomp.prune(MODEL, LAYERS, ids, dtype="bfloat16").save(tmp_path / "ours")
-    check_equal(*(load_file(tmp_path / name / "model.safetensors") for name in ("out", "ours")))
+    check_equal("a recipe, on the data of oneshot", read(tmp_path / "out"), tmp_path / "ours", exported)
 
 
 def test_a_model_whose_norms_were_replaced_is_refused(tmp_path: Path) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, ROOT, check_equal, cli_export, exported
+from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, example
 
 lm_eval = pytest.importorskip("lm_eval")
-__all__ = ["exported"]
 
 
-def test_the_model_is_what_the_command_line_exports(exported: dict[str, torch.Tensor]) -> None:
+def test_the_model_is_what_the_command_line_exports(
+    exported: Path, unrepaired: Path, check_equal: Callable[..., None]
+) -> None:
     from prunecomp.integrations.lm_eval import PrunedLM
 
     found = PrunedLM(str(MODEL), layers=LAYERS, calibration=str(CALIBRATION), batch_size=1, **OPTIONS)
-    check_equal(found.model.state_dict(), exported)
+    check_equal("in memory", found.model.state_dict(), exported, unrepaired)
     assert found.model.config.num_hidden_layers == 16 - LAYERS
     assert found.result.removed
 
@@ -32,27 +34,33 @@ def test_a_misspelt_argument_is_named() -> None:
         PrunedLM(str(MODEL), layers=LAYERS, calibratoin="x")
 
 
-def test_its_command_line_measures_what_it_measures_of_the_export(tmp_path: Path) -> None:
-    task = tmp_path / "tasks"
+def test_its_command_line_measures_what_it_measures_of_the_export(
+    exported: Path, row: Callable[..., None], checkout: Path
+) -> None:
+    task = checkout / "tasks"
     task.mkdir()
     lines = [line for line in (MODEL / "evaluation.txt").read_text().split("\n\n") if len(line) > 200][:3]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"page": line}) + "\n" for line in lines))
+    (checkout / "data.jsonl").write_text("".join(json.dumps({"page": line}) + "\n" for line in lines))
     (task / "own.yaml").write_text(
         "task: own\ndataset_path: json\noutput_type: loglikelihood_rolling\ntest_split: train\n"
-        f"dataset_kwargs:\n  data_files: {tmp_path / 'data.jsonl'}\n"
+        f"dataset_kwargs:\n  data_files: {checkout / 'data.jsonl'}\n"
         'doc_to_text: ""\ndoc_to_target: page\nmetric_list:\n  - metric: word_perplexity\n'
     )
-    out = cli_export(tmp_path / "out")
-    arguments = f"pretrained={MODEL},layers={LAYERS},calibration={CALIBRATION}," + ",".join(
-        f"{name}={value}" for name, value in OPTIONS.items()
-    )
+    words = shlex.split(example("lm-eval", "").replace("lambada_openai", "own"))[1:]
+    given, name = (words.index(option) + 1 for option in ("--model_args", "--model"))
     found = []
-    for model, given in (("prunecomp", arguments), ("hf", f"pretrained={out}")):
-        subprocess.run(
-            [sys.executable, "-m", "prunecomp.integrations.lm_eval", "--model", model, "--model_args", given, "--tasks",
-             "own", "--include_path", str(task), "--output_path", str(tmp_path / model), "--device", "cpu"],
-            check=True, capture_output=True, cwd=ROOT,
-        )  # fmt: skip
-        (file,) = (tmp_path / model).rglob("results*.json")
+    for model, arguments in (
+        ("prunecomp", words[given]),
+        ("hf", f"pretrained={exported}"),
+        ("hf", f"pretrained={MODEL}"),
+    ):
+        words[name], words[given], out = model, arguments, checkout / str(len(found))
+        asked = [*words, "--include_path", str(task), "--output_path", str(out)]
+        subprocess.run([sys.executable, *asked], check=True, capture_output=True)
+        (file,) = out.rglob("results*.json")
         found.append(json.loads(file.read_text())["results"]["own"]["word_perplexity,none"])
-    assert found[0] == found[1]
+    ours, theirs, dense = found
+    row(
+        "the page's command", "word perplexity, relative to that of hf on the export", abs(ours / theirs - 1), 0.0,
+        abs(ours / dense - 1), values=f"{ours:.6f} and {theirs:.6f}",
+    )  # fmt: skip

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunecomp
 from prunecomp.errors import OptionError
-from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS, cli_export
+from tests.integrations.common import CALIBRATION, LAYERS, MODEL, OPTIONS
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -52,11 +52,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"{name}.yaml") for name in FORMS]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_export(tmp_path_factory.mktemp("export") / "out")
-
-
 def theirs(model: Path, files: list[str], shots: int | None) -> dict[str, dict[str, float]]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -68,11 +63,11 @@ def theirs(model: Path, files: list[str], shots: int | None) -> dict[str, dict[s
 
 
 @pytest.mark.parametrize("shots", [None, 2])
-def test_scores_are_those_of_hf_on_the_export(files: list[str], checkpoint: Path, shots: int | None) -> None:
+def test_scores_are_those_of_hf_on_the_export(files: list[str], exported: Path, shots: int | None) -> None:
     found = prunecomp.profile(
-        str(checkpoint), base=str(MODEL), tasks=",".join(files), fewshot=shots, items=10, dtype="float32"
+        str(exported), base=str(MODEL), tasks=",".join(files), fewshot=shots, items=10, dtype="float32"
     )
-    for profiled, model in zip(found.models, (MODEL, checkpoint), strict=True):
+    for profiled, model in zip(found.models, (MODEL, exported), strict=True):
         expected = theirs(model, files, shots)
         assert len(profiled.tasks) == 4
         for one in profiled.tasks:
