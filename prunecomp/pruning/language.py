@@ -26,9 +26,7 @@ def why_silent(model_source: ModelSource, placement: Placement, probes: tuple[in
         language = _language(model_source, model_source.described.model)
     except PrunecompError as error:  # of a file that nothing else may need
         return str(error)
-    rows = (
-        None if probes is None else model_source.position_rows
-    )  # lm-eval cuts what it asks
+    rows = None if probes is None else model_source.position_rows  # lm-eval cuts what it asks
     return why_unasked(language, model_source.vocab_size, rows, *(probes or (10, 0)))
 
 
