@@ -137,7 +137,7 @@ def test_what_cannot_be_asked_is_told_before_the_work(
     tasks: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(prunecomp.pruning.session.Session, "place", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("prunecomp.pruning.session.Session.place", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(OptionError, match=f"--tasks {tasks}: .*{message}"):
         prunecomp.prune(str(MODEL), 1, str(CALIBRATION), tasks=tasks)
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_asked_is_told_before_the_work(
 def test_a_bad_file_is_told_before_the_work(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prunecomp.pruning.session.Session, "place", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("prunecomp.pruning.session.Session.place", lambda *_: pytest.fail("work was begun"))
     (tmp_path / "bad.yaml").write_text(text)
     tokens, tasks = torch.arange(64).view(2, 32), str(tmp_path / "bad.yaml")
     for call in (
