@@ -146,7 +146,7 @@ def comparison_of(name: str) -> Comparison:
 def test_a_comparison_has_its_rows_and_columns_whatever_names_are(name: str) -> None:
     result = comparison_of(name)
     rows = list(csv.reader(io.StringIO(csv_text(result))))
-    assert {len(row) for row in rows} == {18}
+    assert {len(row) for row in rows} == {22}
     assert len(rows) == 4
     assert rows[1][5] == csv_cell(name)
     text = comparison_markdown(result)
