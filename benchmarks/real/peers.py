@@ -166,7 +166,7 @@ def tables(record: dict[str, Any]) -> list[str]:
     draws = record["draws"].values()
     lines = [
         f"{record['model']}, {record['num_layers']} layers, calibrated on {record['samples']} windows of "
-        f"{record['seqlen']} tokens of `{record['calibration']}`, {len(draws)} draws; {record['windows']} windows of "
+        f"{record['seqlen']} tokens of `{record['calibration']}`, draws: {len(draws)}; {record['windows']} windows of "
         f"{record['evaluated']} tokens of each kind of text. Perplexity: the median of the draws, and in parentheses "
         f"the lowest and the highest. Ours chooses with nothing in place and then fits `{record['repair']}`."
     ]

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "benchmarks/results/real/smollm2-wikitext/tables.md": "results/smollm2-wikitext.md",
     "benchmarks/results/real/smollm2-mixture/tables.md": "results/smollm2-mixture.md",
     "benchmarks/results/real/smollm2-repairs/tables.md": "results/smollm2-repairs.md",
+    "benchmarks/results/real/smollm2-peers/tables.md": "results/smollm2-peers.md",
     "benchmarks/results/real/gemma-repairs/tables.md": "results/gemma-repairs.md",
     "benchmarks/results/real/smollm2-profile/nothing-paper.md": "results/smollm2-profile.md",
     "benchmarks/results/real/smollm2-profile/joint.md": "results/smollm2-profile-joint.md",

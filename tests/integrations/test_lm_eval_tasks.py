@@ -145,7 +145,8 @@ def test_what_cannot_be_asked_is_told_before_the_work(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: [", "cannot be read as a task"), ("- a list", "it is no task"), ("output_type: x", "it is no task"),
+        ("task: [", "cannot be read as a task"), ("- a list", "cannot be read as a task"),
+        ("output_type: x", "it is no task"),
         ("task: own\ndataset_path: json\ndataset_kwargs:\n  data_files: /gone.jsonl\n", "made ready"),
     ],
 )  # fmt: skip
