@@ -102,10 +102,10 @@ def run(model: Any, asked: PruneOptions) -> Curve:
     silent = why_silent(model_source, placement, probes) if asked.profile else None
     if silent is not None:
         warnings.warn(f"--profile: no generation and no probes: {silent}", PrunecompWarning, stacklevel=3)
-    if tasks is not None:
-        check_speaks(f"--tasks {asked.tasks}", model_source, placement)
-    for aim in asked.of_tasks:
-        check_speaks(f"--target {aim}", model_source, placement, probes)
+    if tasks is not None:  # which are asked with the probes
+        check_speaks(f"--tasks {asked.tasks}", model_source, placement, probes)
+    elif asked.of_tasks:
+        check_speaks(f"--target {asked.of_tasks[0]}", model_source, placement, probes)
     if session.latency is not None and placement.group_size is not None:
         raise OptionError("--target latency: the model is streamed, and layers are measured where all fit in memory: "
                           "give more --device-memory, or another goal")  # fmt: skip

@@ -22,9 +22,12 @@ from prunecomp.evaluation.probes import PRODUCTION, RECOGNITION, Answers, at_cha
 from prunecomp.model.source.folder import FolderSource
 from prunecomp.pruning.language import language_of
 from prunecomp.report.profile import notes, profile_markdown
+from tests.asking import heard
 from tests.command_line import invoke
 from tests.situations.data import model as small_model
 from tests.situations.data import save
+
+__all__ = ["heard"]
 
 
 @pytest.fixture
@@ -177,7 +180,7 @@ SPOILT: dict[str, tuple[dict[str, Any], Callable[[Path], None] | None, str]] = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_what_cannot_be_asked_is_told_before_the_work(what: str, short: None, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_told_before_the_work(what: str, short: None, heard: list[int], tmp_path: Path) -> None:
     fields, spoil, reason = SPOILT[what]
     folder = save(small_model(**fields), tmp_path / "model")
     if spoil is not None:
@@ -185,6 +188,9 @@ def test_what_cannot_be_asked_is_told_before_the_work(what: str, short: None, tm
     tokens = torch.randint(2, 500, (2, 16), generator=torch.Generator().manual_seed(0))
     with pytest.raises(OptionError, match=f"--target task:copy=-5%: .*{reason}"):
         prunecomp.prune(folder, None, tokens, target="task:copy=-5%", repair="none", items=10)
+    with pytest.raises(OptionError, match=f"--tasks own: .*{reason}"):  # which are asked with the probes
+        prunecomp.prune(folder, 1, tokens, tasks="own", preset="paper")
+    assert not heard
     with pytest.warns(PrunecompWarning, match=f"--profile: no generation and no probes: .*{reason}"):
         result = prunecomp.prune(folder, 1, tokens, profile=True, items=10, preset="paper")
     assert result.profile is not None
