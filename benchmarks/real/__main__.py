@@ -16,11 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
 
 import prunecomp
 from benchmarks.real.tables import write_report
-from benchmarks.real.texts import documents_of, windows_of
+from benchmarks.real.texts import add_arguments, judged_on
 from prunecomp.compare import Arm, Comparison, grid
 from prunecomp.compensation import COMPENSATIONS
 from prunecomp.report.comparison import RECORD, load_record, save_record
@@ -38,22 +37,18 @@ def stages(names: list[str]) -> dict[str, list[Arm]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    add_arguments(parser)
     parser.add_argument("--calibration", type=Path, required=True, help="a text; its windows are drawn at random")
-    parser.add_argument("--wikitext", type=Path, required=True, help="WikiText-2 test")
-    parser.add_argument("--books", type=Path, required=True, help="a collection of books, see texts.py")
     parser.add_argument("--stages", nargs="+", default=[*METRICS, "compensations"], choices=[*METRICS, "compensations"])
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 3, 5, 8, 10])
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--windows", type=int, default=8, help="of each kind of text")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if not options.tables:
-        kinds = documents_of(options.wikitext, options.books)
-        texts = windows_of(kinds, lambda: AutoTokenizer.from_pretrained(options.model), options.windows, options.seqlen)
+        texts = judged_on(options, options.seqlen)
         for name, arms in stages(options.stages).items():
             measure(options, options.out / name, arms, texts)
     write_report(options.out)

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import prunecomp
 from benchmarks.baselines import maps, sleb
-from benchmarks.real.texts import documents_of, windows_of
+from benchmarks.real.texts import add_arguments, judged_on
 from prunecomp.io.escape import markdown_table
 from prunecomp.io.plain import write_json
 from prunecomp.pruning.inputs import MIXTURE
@@ -39,15 +39,12 @@ Map = Callable[[maps.Streams, int, int], torch.Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--wikitext", type=Path, required=True, help="WikiText-2 test")
-    parser.add_argument("--books", type=Path, required=True, help="a collection of books, see texts.py")
+    add_arguments(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration windows")
     parser.add_argument("--only-kind", choices=KINDS, help="of the bundled mixture; by default all of it")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 3, 5, 8])
     parser.add_argument("--repair", default="joint", help="ours: 'auto' is the default, with its judge")
     parser.add_argument("--samples", type=int, default=24)
-    parser.add_argument("--windows", type=int, default=8, help="of each kind of text")
     parser.add_argument("--seqlen", type=int, default=256, help="of a calibration window")
     parser.add_argument("--evaluated", type=int, default=128, help="tokens of a window of a text")
     parser.add_argument("--sleb", type=int, default=4, help="calibration windows that SLEB chooses by; 0 leaves it out")
@@ -58,10 +55,7 @@ def main() -> None:
     file = options.out / FILE
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"draws": {}}
     if not options.tables:
-        texts = windows_of(
-            documents_of(options.wikitext, options.books), lambda: AutoTokenizer.from_pretrained(options.model),
-            options.windows, options.evaluated,
-        )  # fmt: skip
+        texts = judged_on(options, options.evaluated)
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
         record |= {
             "model": options.model.name, "num_layers": model.config.num_hidden_layers, "repair": options.repair,

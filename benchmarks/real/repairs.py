@@ -17,9 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from benchmarks.real.texts import documents_of, windows_of
+from benchmarks.real.texts import add_arguments, judged_on
 from prunecomp.data.windows import Windows
 from prunecomp.evaluation.agreement import Standing, on_text
 from prunecomp.io.escape import markdown_table
@@ -51,15 +49,12 @@ def repairs_of(decoder: Decoder) -> list[Setting]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    add_arguments(parser)
     parser.add_argument("--calibration", help="a text; by default the bundled mixture")
-    parser.add_argument("--wikitext", type=Path, required=True, help="WikiText-2 test")
-    parser.add_argument("--books", type=Path, required=True, help="a collection of books, see texts.py")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3, 5, 8])
     parser.add_argument("--loops", nargs="+", default=["none", "scale", "norm"], choices=LOOPS)
     parser.add_argument("--fit", nargs="+", default=["none", "scale"], help="loops whose choices are repaired")
     parser.add_argument("--samples", type=int, default=24)
-    parser.add_argument("--windows", type=int, default=8, help="of each kind of text")
     parser.add_argument("--seqlen", type=int, default=256, help="of a calibration window")
     parser.add_argument("--evaluated", type=int, default=128, help="tokens of a window of a text")
     parser.add_argument("--seed", type=int, default=0, help="of the calibration windows")
@@ -74,10 +69,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    texts = windows_of(
-        documents_of(options.wikitext, options.books), lambda: AutoTokenizer.from_pretrained(options.model),
-        options.windows, options.evaluated,
-    )  # fmt: skip
+    texts = judged_on(options, options.evaluated)
     file = options.out / RECORD
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"cells": []}
     done = {cell["layers"] for cell in record["cells"]}

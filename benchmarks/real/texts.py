@@ -7,6 +7,7 @@ installed here.
 
 from __future__ import annotations
 
+import argparse
 import lzma
 import re
 import sysconfig
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoTokenizer
 
 from prunecomp.data.tokens import Tokenizer
 
@@ -75,3 +77,17 @@ def windows_of(
     """Token ids [N, S] of each kind."""
     tokenizer = Tokenizer(load_tokenizer)
     return {kind: spread(documents, tokenizer, windows, seqlen) for kind, documents in kinds.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, and what :func:`judged_on` is made of."""
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--wikitext", type=Path, required=True, help="WikiText-2 test")
+    parser.add_argument("--books", type=Path, required=True, help="a collection of books, see texts.py")
+    parser.add_argument("--windows", type=int, default=8, help="of each kind of text")
+
+
+def judged_on(options: argparse.Namespace, seqlen: int) -> dict[str, np.ndarray]:
+    """Token ids [N, seqlen] of each kind, as the model's tokenizer has them."""
+    kinds = documents_of(options.wikitext, options.books)
+    return windows_of(kinds, lambda: AutoTokenizer.from_pretrained(options.model), options.windows, seqlen)

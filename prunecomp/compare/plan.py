@@ -150,18 +150,18 @@ class Plan:
         of_fits, left = set_apart(placement.capacity, self.apart)
         fitting, placement = replace(placement, capacity=of_fits), replace(placement, capacity=left)
 
-        tasks, dense = self.session.tasks, list[Results]()
+        tasks, first = self.session.tasks, list[Results]()
         language = None if tasks is None else language_of(self.session.model_source)
 
         def asked(stack: LayerStack) -> list[TaskScore]:
-            """The first is the dense model."""
+            """The first that is asked is the dense model."""
             if tasks is None or language is None:
                 return []
             with in_use(Named("pruned", Standing(decoder, stack, placement))):
                 results = tasks.ask(language)
-            dense.append(results)
-            del dense[1:]
-            return beside_dense(dense[0], results, self.common.seed)
+            if not first:
+                first.append(results)
+            return beside_dense(first[0], results, self.common.seed)
 
         def repaired(arm: Arm, stack: LayerStack) -> tuple[LayerStack, Outcome]:
             return repair(

@@ -23,6 +23,11 @@ class Model:
     """Of weights, the last: a number for the model and the step in which it came about. 0 where none are replaced: then
     it makes no difference how a model came about."""
 
+    @property
+    def bare(self) -> Model:
+        """With nothing in its seams, as a repair begins."""
+        return Model(self.alive, (1.0,) * len(self.alive))
+
 
 @dataclass(frozen=True)
 class Step:

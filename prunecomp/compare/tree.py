@@ -269,7 +269,7 @@ class Explorer:
             if first.removed and first.arm.repair != "none":
                 way, stacks = (first.arm.repair, first.arm.ridge or RIDGE), []
                 if first.arm.repair != "auto":  # which compares what the loop left; a fit does without
-                    model = Model(model.alive, (1.0,) * len(model.alive))
+                    model = model.bare
                 step = Step("repair", model, what=way)
                 for route in routes:
                     route.steps.add(step)
@@ -351,9 +351,8 @@ class Explorer:
 def asking(model: Model, outcome: Outcome | None) -> Step:
     """The same for models that are the same once they are repaired."""
     taken = "loop" if outcome is None else outcome.taken
-    if taken != "loop":  # a repair does without what the loop left
-        model = Model(model.alive, (1.0,) * len(model.alive))
-    return Step("tasks", model, what=() if taken in ("loop", "none") else (taken,))
+    # A repair does without what the loop left.
+    return Step("tasks", model if taken == "loop" else model.bare, what=() if taken in ("loop", "none") else (taken,))
 
 
 def choosing(steps: Iterable[Step]) -> list[Step]:

@@ -29,7 +29,7 @@ def parts_of(source: Any) -> Parts | None:
     if isinstance(source, str) and not exists(source):
         names = source.split()
         parts = _weighted(names)
-        if parts is None and len(names) > 1 and all(_begins_with_a_file(name) for name in names):
+        if parts is None and len(names) > 1 and all(map(_names_a_source, names)):
             raise OptionError(
                 f"{source}: several sources each have a weight behind them, a number above 0, as in "
                 "a.txt:0.5 chats.jsonl:0.5"
@@ -57,13 +57,9 @@ def _weighted(names: Sequence[str]) -> Parts | None:
     return [(match[1], float(match[2])) for match in matches if match is not None] or None
 
 
-def _begins_with_a_file(name: str) -> bool:
-    return any(exists(split_field(each)[0]) for each in (name, name.rpartition(":")[0]) if each)
-
-
 def _names_a_source(name: str) -> bool:
-    match = WEIGHTED.fullmatch(name)
-    return any(exists(split_field(each)[0]) for each in (name, *([match[1]] if match else [])))
+    """Whether there is something of this name, or of the name before what may be meant as its weight."""
+    return any(exists(split_field(each)[0]) for each in (name, name.rpartition(":")[0]) if each)
 
 
 def _is_number(value: Any) -> bool:

@@ -48,18 +48,20 @@ def tasks_grid(models: Sequence[tuple[str, Sequence[TaskScore]]], dense: int | N
     return title, ["task", *(name for name, _ in models)], rows
 
 
-def scored(found: TaskScore, *more: str, error: float | None = None) -> str:
-    """A score, what share of the dense one it is, and what ``more`` there is to say."""
-    score = f"{found.score:.3f}" if error is None else f"{found.score:.3f} ± {error:.3f}"
-    beside = [*([] if found.retained is None else [f"{found.retained:.0%}"]), *more]
-    return f"{score} ({'; '.join(beside)})" if beside else score
+def scored(found: TaskScore) -> str:
+    """A score, and what share of the dense one it is."""
+    return _beside(f"{found.score:.3f}", found)
 
 
 def _task(found: TaskScore, alone: bool) -> str:
-    if alone:
-        return f"{found.score:.3f}" if found.error is None else f"{found.score:.3f} ± {found.error:.3f}"
+    score = f"{found.score:.3f}" if found.error is None else f"{found.score:.3f} ± {found.error:.3f}"
     between = [] if found.difference is None else [f"{found.difference.low:+.3f} to {found.difference.high:+.3f}"]
-    return scored(found, *between, error=found.error)
+    return score if alone else _beside(score, found, *between)
+
+
+def _beside(score: str, found: TaskScore, *more: str) -> str:
+    beside = [*([] if found.retained is None else [f"{found.retained:.0%}"]), *more]
+    return f"{score} ({'; '.join(beside)})" if beside else score
 
 
 def _head(model: ModelProfile) -> list[str]:
